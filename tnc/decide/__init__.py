@@ -1,0 +1,1 @@
+"""Decisions: specs, sites, facts, core shapes, allocation, plans. No torch."""

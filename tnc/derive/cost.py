@@ -1,0 +1,89 @@
+"""What a structure costs: parameters, FLOPs, bytes, peak memory.
+
+FLOPs count a multiply-add as two. Constant cores are no parameters and are not stored.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import prod
+
+from tnc.derive.chain import chain
+from tnc.derive.dense import dense, forward
+from tnc.net import Network, Signature, Structure
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a weight has to do for one sample of the model's input.
+
+    `op` is 'linear', 'conv' or 'embedding'; `rows` is the number of vectors (tokens) or, for
+    convolutions, of output pixels; `rows_in` the number of input pixels.
+    """
+
+    op: str = "linear"
+    rows: int = 1
+    rows_in: int = 1
+    groups: int = 1
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Parameters, FLOPs and peak intermediate elements a sample, bytes of storage."""
+
+    params: int
+    flops: int
+    bytes: int
+    peak: int
+
+
+def parameters(structure: Structure) -> int:
+    """Count the entries of all cores that are stored."""
+    kinds = structure.kinds
+    return sum(prod(shape) for name, shape in structure.shapes.items() if kinds[name] != "constant")
+
+
+def dense_cost(signature: Signature, work: Work, itemsize: int = 4) -> Cost:
+    """Return the cost of the dense weight itself."""
+    params = signature.parameters
+    flops = 0 if work.op == "embedding" else 2 * work.rows * params
+    return Cost(params, flops, params * itemsize, 0)
+
+
+def cost(structure: Structure, work: Work, itemsize: int = 4) -> Cost:
+    """Return the cost of a structure doing `work`, each term by the cheaper of its two ways.
+
+    The ways are to contract the input with the cores, or to rebuild the dense weight and use that.
+    """
+    params = parameters(structure)
+    flops, peak = 0, 0
+    for term in structure.terms:
+        used, alive = _term_cost(term, structure.signature, work)
+        flops, peak = flops + used, max(peak, alive)
+    return Cost(params, flops, params * itemsize, peak)
+
+
+def rebuild_flops(term: Network, signature: Signature, work: Work) -> int:
+    """Count rebuilding the dense weight and applying it."""
+    return dense(term).order.flops + dense_cost(signature, work).flops
+
+
+def _term_cost(term: Network, signature: Signature, work: Work) -> tuple[int, int]:
+    if work.op == "embedding":
+        return gather_flops(term, work.rows), 0
+    if work.op == "conv":
+        stages = chain(term, work.rows_in, work.rows) if work.groups == 1 else None
+        rebuilt = rebuild_flops(term, signature, work)
+        return (min(stages.flops, rebuilt) if stages else rebuilt), 0
+    order = forward(term, work.rows).order
+    rebuilt = rebuild_flops(term, signature, work)
+    if rebuilt < order.flops:
+        return rebuilt, signature.parameters
+    return order.flops, order.peak
+
+
+def gather_flops(term: Network, rows: int) -> int:
+    """Count looking up `rows` entries: output legs are gathered, the cores contracted by row."""
+    from tnc.derive.gather import gathered
+
+    return gathered(term, rows).order.flops

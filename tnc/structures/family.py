@@ -1,0 +1,28 @@
+"""What a family is, and the registry of families."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import ClassVar
+
+from tnc.net import Signature
+from tnc.registry import Registry
+from tnc.structures.template import Template
+
+
+class Family(ABC):
+    """A parametric family; concrete families are frozen dataclasses whose fields are options."""
+
+    fit: ClassVar[str]
+    """The registered fit that serves the family best; 'als' serves every equation."""
+
+    @abstractmethod
+    def refuses(self, signature: Signature) -> str:
+        """Say why a weight does not fit the family; empty when it does."""
+
+    @abstractmethod
+    def template(self, signature: Signature) -> Template:
+        """Return the equation, leg sizes and rank bounds for a weight that is not refused."""
+
+
+families: Registry[type[Family]] = Registry("structure", "tnc.structures")

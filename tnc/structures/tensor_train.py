@@ -1,0 +1,40 @@
+"""Tensor train matrices, and trains through the modes of a convolution."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import prod
+
+from tnc.net import Signature, parse_equation
+from tnc.structures.chain_modes import chain_modes
+from tnc.structures.family import Family, families
+from tnc.structures.template import Template
+
+
+@families.register("tensor-train")
+@dataclass(frozen=True)
+class TensorTrain(Family):
+    """`W = G1[o1 i1 r1] G2[r1 o2 i2 r2] ...` (Oseledets, 2011; Novikov et al., 2015).
+
+    Each rank is bounded by the smaller side of its unfolding. Convolutions run through input,
+    kernel modes and output.
+    """
+
+    factors: int = 2
+    fit = "train-svd"
+
+    def refuses(self, signature: Signature) -> str:
+        return "" if self.factors >= 2 else f"factors is {self.factors}, a train has 2 or more"
+
+    def template(self, signature: Signature) -> Template:
+        groups, sizes, legs = chain_modes(signature, self.factors)
+        extents = [prod(sizes[name] for name in group) for group in groups]
+        cores, bounds = [], []
+        for k, group in enumerate(groups):
+            left = [f"r{k}"] if k else []
+            right = [f"r{k + 1}"] if k + 1 < len(groups) else []
+            cores.append(f"G{k + 1}[{' '.join([*left, *group, *right])}]")
+            if right:
+                bounds.append((right[0], min(prod(extents[: k + 1]), prod(extents[k + 1 :]))))
+        equation = parse_equation(f"{' '.join(cores)} : {legs}")
+        return Template(signature, equation, tuple(sizes.items()), tuple(bounds))
