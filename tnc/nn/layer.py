@@ -1,0 +1,105 @@
+"""The structured layer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tnc.derive.initial import core_std
+from tnc.errors import KernelError
+from tnc.net import Structure
+from tnc.nn.dense import rebuild
+from tnc.nn.views import View
+
+
+class StructuredLayer(nn.Module):
+    """A layer whose weight is a structure; the view says how the weight is applied.
+
+    `cores` holds one parameter a core, of shape `structure.shapes[name]`; frozen and constant cores
+    do not require gradients. `weight` rebuilds the dense weight, differentiable, for code that
+    reads it.
+
+    >>> import torch, tnc
+    >>> from tnc.net import Structure, parse_network
+    >>> from tnc.nn import LinearView
+    >>> s = Structure.of(parse_network("B[o r] A[r i] : i -> o | i=8 o=4 r=2"))
+    >>> layer = tnc.StructuredLayer.initialised(s, LinearView(), std=0.02)
+    >>> layer(torch.ones(3, 8)).shape
+    torch.Size([3, 4])
+    """
+
+    bias: Tensor | None
+
+    def __init__(
+        self,
+        structure: Structure,
+        view: View,
+        cores: Mapping[str, Tensor],
+        bias: Tensor | None = None,
+    ) -> None:
+        super().__init__()
+        for name, shape in structure.shapes.items():
+            if name not in cores or tuple(cores[name].shape) != shape:
+                got = tuple(cores[name].shape) if name in cores else "nothing"
+                raise KernelError(
+                    f"core {name} must have shape {shape}, got {got}", where=str(structure)
+                )
+        self.structure = structure
+        self.view = view
+        self.cores = nn.ParameterDict(
+            {name: _parameter(cores[name], structure.kinds[name]) for name in structure.shapes}
+        )
+        self.register_parameter("bias", _as_parameter(bias))
+        for name, value in view.attributes(structure).items():
+            setattr(self, name, value)
+
+    @classmethod
+    def initialised(
+        cls,
+        structure: Structure,
+        view: View,
+        std: float,
+        *,
+        bias: Tensor | None = None,
+        generator: torch.Generator | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> StructuredLayer:
+        """Build a layer with normal cores such that the dense weight has root mean square `std`."""
+        deviations = core_std(structure, std)
+        cores = {
+            name: torch.randn(shape, generator=generator, dtype=dtype) * deviations.get(name, 1.0)
+            for name, shape in structure.shapes.items()
+        }
+        return cls(structure, view, cores, bias)
+
+    @property
+    def weight(self) -> Tensor:
+        """The dense weight in the layout of the layer that this one stands for."""
+        return self.view.layout(rebuild(self.structure, self.cores))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.view.apply(self.structure, self.cores, self.bias, x)
+
+    def extra_repr(self) -> str:
+        return f"{self.structure}, view={type(self.view).__name__}, bias={self.bias is not None}"
+
+    def describe(self) -> dict[str, Any]:
+        """Return the structure and the view as plain data; `artifact` rebuilds the layer from it."""
+        from tnc.net import to_json
+
+        return {"structure": to_json(self.structure), "view": self.view.as_json()}
+
+
+def _parameter(value: Tensor, kind: str) -> nn.Parameter:
+    if isinstance(value, nn.Parameter):
+        return value
+    return nn.Parameter(value.detach(), requires_grad=kind == "trainable")
+
+
+def _as_parameter(bias: Tensor | None) -> nn.Parameter | None:
+    if bias is None or isinstance(bias, nn.Parameter):
+        return bias
+    return nn.Parameter(bias.detach())

@@ -1,0 +1,128 @@
+"""Programs: pairwise steps lowered to torch calls.
+
+This is the seam for generated kernels: a program is built from a contraction once, and run with the
+current cores. The order was searched when the program was built; running it searches nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from math import prod
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from tnc.derive.contraction import Contraction, index_letters
+from tnc.derive.dense import ROWS
+
+
+@dataclass(frozen=True)
+class Instruction:
+    """Contract two slots. `form` picks the call.
+
+    'einsum' takes `spec`. 'rows' is `left @ right^T` and 'columns' is `left @ right`, over the last
+    `width` legs of the left slot, the right slot flattened to the matrix `shape`; `split` are the
+    fresh legs that the last dimension is unflattened to.
+    """
+
+    left: int
+    right: int
+    form: str
+    spec: str = ""
+    width: int = 1
+    shape: tuple[int, int] = (1, 1)
+    split: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Program:
+    """Instructions over slots: the operands by `names`, then one slot an instruction.
+
+    `final` permutes the trailing legs of the last slot into the wanted order.
+    """
+
+    names: tuple[str, ...]
+    instructions: tuple[Instruction, ...]
+    final: tuple[int, ...]
+    legs: int
+
+    def run(self, operands: Sequence[Tensor]) -> Tensor:
+        """Run on operands in the order of `names`; leading rows may have any shape."""
+        slots = list(operands)
+        for step in self.instructions:
+            left, right = slots[step.left], slots[step.right]
+            if step.form == "einsum":
+                slots.append(torch.einsum(step.spec, left, right))
+                continue
+            if step.width > 1:
+                left = left.flatten(-step.width)
+            matrix = right if right.dim() == 2 else right.reshape(step.shape)
+            if step.form == "rows":
+                result = functional.linear(left, matrix)
+            else:
+                result = torch.matmul(left, matrix)
+            slots.append(result.unflatten(-1, step.split) if len(step.split) > 1 else result)
+        last = slots[-1]
+        if self.final:
+            lead = last.dim() - self.legs
+            last = last.permute(*range(lead), *(lead + place for place in self.final))
+        return last
+
+
+@lru_cache(maxsize=4096)
+def lower(contraction: Contraction) -> Program:
+    """Lower a contraction. Slots that carry `rows` keep it in front, as any leading dimensions.
+
+    A step of an activation with a core whose summed legs come last becomes a plain matrix product;
+    everything else is a pairwise einsum.
+    """
+    order = contraction.order
+    layouts = list(order.operands)
+    instructions = []
+    for step in order.steps:
+        a, b = step.left, step.right
+        if ROWS in layouts[b] and ROWS not in layouts[a]:
+            a, b = b, a
+        instruction, layout = _instruction(contraction, a, b, layouts, step.indices)
+        instructions.append(instruction)
+        layouts.append(layout)
+    last = tuple(n for n in layouts[-1] if n != ROWS)
+    wanted = tuple(n for n in contraction.output if n != ROWS)
+    final = () if last == wanted else tuple(last.index(name) for name in wanted)
+    return Program(contraction.names, tuple(instructions), final, len(last))
+
+
+def _instruction(
+    contraction: Contraction,
+    a: int,
+    b: int,
+    layouts: list[tuple[str, ...]],
+    kept: tuple[str, ...],
+) -> tuple[Instruction, tuple[str, ...]]:
+    left, right, size = layouts[a], layouts[b], contraction.size
+    summed = [n for n in left if n in right and n not in kept]
+    fresh = tuple(n for n in right if n not in left)
+    plain = summed and not any(n in right and n in kept for n in left) and ROWS in left
+    if plain and left[-len(summed) :] == tuple(summed):
+        lead = left[: -len(summed)]
+        width, split = len(summed), tuple(size[n] for n in fresh)
+        if right == fresh + tuple(summed):
+            shape = (prod(split), prod(size[n] for n in summed))
+            return Instruction(a, b, "rows", "", width, shape, split), lead + fresh
+        if right == tuple(summed) + fresh:
+            shape = (prod(size[n] for n in summed), prod(split))
+            return Instruction(a, b, "columns", "", width, shape, split), lead + fresh
+    layout = tuple(n for n in (*left, *right) if n in kept)
+    layout = tuple(dict.fromkeys(layout))
+    if ROWS in layout:
+        layout = (ROWS, *(n for n in layout if n != ROWS))
+    letters = index_letters((left, right))
+    letters[ROWS] = "..."
+
+    def write(indices: tuple[str, ...]) -> str:
+        return "".join(letters[n] for n in indices)
+
+    return Instruction(a, b, "einsum", f"{write(left)},{write(right)}->{write(layout)}"), layout
