@@ -65,6 +65,19 @@ class Knapsack:
         return Knapsack(np.where(keep, self.values, np.inf),
                         np.where(keep[:, :, None], self.weights, 0.0), self.limits)
 
+    def compact(self, keep: Mask) -> tuple[Knapsack, Ints]:
+        """Move the entries of `keep` to the front of their sites and drop empty columns.
+
+        The second result, (sites, columns), gives each entry's old place.
+        """
+        keep = keep & self.open
+        width = int(keep.sum(axis=1).max(initial=0))
+        places = np.argsort(~keep, axis=1, kind="stable")[:, :width]
+        small = self.restrict(keep)
+        rows = self.sites[:, None]
+        return Knapsack(small.values[rows, places], small.weights[rows, places],
+                        self.limits), places
+
     @cached_property
     def undominated(self) -> Mask:
         """Mark the entries that no other of their site beats in value and in every row.

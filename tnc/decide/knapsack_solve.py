@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy import sparse
 from scipy.optimize import Bounds, LinearConstraint, OptimizeResult, milp
 
-from tnc.decide.knapsack import Floats, Ints, Knapsack
+from tnc.decide.knapsack import Floats, Ints, Knapsack, Mask
 from tnc.decide.lagrangian import solve_dual
+
+CORES = (150, 600)
+"""Entries beyond one per site in the programs that come before the one that proves."""
 
 
 @dataclass(frozen=True)
@@ -51,19 +55,19 @@ def solve(knapsack: Knapsack, effort: Effort) -> Answer:
     entry whose reduced cost exceeds U - L is in no better selection and is closed too; HiGHS
     solves what is left. None of the three loses an optimum.
     """
-    small, offset, scale = knapsack.restrict(knapsack.undominated).scaled()
+    compact, places = knapsack.compact(knapsack.undominated)
+    small, offset, scale = compact.scaled()
     dual = solve_dual(small)
     if dual.bound == np.inf:
         return Answer(None, np.inf, "lagrangian")
     known = Answer(dual.picks, dual.bound, "lagrangian")
-    accepted = _accepted(known, small, offset, scale, effort)
-    if effort.exact and (known.picks is None or small.value(known.picks) - known.bound > accepted):
-        reduced = _close_by_reduced_cost(small, known, dual.multipliers)
-        known = _program(reduced, known, accepted, effort)
-    bound = offset + scale * known.bound
-    if known.picks is not None:
-        bound = min(bound, knapsack.value(known.picks))
-    return replace(known, bound=bound)
+    if effort.exact:
+        known = _programs(small, known, dual.multipliers, offset / scale, effort)
+    if known.picks is None:
+        return replace(known, bound=offset + scale * known.bound)
+    picks = places[knapsack.sites, known.picks]
+    bound = min(offset + scale * known.bound, knapsack.value(picks))
+    return Answer(picks, bound, known.solver)
 
 
 def feasible(knapsack: Knapsack, effort: Effort) -> Answer:
@@ -71,50 +75,69 @@ def feasible(knapsack: Knapsack, effort: Effort) -> Answer:
     return solve(knapsack, replace(effort, gap=np.inf))
 
 
-def _accepted(
-    known: Answer, small: Knapsack, offset: float, scale: float, effort: Effort
-) -> float:
+def _programs(
+    small: Knapsack, known: Answer, multipliers: Floats, offset: float, effort: Effort
+) -> Answer:
+    """Solve programs over ever more entries of small reduced cost, then over all that matter.
+
+    The small ones only improve the selection; the last, over every entry whose reduced cost is
+    within value - bound, also proves.
+    """
+    priced = small.values + small.weights @ multipliers
+    reduced_cost = priced - priced.min(axis=1, keepdims=True)
+    for extra in (*CORES, None):
+        accepted = _accepted(known, small, offset, effort)
+        if known.picks is not None and small.value(known.picks) - known.bound <= accepted:
+            return known
+        keep = _entries_that_matter(small, known, reduced_cost)
+        ranked = np.sort(reduced_cost[keep])
+        last = extra is None or len(ranked) <= len(small.values) + extra
+        if not last:
+            keep &= reduced_cost <= ranked[len(small.values) + extra]
+            if known.picks is not None:
+                keep[small.sites, known.picks] = True
+        known = _program(small.restrict(keep), known, accepted, effort, proves=last)
+        if last:
+            return known
+    return known
+
+
+def _accepted(known: Answer, small: Knapsack, offset: float, effort: Effort) -> float:
     """Turn the relative gap of the true value into an absolute one of the scaled value."""
     if effort.gap == np.inf:
         return np.inf
     value = 1.0 if known.picks is None else small.value(known.picks)
-    return max(1e-12, effort.gap * abs(offset + scale * value) / scale)
+    return max(1e-12, effort.gap * abs(offset + value))
 
 
-def _close_by_reduced_cost(small: Knapsack, known: Answer, multipliers: Floats) -> Knapsack:
+def _entries_that_matter(small: Knapsack, known: Answer, reduced_cost: Floats) -> Mask:
+    """Drop the entries that are in no better selection: reduced cost above value - bound."""
     if known.picks is None:
-        return small
-    priced = small.values + small.weights @ multipliers
-    reduced_cost = priced - priced.min(axis=1, keepdims=True)
-    keep = reduced_cost <= small.value(known.picks) - known.bound + 1e-9
+        return small.open.copy()
+    keep: Mask = reduced_cost <= small.value(known.picks) - known.bound + 1e-9
     keep[small.sites, known.picks] = True
-    return small.restrict(keep)
+    return keep & small.open
 
 
-def _program(small: Knapsack, known: Answer, accepted: float, effort: Effort) -> Answer:
+def _program(
+    small: Knapsack, known: Answer, accepted: float, effort: Effort, *, proves: bool
+) -> Answer:
     """Run HiGHS; on rounding beyond a limit tighten that limit a little and run again."""
     margin = np.zeros(len(small.limits))
     for _ in range(4):
-        result = _milp(small, margin, known, accepted, effort)
+        result, floor = _milp(small, margin, known, accepted, effort)
+        proves = proves and not margin.any()
         if result.x is None:
-            return _without_solution(result, known, margin)
-        if not margin.any() and result.mip_dual_bound is not None:
-            floor = _value_of_decided(small)
-            known = replace(known, bound=max(known.bound, floor + float(result.mip_dual_bound)))
+            none = proves and result.status == 2 and known.picks is None
+            return Answer(None, np.inf, "milp") if none else known
+        if proves and result.mip_dual_bound is not None:
+            known = replace(known, bound=max(known.bound, floor(result.mip_dual_bound)))
         picks = _read(small, result.x)
         if small.fits(picks):
             if known.picks is None or small.value(picks) < small.value(known.picks) - 1e-15:
-                return replace(known, picks=picks, solver="milp")
+                known = replace(known, picks=picks)
             return replace(known, solver="milp")
-        excess = np.maximum(small.totals(picks) - small.limits, 0.0)
-        margin = margin + 1.5 * excess
-    return known
-
-
-def _without_solution(result: OptimizeResult, known: Answer, margin: Floats) -> Answer:
-    """Conclude from a program without a solution: proven infeasible (2), or out of time."""
-    if result.status == 2 and known.picks is None and not margin.any():
-        return Answer(None, np.inf, "milp")
+        margin = margin + 1.5 * np.maximum(small.totals(picks) - small.limits, 0.0)
     return known
 
 
@@ -122,24 +145,26 @@ def _undecided(small: Knapsack) -> Ints:
     return np.flatnonzero(small.open.sum(axis=1) > 1)
 
 
-def _value_of_decided(small: Knapsack) -> float:
-    decided = np.flatnonzero(small.open.sum(axis=1) == 1)
-    return float(small.values[decided].min(axis=1, initial=np.inf).sum()) if len(decided) else 0.0
-
-
 def _milp(
     small: Knapsack, margin: Floats, known: Answer, accepted: float, effort: Effort
-) -> OptimizeResult:
-    """Build the sparse program over the sites that still have a choice, and solve it."""
+) -> tuple[OptimizeResult, Callable[[float], float]]:
+    """Solve the sparse program over the sites that still have a choice.
+
+    Its objective is scaled to 1000 at the known value, far above the absolute gap of 1e-6 at which
+    HiGHS stops; the second result turns its bound into one of ours, less that gap.
+    """
     sites = _undecided(small)
     decided = np.setdiff1d(small.sites, sites)
-    used = small.weights[decided, small.open[decided].argmax(axis=1)].sum(axis=0)
+    forced = small.open[decided].argmax(axis=1)
+    used = small.weights[decided, forced].sum(axis=0)
+    decided_value = float(small.values[decided, forced].sum())
     rows, choices = np.nonzero(small.open[sites])
     count = len(rows)
     if count == 0:
         fits = bool(np.all(used <= small.limits + 1e-9))
-        return OptimizeResult(x=np.zeros(0) if fits else None, status=0 if fits else 2,
-                              mip_dual_bound=0.0)
+        empty = OptimizeResult(x=np.zeros(0) if fits else None, status=0 if fits else 2,
+                               mip_dual_bound=0.0)
+        return empty, lambda bound: decided_value
     one_hot = sparse.csr_array((np.ones(count), (rows, np.arange(count))),
                                shape=(len(sites), count))
     weights = sparse.csr_array(small.weights[sites[rows], choices].T)
@@ -147,14 +172,16 @@ def _milp(
     if len(small.limits):
         constraints.append(LinearConstraint(weights, -np.inf, small.limits - margin - used))
     value = 1.0 if known.picks is None else small.value(known.picks)
-    relative = accepted / max(value - _value_of_decided(small), 1e-9)
-    return milp(
-        small.values[sites[rows], choices],
+    value = max(value - decided_value, 1e-9)
+    relative, unit = accepted / value, 1e3 / value
+    result = milp(
+        unit * small.values[sites[rows], choices],
         integrality=np.ones(count),
         bounds=Bounds(0, 1),
         constraints=constraints,
         options={"time_limit": effort.seconds, "mip_rel_gap": min(relative, 1e6)},
     )
+    return result, lambda bound: decided_value + (bound - 2e-6) / unit
 
 
 def _read(small: Knapsack, solution: Floats) -> Ints:

@@ -76,3 +76,12 @@ def _reduce(self: nn.Module, protocol: int) -> tuple[Any, ...]:
 
 def _restore(base: type[nn.Module], names: tuple[str, ...]) -> nn.Module:
     return copyreg.__newobj__(rebuilt_class(base, names))  # type: ignore[attr-defined, no-any-return]
+
+
+def restore_dense_(module: nn.Module, name: str, weight: nn.Parameter) -> None:
+    """Undo `install_rebuilt_`: put a plain parameter back in the place of the property."""
+    left = tuple(n for n in rebuilt_names(module) if n != name)
+    del module._modules[name + SUFFIX]
+    base = _base(type(module))
+    module.__class__ = rebuilt_class(base, left) if left else base
+    module.register_parameter(name, weight)

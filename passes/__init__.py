@@ -1,0 +1,1 @@
+"""Graph passes, one file each. Installed as `tnc.passes`; never import the bare folder."""

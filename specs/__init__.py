@@ -1,0 +1,1 @@
+"""Specs that users read and copy. Installed as `tnc.specs`."""

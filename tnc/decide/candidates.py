@@ -1,0 +1,188 @@
+"""Candidates: the structures that a target could become, before their errors are known."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import prod
+
+import numpy as np
+
+from tnc.decide.core_shape import Packing
+from tnc.decide.matching import Target
+from tnc.decide.options import print_option
+from tnc.decide.packing import pack_exact, shortlist
+from tnc.decide.ranks import Tails, climb
+from tnc.derive.cost import Cost, cost
+from tnc.errors import InfeasibleBudget, PlanError
+from tnc.net import Structure
+from tnc.structures import Family, Template, families
+
+STEPS = 24
+"""Sizes on the ladder of one family, evenly spaced up to the dense size."""
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A structure for a target; `surrogate` bounds its squared error, NaN where unknown."""
+
+    structure: Structure
+    family: str
+    fit: str
+    cost: Cost
+    surrogate: float
+    exact: bool
+
+
+def template_of(family: Family, target: Target) -> Template:
+    """Return the family's template for a target. Raises PlanError where the family refuses."""
+    reason = family.refuses(target.signature)
+    if reason:
+        raise PlanError(
+            f"{name_of(family)} does not fit {target.name} ({target.signature}): {reason}",
+            where=target.where,
+            hint="match this site with another structure, or with `structure: dense`",
+        )
+    return family.template(target.signature)
+
+
+def name_of(family: Family) -> str:
+    """Return the text form of a family with its options."""
+    return print_option(families, family)
+
+
+def cost_of(structure: Structure, target: Target) -> Cost:
+    """Return what a structure costs in the place of a target."""
+    first = target.sites[0]
+    if first.rebuilt:
+        dense = first.cost
+        rebuilt = cost(structure, first.work, first.itemsize)
+        return Cost(rebuilt.params, dense.flops, rebuilt.bytes, dense.params)
+    return cost(structure, first.work, first.itemsize)
+
+
+def ladder(
+    family: Family, target: Target, tails: Mapping[str, Tails], round_to: int
+) -> tuple[Candidate, ...]:
+    """Return candidates of rising size. Fixed ranks or a fixed share give one candidate.
+
+    `tails` holds the squared error by rank for every bond that cuts the network in two.
+    """
+    template = template_of(family, target)
+    rule = target.rule
+    if rule.ranks == "full":
+        return (_candidate(family, target, template, template.bound, tails),)
+    if rule.ranks is not None:
+        return (_candidate(family, target, template, dict(rule.ranks), tails),)
+    if rule.keep is not None:
+        return (_candidate(family, target, template, kept(template, target, rule.keep), tails),)
+    dense = target.signature.parameters
+    sizes = [dense * step // STEPS for step in range(1, STEPS)]
+    found: dict[tuple[tuple[str, int], ...], Candidate] = {}
+    for ranks in _rank_sets(family, template, tails, sizes, round_to):
+        key = tuple(sorted(ranks.items()))
+        candidate = _candidate(family, target, template, ranks, tails)
+        if candidate.cost.params < dense:
+            found[key] = candidate
+    return tuple(sorted(found.values(), key=lambda c: (c.cost.params, str(c.structure))))
+
+
+def kept(template: Template, target: Target, share: float) -> dict[str, int]:
+    """Return evenly scaled ranks for a share of the dense parameters. Raises InfeasibleBudget."""
+    ranks = template.within(int(share * target.signature.parameters))
+    if ranks is None:
+        raise InfeasibleBudget(
+            f"no rank of {template.equation} keeps {share:.3g} of {target.name}",
+            where=target.where,
+            hint="raise `keep`",
+        )
+    return ranks
+
+
+def _rank_sets(
+    family: Family,
+    template: Template,
+    tails: Mapping[str, Tails],
+    sizes: list[int],
+    round_to: int,
+) -> list[dict[str, int]]:
+    if len(template.bounds) == 1:
+        ((name, top),) = template.bounds
+        step = max(round_to if top >= 4 * round_to else 1, top // 64)
+        step = -(-step // round_to) * round_to if step > round_to else step
+        return [{name: rank} for rank in range(min(step, top), top + 1, step)]
+    found = []
+    if len(tails) == len(template.bounds):
+        found = [dict(ranked.ranks) for ranked in climb(template, tails, sizes, round_to)]
+    if family.fit == "hosvd":
+        found += _packed(template, tails, sizes)
+    if not found:
+        scaled = [template.within(size, round_to) for size in sizes]
+        found = [ranks for ranks in scaled if ranks is not None]
+    return found
+
+
+def _packed(
+    template: Template, tails: Mapping[str, Tails], sizes: list[int]
+) -> list[dict[str, int]]:
+    """Return core shapes by exact packing, where every bond is a mode of one core."""
+    core = max(template.equation.cores, key=lambda c: sum(n in template.bound for n in c.indices))
+    if any(name not in tails or name not in core.indices for name, _ in template.bounds):
+        return []
+    legs = dict(template.legs)
+    names = list(core.indices)
+    fixed = tuple(place for place, name in enumerate(names) if name in legs)
+    modes = [legs[n] if n in legs else _mode(template, core.name, n) for n in names]
+    spectra = tuple(
+        np.zeros(size) if name in legs else _squares(tails[name], size)
+        for name, size in zip(names, modes)
+    )
+    found = []
+    for size in sizes[::3]:
+        try:
+            shapes = shortlist(Packing(spectra, tuple(modes), size, fixed), solvers=(pack_exact,))
+        except InfeasibleBudget:
+            continue
+        found += [
+            {name: rank for name, rank in zip(names, shape.ranks) if name in template.bound}
+            for shape in shapes
+        ]
+    return found
+
+
+def _mode(template: Template, centre: str, bond: str) -> int:
+    legs = dict(template.legs)
+    factor = next(
+        c for c in template.equation.cores if bond in c.indices and c.name != centre
+    )
+    return prod(legs.get(name, 1) for name in factor.indices)
+
+
+def _squares(tails: Tails, size: int) -> Tails:
+    squares = np.maximum(-np.diff(tails), 0.0)
+    return np.pad(squares, (0, max(0, size - len(squares))))[:size]
+
+
+def _candidate(
+    family: Family,
+    target: Target,
+    template: Template,
+    ranks: Mapping[str, int],
+    tails: Mapping[str, Tails],
+) -> Candidate:
+    structure = template.at(ranks)
+    known = bool(template.bounds) and all(name in tails for name, _ in template.bounds)
+    surrogate = sum(
+        float(tails[name][min(rank, len(tails[name]) - 1)])
+        for name, rank in ranks.items()
+        if name in tails
+    )
+    fit = family.fit if target.rule.fit == "auto" else target.rule.fit
+    return Candidate(
+        structure,
+        name_of(family),
+        fit,
+        cost_of(structure, target),
+        surrogate if known else float("nan"),
+        known and len(template.bounds) == 1,
+    )

@@ -1,0 +1,126 @@
+"""Match the rules of a spec with the sites of a model: first match wins, nothing is silent."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from fnmatch import fnmatchcase
+
+from tnc.decide.plan import Skip
+from tnc.decide.site import Site
+from tnc.decide.spec import Rule, Spec
+from tnc.errors import PlanError
+from tnc.net import Signature
+
+
+@dataclass(frozen=True)
+class Target:
+    """What is decided at once: one site, or several that read one tensor and share input factors.
+
+    The weights of several sites are stacked along the output: `signature` is that of the stack.
+    """
+
+    sites: tuple[Site, ...]
+    rule: Rule
+    where: str
+
+    @property
+    def name(self) -> str:
+        """The site's name; for several, all of them."""
+        return " + ".join(site.name for site in self.sites)
+
+    @property
+    def signature(self) -> Signature:
+        """The dimensions of the (stacked) weight."""
+        first = self.sites[0].signature
+        if len(self.sites) == 1:
+            return first
+        return Signature((sum(site.signature.outputs[0] for site in self.sites),), first.inputs)
+
+
+def match_rules(
+    sites: Sequence[Site],
+    spec: Spec,
+    locations: Mapping[str, str],
+    shared: Sequence[Sequence[str]] = (),
+) -> tuple[tuple[Target, ...], tuple[Skip, ...]]:
+    """Return the targets, and a skip with its reason for every other site.
+
+    `shared` are groups of site names that read one tensor; they become one target where the spec
+    says `shares: true` and one rule matches them all. Raises PlanError for a rule without a match.
+    """
+    counts = [0] * len(spec.rules)
+    chosen: dict[str, Target] = {}
+    skips = []
+    for site in sites:
+        number = next((n for n, rule in enumerate(spec.rules) if _matches(rule, site)), None)
+        if number is None:
+            skips.append(Skip(site.name, "no rule matches it"))
+            continue
+        counts[number] += 1
+        rule, where = spec.rules[number], locations.get(f"rules.{number}", f"rules[{number}]")
+        if rule.dense:
+            skips.append(Skip(site.name, f"dense by {where}"))
+        elif site.signature.parameters < rule.min_params:
+            skips.append(
+                Skip(
+                    site.name,
+                    f"{site.signature.parameters:,} parameters are fewer than min_params "
+                    f"{rule.min_params:,} of {where}",
+                )
+            )
+        else:
+            chosen[site.name] = Target((site,), rule, where)
+    _check_counts(spec, counts, sites, locations)
+    targets = _grouped(chosen, shared) if spec.shares else tuple(chosen.values())
+    return targets, tuple(skips)
+
+
+def _matches(rule: Rule, site: Site) -> bool:
+    named = any(
+        fnmatchcase(name, pattern)
+        for pattern in rule.match
+        for name in (site.path, *site.aliases)
+    )
+    return named and (rule.op is None or rule.op == site.op)
+
+
+def _check_counts(
+    spec: Spec, counts: list[int], sites: Sequence[Site], locations: Mapping[str, str]
+) -> None:
+    for number, (rule, count) in enumerate(zip(spec.rules, counts)):
+        if count or rule.allow_empty:
+            continue
+        where = locations.get(f"rules.{number}", f"rules[{number}]")
+        earlier = [site for site in sites if _matches(rule, site)]
+        if earlier:
+            raise PlanError(
+                f"rule {rule.match} matches {len(earlier)} sites, all taken by earlier rules",
+                where=where,
+                hint="the first matching rule wins: move this rule up, or set allow_empty: true",
+            )
+        paths = [site.path for site in sites]
+        near = get_close_matches(rule.match[0].replace("*", ""), paths, n=3, cutoff=0.3)
+        only = f" with op {rule.op}" if rule.op else ""
+        raise PlanError(
+            f"rule {', '.join(map(repr, rule.match))}{only} matches no site",
+            where=where,
+            hint="sites are " + ", ".join(near or paths[:3]) + (", ..." if paths[3:] else "")
+            + "; or set allow_empty: true",
+        )
+
+
+def _grouped(chosen: dict[str, Target], shared: Sequence[Sequence[str]]) -> tuple[Target, ...]:
+    left = dict(chosen)
+    joined = []
+    for group in shared:
+        members = [left[name] for name in group if name in left]
+        sites = [target.sites[0] for target in members]
+        same = len({(t.where, t.signature.inputs) for t in members}) == 1
+        plain = all(not s.rebuilt and not s.transposed and len(s.aliases) == 1 for s in sites)
+        if len(members) > 1 and same and plain:
+            for site in sites:
+                del left[site.name]
+            joined.append(Target(tuple(sites), members[0].rule, members[0].where))
+    return tuple(sorted((*left.values(), *joined), key=lambda target: target.name))

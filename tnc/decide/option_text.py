@@ -1,0 +1,101 @@
+"""The text form of a registered thing with its options: `tucker{factors=2}`.
+
+One parser and one printer serve structures, passes and sources. Values are JSON (`2`, `0.5`,
+`true`, `"a b"`, `[1, 2]`, `{"r": 4}`) or bare words, which are strings.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from typing import Any
+
+_NAME = re.compile(r"[A-Za-z][\w-]*")
+_WORD = re.compile(r"[A-Za-z_][\w.:/*-]*")
+_KEY = re.compile(r"[A-Za-z_]\w*")
+_SPACE = re.compile(r"\s*")
+_CONSTANTS = {"true": True, "false": False, "null": None}
+
+
+class OptionText(ValueError):
+    """A text form that cannot be read: what was expected, and at which character (from 1)."""
+
+    def __init__(self, message: str, text: str, at: int) -> None:
+        super().__init__(f"{message} at character {at + 1} of {text!r}")
+
+
+def parse_options(text: str) -> dict[str, Any]:
+    """Read `name{key=value, key=value}` into a mapping whose `kind` is the name.
+
+    >>> parse_options("tucker{factors=2}")
+    {'kind': 'tucker', 'factors': 2}
+    >>> parse_options("low-rank")
+    {'kind': 'low-rank'}
+
+    Raises OptionText.
+    """
+    name = _NAME.match(text.strip())
+    if name is None:
+        raise OptionText("expected a name", text, 0)
+    start = text.index(name[0])
+    found: dict[str, Any] = {"kind": name[0]}
+    at = _skip(text, start + len(name[0]))
+    if at == len(text):
+        return found
+    at = _expect(text, at, "{")
+    while not text.startswith("}", at):
+        at = _parse_pair(text, at, found)
+        if not text.startswith("}", at):
+            at = _expect(text, at, ",")
+    if _skip(text, at + 1) != len(text):
+        raise OptionText("expected nothing more", text, at + 1)
+    return found
+
+
+def print_options(options: Mapping[str, Any]) -> str:
+    """Write a mapping with a `kind` in the text form; `parse_options` reads it back.
+
+    >>> print_options({"kind": "free-form", "equation": "B[o r] A[r i] : i -> o"})
+    'free-form{equation="B[o r] A[r i] : i -> o"}'
+    """
+    pairs = [f"{key}={_print_value(value)}" for key, value in options.items() if key != "kind"]
+    return f"{options['kind']}{{{', '.join(pairs)}}}" if pairs else str(options["kind"])
+
+
+def _parse_pair(text: str, at: int, found: dict[str, Any]) -> int:
+    key = _KEY.match(text, at)
+    if key is None:
+        raise OptionText("expected an option name", text, at)
+    if key[0] in found:
+        raise OptionText(f"option {key[0]!r} is given twice", text, at)
+    at = _expect(text, _skip(text, key.end()), "=")
+    found[key[0]], at = _parse_value(text, at)
+    return _skip(text, at)
+
+
+def _parse_value(text: str, at: int) -> tuple[Any, int]:
+    word = _WORD.match(text, at)
+    if word is not None:
+        return _CONSTANTS.get(word[0], word[0]), word.end()
+    try:
+        return json.JSONDecoder().raw_decode(text, at)
+    except ValueError as error:
+        raise OptionText("expected a value: a number, a word or JSON", text, at) from error
+
+
+def _print_value(value: Any) -> str:
+    if isinstance(value, str) and _WORD.fullmatch(value) and value not in _CONSTANTS:
+        return value
+    return json.dumps(value, ensure_ascii=False)
+
+
+def _expect(text: str, at: int, mark: str) -> int:
+    if not text.startswith(mark, at):
+        raise OptionText(f"expected {mark!r}", text, at)
+    return _skip(text, at + 1)
+
+
+def _skip(text: str, at: int) -> int:
+    space = _SPACE.match(text, at)
+    return space.end() if space else at

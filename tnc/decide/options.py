@@ -1,0 +1,175 @@
+"""Options: any registered frozen dataclass as text, as a mapping, as a pydantic model.
+
+The fields of the dataclass are its options in Python, in the spec and on the command line; nobody
+writes them a second time. `Choice(registry)` annotates a field of a spec that takes any registered
+thing, plug-ins included: `low-rank`, `tucker{factors=2}`, `{kind: tucker, factors: 2}`, or the
+instance itself.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import MISSING, dataclass, fields, is_dataclass
+from difflib import get_close_matches
+from functools import cache
+from typing import Annotated, Any, Literal, TypeVar, Union, get_type_hints
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    GetCoreSchemaHandler,
+    GetJsonSchemaHandler,
+    TypeAdapter,
+    create_model,
+)
+from pydantic_core import CoreSchema, PydanticCustomError, core_schema
+
+from tnc.decide.option_text import OptionText, parse_options, print_options
+from tnc.errors import TncError
+from tnc.registry import Registry, normalise
+
+T = TypeVar("T")
+
+
+@cache
+def options_model(kind: str, thing: type[Any]) -> type[BaseModel]:
+    """Make the pydantic model of a frozen dataclass: `kind` and its fields, nothing else.
+
+    >>> from tnc.structures import families
+    >>> sorted(options_model("tucker", families.get("tucker")).model_fields)
+    ['factors', 'kind']
+    """
+    hints = get_type_hints(thing)
+    slots: dict[str, Any] = {"kind": (Literal[kind], ...)}
+    for field in fields(thing):
+        default = field.default if field.default is not MISSING else ...
+        if field.default_factory is not MISSING:
+            slots[field.name] = (hints[field.name], Field(default_factory=field.default_factory))
+        else:
+            slots[field.name] = (hints[field.name], default)
+    config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+    doc = (thing.__doc__ or "").strip().split("\n")[0]
+    return create_model(thing.__name__, __config__=config, __doc__=doc, **slots)
+
+
+def build(registry: Registry[type[T]], value: Any) -> T:
+    """Return the thing that a text, a mapping with a `kind` or an instance stands for.
+
+    Raises pydantic's ValidationError or PydanticCustomError, whose places are relative to `value`.
+    """
+    if is_dataclass(value) and not isinstance(value, type):
+        kind_of(registry, value)
+        return value  # type: ignore[return-value]
+    options = _mapping(registry, value)
+    kind = normalise(options["kind"])
+    things = registry.all()
+    if kind not in things:
+        raise _unknown_kind(registry, str(options["kind"]), nested=isinstance(value, Mapping))
+    model = options_model(kind, things[kind])
+    checked = model.model_validate_json(json.dumps({**options, "kind": kind}), strict=True)
+    given = {name: getattr(checked, name) for name in type(checked).model_fields if name != "kind"}
+    try:
+        return things[kind](**given)
+    except TncError as error:
+        raise problem("refused", ". ".join(filter(None, (error.message, error.hint)))) from error
+
+
+def kind_of(registry: Registry[type[T]], thing: Any) -> str:
+    """Return the registered name of an instance's class."""
+    for name, known in registry.all().items():
+        if type(thing) is known:
+            return name
+    raise problem("unknown_kind", f"{type(thing).__name__} is no registered {registry.kind}")
+
+
+def as_mapping(registry: Registry[type[T]], thing: T) -> dict[str, Any]:
+    """Write an instance as plain data: `kind`, then every option that is not at its default."""
+    plain: dict[str, Any] = {"kind": kind_of(registry, thing)}
+    for field in fields(thing):  # type: ignore[arg-type]
+        value = getattr(thing, field.name)
+        default = field.default_factory() if callable(field.default_factory) else field.default
+        if value != default:
+            plain[field.name] = _plain(value)
+    return plain
+
+
+def as_text(registry: Registry[type[T]], thing: T) -> str:
+    """Write an instance in the text form.
+
+    >>> from tnc.structures import families
+    >>> as_text(families, build(families, {"kind": "tucker", "factors": 2}))
+    'tucker{factors=2}'
+    """
+    return print_options(as_mapping(registry, thing))
+
+
+@dataclass(frozen=True, eq=False)
+class Choice:
+    """Annotate a field that takes any thing of a registry; see the module's text."""
+
+    registry: Registry[Any]
+
+    def __get_pydantic_core_schema__(
+        self, source: Any, handler: GetCoreSchemaHandler
+    ) -> CoreSchema:
+        printer = core_schema.plain_serializer_function_ser_schema(
+            lambda thing: as_text(self.registry, thing)
+        )
+        return core_schema.no_info_plain_validator_function(
+            lambda value: build(self.registry, value), serialization=printer
+        )
+
+    def __get_pydantic_json_schema__(
+        self, schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> dict[str, Any]:
+        models = [options_model(kind, thing) for kind, thing in self.registry.all().items()]
+        union: Any = Annotated[Union[tuple(models)], Field(discriminator="kind")]  # noqa: UP007
+        one = TypeAdapter(union if len(models) > 1 else models[0])
+        return {"anyOf": [text_schema(self.registry.all()), handler(one.core_schema)]}
+
+
+def text_schema(names: Any) -> dict[str, Any]:
+    """Return the JSON schema of the text form of things with these names."""
+    joined = "|".join(sorted(names))
+    return {"type": "string", "pattern": rf"^({joined})(\{{.*\}})?$"}
+
+
+def problem(kind: str, message: str, **context: Any) -> PydanticCustomError:
+    """Return an error that pydantic places; `{text}` keeps braces in the message as they are."""
+    return PydanticCustomError(kind, "{text}", {"text": message, **context})  # type: ignore[arg-type]
+
+
+def _mapping(registry: Registry[Any], value: Any) -> dict[str, Any]:
+    if isinstance(value, str):
+        try:
+            return parse_options(value)
+        except OptionText as error:
+            raise problem("option_text", str(error)) from error
+    if not isinstance(value, Mapping):
+        names = ", ".join(registry.all())
+        raise problem("choice", f"expected a {registry.kind} ({names}), got {value!r}")
+    if not isinstance(value.get("kind"), str):
+        names = ", ".join(registry.all())
+        raise problem("no_kind", f"a {registry.kind} needs a 'kind': one of {names}")
+    return dict(value)
+
+
+def _unknown_kind(registry: Registry[Any], name: str, nested: bool) -> PydanticCustomError:
+    return unknown(registry.kind, name, registry.all(), key="kind" if nested else "")
+
+
+def unknown(what: str, name: str, names: Any, key: str = "") -> PydanticCustomError:
+    """Return the error for a name that is none of `names`; `key` is where it is written."""
+    near = get_close_matches(normalise(name), sorted(names), n=1)
+    guess = f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(sorted(names))}"
+    return problem("unknown_kind", f"no {what} is named {name!r}; {guess}", key=key)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, tuple | list):
+        return [_plain(item) for item in value]
+    return value

@@ -1,0 +1,58 @@
+"""Pipelines as text: which passes run, in order, with their options.
+
+A spec and a plan keep passes in their text form (`factorize`, `fuse{limit=4}`), so that both can be
+read where torch is not wanted. The names are the files of `tnc.passes`; only options, and names
+that no such file has (plug-ins, typing errors), need the passes themselves.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import pkgutil
+from collections.abc import Iterable
+from functools import cache
+from typing import Any
+
+from tnc.decide.option_text import OptionText, parse_options
+from tnc.decide.options import as_text, build, problem, text_schema
+from tnc.registry import Registry, normalise
+
+passes: Registry[type[Any]] = Registry("pass", "tnc.passes")
+
+DEFAULT = ("find-sites", "fold-batch-norm", "factorize", "keep-ties", "remove-dead")
+
+
+@cache
+def shipped() -> tuple[str, ...]:
+    """Name the passes that come with tnc, without importing them."""
+    package = importlib.util.find_spec("tnc.passes")
+    folders = (package.submodule_search_locations or []) if package else []
+    return tuple(sorted(normalise(module.name) for module in pkgutil.iter_modules(folders)))
+
+
+def canonical(step: Any) -> str:
+    """Return the text form of a pass given as text, mapping or instance. Raises for unknown ones."""
+    if isinstance(step, str):
+        try:
+            options = parse_options(step)
+        except OptionText as error:
+            raise problem("option_text", str(error)) from error
+        if len(options) == 1 and normalise(options["kind"]) in shipped():
+            return normalise(options["kind"])
+    return as_text(passes, build(passes, step))
+
+
+def pipeline(texts: Iterable[str]) -> tuple[tuple[str, Any], ...]:
+    """Return each pass with its text, ready to run. This imports torch."""
+    return tuple((text, build(passes, text)) for text in texts)
+
+
+def schema() -> dict[str, Any]:
+    """Return the JSON schema of one pass."""
+    names = list(shipped())
+    by_kind = {
+        "type": "object",
+        "properties": {"kind": {"enum": names}},
+        "required": ["kind"],
+    }
+    return {"anyOf": [text_schema(names), by_kind]}

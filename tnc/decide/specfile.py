@@ -1,0 +1,265 @@
+"""Reading spec files: YAML into a tree that remembers where everything was written.
+
+`extends` is resolved here: maps are merged deeply, lists are replaced. A map that names another
+`kind` replaces the whole map, so that no option of the old kind lingers. Overrides (`--set`) come
+last, before anything is checked.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+from tnc.errors import SpecError
+
+SET = "<--set>"
+
+
+@dataclass(frozen=True)
+class Mark:
+    """A place in a file: line and column count from 1; `text` is the line itself."""
+
+    file: str
+    line: int
+    column: int
+    text: str
+
+    def __str__(self) -> str:
+        return f"{self.file}:{self.line}:{self.column}"
+
+    @property
+    def short(self) -> str:
+        """The place as plans cite it: file name and line, or the override."""
+        if self.file == SET:
+            return f"--set {self.text}"
+        return f"{Path(self.file).name}:{self.line}"
+
+    @property
+    def caret(self) -> str:
+        """The line with a caret under the column."""
+        return f"  {self.text.rstrip()}\n  {' ' * (self.column - 1)}^"
+
+
+@dataclass(frozen=True)
+class Node:
+    """A value with its place; `key` is the place of the key or dash that holds it."""
+
+    value: dict[str, Node] | list[Node] | str | int | float | bool | None
+    mark: Mark
+    key: Mark
+
+    @property
+    def plain(self) -> Any:
+        """The value without places."""
+        if isinstance(self.value, dict):
+            return {name: node.plain for name, node in self.value.items()}
+        if isinstance(self.value, list):
+            return [node.plain for node in self.value]
+        return self.value
+
+
+def read_tree(path: Path, chain: tuple[Path, ...] = ()) -> Node:
+    """Read a spec file with everything that it extends. Raises SpecError with the place."""
+    if path.resolve() in chain:
+        circle = " -> ".join(file.name for file in (*chain, path))
+        raise SpecError(f"specs extend each other in a circle: {circle}", where=str(path))
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise SpecError(f"cannot read the spec: {error}", where=str(path)) from error
+    tree = parse_tree(text, str(path))
+    assert isinstance(tree.value, dict)
+    bases = tree.value.pop("extends", None)
+    for base in reversed(_bases(bases) if bases else []):
+        tree = merge(read_tree(_beside(path, base), (*chain, path.resolve())), tree)
+    return tree
+
+
+def parse_tree(text: str, file: str) -> Node:
+    """Parse YAML 1.2 text into a tree. Raises SpecError with the place for anything but a map."""
+    from ruamel.yaml import YAML
+    from ruamel.yaml.error import MarkedYAMLError
+
+    lines = text.split("\n")
+    try:
+        data = YAML(typ="rt").load(text)
+    except MarkedYAMLError as error:
+        at = error.problem_mark or error.context_mark
+        mark = _mark(file, lines, at.line, at.column) if at else Mark(file, 1, 1, "")
+        what = str(error.problem or error.context).split("\n")[0]
+        raise SpecError(f"{mark}: not YAML: {what}\n{mark.caret}") from error
+    start = _mark(file, lines, 0, 0)
+    if not isinstance(data, dict):
+        raise SpecError(
+            f"{start}: a spec is a map of keys, got {type(data).__name__}\n{start.caret}",
+            hint="start with 'version: 1', or run `tnc spec init`",
+        )
+    return _Reader(file, lines).node(data, start, start, ())
+
+
+def merge(base: Node, over: Node) -> Node:
+    """Lay one tree over another: maps are merged, everything else is replaced.
+
+    >>> low = parse_tree("a: {x: 1, y: 2}", "low")
+    >>> merge(low, parse_tree("a: {y: 3}", "high")).plain
+    {'a': {'x': 1, 'y': 3}}
+    """
+    if not isinstance(base.value, dict) or not isinstance(over.value, dict):
+        return over
+    kinds = [node.value.get("kind") for node in (base, over) if isinstance(node.value, dict)]
+    if kinds[0] and kinds[1] and kinds[0].value != kinds[1].value:
+        return over
+    merged = dict(base.value)
+    for name, node in over.value.items():
+        merged[name] = merge(merged[name], node) if name in merged else node
+    return replace(over, value=merged)
+
+
+def override(tree: Node, assignment: str) -> Node:
+    """Set one value, such as `budget.params=0.3` or `rules.0.keep=0.5`. Raises SpecError."""
+    path, equals, text = assignment.partition("=")
+    if not equals or not path.strip():
+        raise SpecError(
+            f"{assignment!r} is no assignment", where="--set", hint="write --set key.key=value"
+        )
+    parsed = parse_tree(f"value: {text}", SET)
+    assert isinstance(parsed.value, dict)
+    value = _at(parsed.value["value"], Mark(SET, 1, len(path) + 2, assignment))
+    return _put(tree, path.strip().split("."), value, assignment)
+
+
+def find_spec_file(name: str) -> Path:
+    """Return the file of a spec: a path, or the bare name of a recipe that comes with tnc.
+
+    Raises SpecError with the nearest names.
+    """
+    path = Path(name)
+    if path.is_file():
+        return path
+    shipped = recipes()
+    if name in shipped:
+        return shipped[name]
+    near = get_close_matches(name, sorted(shipped), n=1)
+    guess = f"did you mean {near[0]!r}? " if near else ""
+    raise SpecError(
+        f"no spec file and no recipe is named {name!r}",
+        hint=f"{guess}recipes: {', '.join(sorted(shipped))}",
+    )
+
+
+def recipes() -> dict[str, Path]:
+    """Return the recipes that come with tnc, by name."""
+    package = importlib.util.find_spec("tnc.specs")
+    folders = (package.submodule_search_locations or []) if package else []
+    return {
+        file.stem: file
+        for folder in folders
+        for file in sorted((Path(folder) / "recipes").glob("*.yaml"))
+    }
+
+
+def _bases(node: Node) -> list[Node]:
+    names = node.value if isinstance(node.value, list) else [node]
+    for name in names:
+        if not isinstance(name.value, str):
+            raise SpecError(
+                f"{name.mark}: extends: expected a file name, got {name.plain!r}\n{name.mark.caret}"
+            )
+    return names
+
+
+def _beside(path: Path, base: Node) -> Path:
+    name = str(base.value)
+    beside = path.parent / name
+    if beside.is_file():
+        return beside
+    if name in recipes():
+        return recipes()[name]
+    raise SpecError(
+        f"{base.mark}: extends: no file {name!r} beside {path.name}, and no recipe of that name"
+        f"\n{base.mark.caret}"
+    )
+
+
+def _put(tree: Node, path: Sequence[str], value: Node, assignment: str) -> Node:
+    if not path:
+        return value
+    head, rest = path[0], path[1:]
+    if isinstance(tree.value, list):
+        if not head.isdigit() or int(head) >= len(tree.value):
+            raise SpecError(
+                f"{head!r} is no index of a list of {len(tree.value)}",
+                where=f"--set {assignment}",
+                hint="items count from 0",
+            )
+        items = list(tree.value)
+        items[int(head)] = _put(items[int(head)], rest, value, assignment)
+        return replace(tree, value=items)
+    inner = dict(tree.value) if isinstance(tree.value, dict) else {}
+    empty = Node({}, replace(value.mark, column=1), replace(value.mark, column=1))
+    inner[head] = _put(inner.get(head, empty), rest, value, assignment)
+    return replace(tree, value=inner)
+
+
+def _at(node: Node, mark: Mark) -> Node:
+    value = node.value
+    if isinstance(value, dict):
+        value = {name: _at(inner, mark) for name, inner in value.items()}
+    elif isinstance(value, list):
+        value = [_at(inner, mark) for inner in value]
+    return Node(value, mark, replace(mark, column=1))
+
+
+def _mark(file: str, lines: Sequence[str], line: int, column: int) -> Mark:
+    text = lines[line] if line < len(lines) else ""
+    return Mark(file, line + 1, column + 1, text)
+
+
+@dataclass(frozen=True)
+class _Reader:
+    file: str
+    lines: list[str]
+
+    def node(self, data: Any, mark: Mark, key: Mark, above: tuple[int, ...]) -> Node:
+        if id(data) in above:
+            raise SpecError(f"{mark}: an alias contains itself\n{mark.caret}")
+        inside = (*above, id(data))
+        if isinstance(data, dict):
+            value: Any = {}
+            for name in data:
+                keyed, valued = self._entry(data, name, mark)
+                value[str(name)] = self.node(data[name], valued, keyed, inside)
+            return Node(value, mark, key)
+        if isinstance(data, list):
+            marks = [self._item(data, index, mark) for index in range(len(data))]
+            return Node([self.node(d, m, m, inside) for d, m in zip(data, marks)], mark, key)
+        return Node(self._scalar(data, mark), mark, key)
+
+    def _entry(self, data: Any, name: Any, mark: Mark) -> tuple[Mark, Mark]:
+        place = (data.lc.data or {}).get(name)
+        if place is None:
+            return mark, mark
+        return self._mark(place[0], place[1]), self._mark(place[2], place[3])
+
+    def _item(self, data: Any, index: int, mark: Mark) -> Mark:
+        place = (data.lc.data or {}).get(index)
+        return mark if place is None else self._mark(place[0], place[1])
+
+    def _mark(self, line: int, column: int) -> Mark:
+        return _mark(self.file, self.lines, line, column)
+
+    def _scalar(self, data: Any, mark: Mark) -> Any:
+        if data is None or isinstance(data, bool):
+            return data
+        for kind in (int, float, str):
+            if isinstance(data, kind):
+                return bool(data) if type(data).__name__ == "ScalarBoolean" else kind(data)
+        raise SpecError(
+            f"{mark}: expected text, a number, true or false, got {type(data).__name__}"
+            f"\n{mark.caret}",
+            hint="put it into quotes",
+        )

@@ -1,0 +1,134 @@
+"""The norm that a fit minimises: second moments of what goes in, weights on what comes out.
+
+`||sqrt(G) (W - W') sqrt(C)||_F` with C the second moment of the inputs is the error of the layer's
+output on the calibration data. Moments are often singular (dead channels, fewer samples than
+features), so square roots come from eigh in float64, nothing is inverted, and every direction
+keeps `RIDGE` of the largest weight: what data do not see is fitted as the plain weight.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from math import prod
+
+import torch
+from torch import Tensor
+
+from tnc.errors import FitError
+from tnc.net import Signature
+
+RIDGE = 1e-10
+SIDES = ("outputs", "inputs")
+
+
+@dataclass(frozen=True, eq=False)
+class Moment:
+    """A positive semidefinite weight on one side: a matrix (n, n), or the diagonal of one (n,)."""
+
+    given: Tensor
+
+    @cached_property
+    def _spectrum(self) -> tuple[Tensor, Tensor]:
+        symmetric = (self.given + self.given.T) / 2
+        values, vectors = torch.linalg.eigh(symmetric)
+        return values.clamp_min(0), vectors
+
+    @cached_property
+    def root(self) -> Tensor:
+        """S with S S^T = C, negative eigenvalues taken as zero; the root of a diagonal is one."""
+        if self.given.ndim == 1:
+            return self.given.clamp_min(0).sqrt()
+        values, vectors = self._spectrum
+        return vectors * values.sqrt()
+
+    @cached_property
+    def ridged(self) -> Tensor:
+        """C with `RIDGE` times its largest eigenvalue added: positive definite."""
+        if self.given.ndim == 1:
+            return ridged_spectrum(self.given)
+        values, vectors = self._spectrum
+        return (vectors * ridged_spectrum(values)) @ vectors.T
+
+
+@dataclass(frozen=True, eq=False)
+class Metric:
+    """`||sqrt(G) (W - W') sqrt(C)||_F`; None stands for the identity.
+
+    `inputs` is C, the second moment (n, n) of the flattened inputs, n = prod(signature.inputs), or
+    the vector (n,) of its diagonal; `outputs` is G, (m, m) or (m,). Roots are computed once and
+    kept. A moment that vanishes says nothing and counts as None.
+    """
+
+    inputs: Tensor | None = None
+    outputs: Tensor | None = None
+
+    @property
+    def plain(self) -> bool:
+        """Whether this is the Frobenius norm."""
+        return self.moment("inputs") is None and self.moment("outputs") is None
+
+    def moment(self, side: str) -> Moment | None:
+        """Return the moment of 'inputs' or 'outputs', None for the identity."""
+        return self._moments[side]
+
+    @cached_property
+    def _moments(self) -> dict[str, Moment | None]:
+        return {"inputs": _moment(self.inputs), "outputs": _moment(self.outputs)}
+
+    def check(self, signature: Signature) -> None:
+        """Raise FitError where a moment has the wrong shape or entries that are not finite."""
+        for side in SIDES:
+            given: Tensor | None = getattr(self, side)
+            if given is None:
+                continue
+            size = prod(getattr(signature, side))
+            if tuple(given.shape) not in ((size,), (size, size)):
+                raise FitError(
+                    f"the metric of the {side} has shape {tuple(given.shape)}, "
+                    f"the weight {signature} needs ({size}, {size}) or ({size},)",
+                    hint="moments are over the flattened dimensions of one side",
+                )
+            if not bool(torch.isfinite(given).all()):
+                raise FitError(
+                    f"the metric of the {side} has entries that are not finite",
+                    hint="look for inf or nan in the calibration data",
+                )
+
+    def norm(self, tensor: Tensor, signature: Signature) -> float:
+        """Return `||sqrt(G) E sqrt(C)||_F` of a tensor of `signature.shape`."""
+        return float(torch.linalg.norm(self.whitened(tensor, signature)))
+
+    def whitened(self, tensor: Tensor, signature: Signature) -> Tensor:
+        """Return `S_G^T E S_C` as a matrix (m, n), with `S S^T` the moments."""
+        matrix = tensor.double().reshape(prod(signature.outputs), prod(signature.inputs))
+        ingoing, outgoing = self.moment("inputs"), self.moment("outputs")
+        if ingoing is not None:
+            matrix = matrix @ ingoing.root if ingoing.root.ndim == 2 else matrix * ingoing.root
+        if outgoing is not None:
+            root = outgoing.root
+            matrix = root.T @ matrix if root.ndim == 2 else root[:, None] * matrix
+        return matrix
+
+
+def relative_error(
+    weight: Tensor, fitted: Tensor, signature: Signature, metric: Metric | None = None
+) -> float:
+    """Return `||W - W'|| / ||W||` in the metric; the error itself where the weight is zero."""
+    metric = metric or Metric()
+    error = metric.norm(weight.double() - fitted.double(), signature)
+    whole = metric.norm(weight, signature)
+    return error / whole if whole > 0 else error
+
+
+def ridged_spectrum(values: Tensor) -> Tensor:
+    """Add `RIDGE` of the largest to eigenvalues in the last dimension; all ones where all vanish."""
+    values = values.clamp_min(0)
+    top = values.amax(-1, keepdim=True)
+    return torch.where(top > 0, values + RIDGE * top, torch.ones_like(values))
+
+
+def _moment(given: Tensor | None) -> Moment | None:
+    if given is None or not bool((given != 0).any()):
+        return None
+    return Moment(given.detach().double())

@@ -1,0 +1,22 @@
+"""Safe edits of a user's model, passes, contracts, and the manager that runs them."""
+
+from tnc.rewrite.contract import Analysis, Approximate, Contract, Exact, ZeroDelta
+from tnc.rewrite.manager import Outcome, Record, run_passes
+from tnc.rewrite.passes import Pass, passes
+from tnc.rewrite.reparam import Reparam
+from tnc.rewrite.subject import Subject
+
+__all__ = [
+    "Analysis",
+    "Approximate",
+    "Contract",
+    "Exact",
+    "Outcome",
+    "Pass",
+    "Record",
+    "Reparam",
+    "Subject",
+    "ZeroDelta",
+    "passes",
+    "run_passes",
+]

@@ -1,0 +1,143 @@
+"""Edits of a module tree: put a structured layer where a weight was, everywhere it is read."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from tnc.decide.site import Site
+from tnc.errors import PassError
+from tnc.net import Structure
+from tnc.nn import Conv2dView, EmbeddingView, LinearView, StructuredLayer, View, install_rebuilt_
+
+
+def owner_of(model: nn.Module, name: str) -> tuple[nn.Module, str]:
+    """Return the module that holds a parameter and the attribute's name."""
+    path, _, attribute = name.rpartition(".")
+    return model.get_submodule(path), attribute
+
+
+def replaceable(module: nn.Module, attribute: str) -> str:
+    """Say which view stands in for a whole module: 'linear', 'conv', 'embedding'; empty for none."""
+    if attribute != "weight":
+        return ""
+    kind = type(module)
+    if kind in (nn.Linear, nn.modules.linear.NonDynamicallyQuantizableLinear):
+        return "linear"
+    if kind is nn.Conv2d:
+        return "conv"
+    if kind is nn.Embedding:
+        return "embedding"
+    hugging = (kind.__module__, kind.__name__) == ("transformers.pytorch_utils", "Conv1D")
+    return "linear" if hugging else ""
+
+
+def view_for(site: Site, kind: str, transposed: bool) -> View:
+    """Return the view that a site's layer needs."""
+    options: dict[str, Any] = dict(site.options)
+    if kind == "embedding":
+        return EmbeddingView(options.get("padding_idx"))
+    work = site.work
+    if kind == "conv":
+        return Conv2dView(
+            stride=options.get("stride", (1, 1)),
+            padding=options.get("padding", (0, 0)),
+            dilation=options.get("dilation", (1, 1)),
+            groups=site.groups,
+            padding_mode=options.get("padding_mode", "zeros"),
+            pixels_in=work.rows_in,
+            pixels_out=work.rows,
+        )
+    return LinearView(rows=work.rows, transposed=transposed)
+
+
+def install_(
+    model: nn.Module,
+    site: Site,
+    structure: Structure,
+    cores: dict[str, Tensor],
+    bias: Tensor | None = None,
+) -> tuple[StructuredLayer, str]:
+    """Put a structure in the place of a site's weight, for all of its names.
+
+    Tied uses share one set of core parameters. Returns the first layer and its path in the model.
+    A new `bias` replaces the owner's. Raises PassError where the owner cannot be found.
+    """
+    first: StructuredLayer | None = None
+    first_path = ""
+    made: dict[int, StructuredLayer] = {}
+    for alias in site.aliases:
+        try:
+            module, attribute = owner_of(model, alias)
+        except AttributeError as error:
+            raise PassError(f"the model has no {alias!r}", where=f"site {site.name}") from error
+        if id(module) in made or isinstance(module, StructuredLayer):
+            if id(module) in made:
+                _set_submodule(model, alias.rpartition(".")[0], made[id(module)])
+            continue
+        if attribute not in module._parameters:
+            continue  # a shared module whose parameter was replaced under another of its names
+        kind = replaceable(module, attribute)
+        shared = first.cores if first is not None else cores
+        view = view_for(site, kind or "linear", site.transposed)
+        own_bias = _bias_of(module, kind, bias if first is None else None)
+        layer = StructuredLayer(structure, view, dict(shared), own_bias)
+        layer.train(module.training)
+        if kind:
+            _keep_hooks(module, layer)
+            path = alias.rpartition(".")[0]
+            made[id(module)] = layer
+            _set_submodule(model, path, layer)
+        else:
+            _set_bias(module, attribute, bias if first is None else None)
+            install_rebuilt_(module, attribute, layer)
+            path = f"{alias}_structure"
+        if first is None:
+            first, first_path = layer, path
+    if first is None:
+        raise PassError(f"no parameter of {site.name} is left to replace")
+    return first, first_path
+
+
+def bias_of(model: nn.Module, site: Site) -> nn.Parameter | None:
+    """Return the bias that is added to what a site computes, where it is known."""
+    if not site.biased:
+        return None
+    module, attribute = owner_of(model, site.name)
+    name = bias_name(attribute)
+    found = module._parameters.get(name)
+    return found if isinstance(found, nn.Parameter) else None
+
+
+def bias_name(attribute: str) -> str:
+    """Return the name of the bias beside a weight: 'bias', 'in_proj_bias'."""
+    return attribute.replace("weight", "bias") if "weight" in attribute else "bias"
+
+
+def _bias_of(module: nn.Module, kind: str, new: Tensor | None) -> Tensor | None:
+    if kind in ("linear", "conv"):
+        old = module._parameters.get("bias")
+        if old is not None and new is not None:
+            old.data.copy_(new)
+        return old
+    return None
+
+
+def _keep_hooks(old: nn.Module, new: nn.Module) -> None:
+    """Hand a user's hooks on; the dictionaries themselves, so that their handles go on working."""
+    for name in ("_forward_hooks", "_forward_hooks_with_kwargs", "_forward_hooks_always_called",
+                 "_forward_pre_hooks", "_forward_pre_hooks_with_kwargs", "_backward_hooks",
+                 "_backward_pre_hooks"):
+        setattr(new, name, getattr(old, name))
+
+
+def _set_bias(module: nn.Module, attribute: str, new: Tensor | None) -> None:
+    old = module._parameters.get(bias_name(attribute))
+    if old is not None and new is not None:
+        old.data.copy_(new)
+
+
+def _set_submodule(model: nn.Module, path: str, layer: nn.Module) -> None:
+    parent_path, _, name = path.rpartition(".")
+    setattr(model.get_submodule(parent_path), name, layer)

@@ -1,0 +1,138 @@
+"""Fit the structure of a plan to the weights of a model, in the metric that was measured."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from tnc.capture import Measurements
+from tnc.decide.site import Site
+from tnc.fit import Metric, fit_structure, reconstruct, relative_error
+from tnc.net import Signature, Structure
+from tnc.rewrite.edit import bias_of, owner_of
+
+DAMPING = 0.03
+"""Share of the mean output weight that every output direction gets: Gram matrices are estimates."""
+
+
+@dataclass(frozen=True, eq=False)
+class Fitting:
+    """Cores for a (stacked) weight and the shift that its mean output asks of each bias.
+
+    `relative` is the error in the metric of the fit over the weight's norm there; `plain` the same
+    in the Frobenius norm. `shifts` holds one vector a site, None where there is no bias.
+    """
+
+    cores: dict[str, Tensor]
+    shifts: tuple[Tensor | None, ...]
+    dense: Tensor
+    relative: float
+    plain: float
+    note: str
+
+
+def weight_of(model: nn.Module, sites: Sequence[Site]) -> Tensor:
+    """Return the weight of a site as a map, outputs first; several sites stacked by outputs."""
+    parts = []
+    for site in sites:
+        module, attribute = owner_of(model, site.name)
+        stored = module._parameters[attribute]
+        assert stored is not None
+        part = stored.detach()
+        parts.append(part.t() if site.transposed else part)
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+def metric_of(
+    model: nn.Module, sites: Sequence[Site], measurements: Measurements | None, kind: str
+) -> Metric:
+    """Return the metric of a (stacked) weight: 'none', 'inputs' or 'both'.
+
+    Where every site has a bias of its own, the inputs are centred: the bias takes up the mean
+    (`b' = b + (W - W') mean`), so only the covariance is left to fit. The output weights of stacked
+    sites form a block diagonal.
+    """
+    if kind == "none" or measurements is None:
+        return Metric()
+    first = measurements.of(sites[0].name)
+    inputs = first.moment
+    if inputs is not None and inputs.dim() == 2 and _centred(model, sites, measurements):
+        mean = first.mean.double()
+        inputs = inputs.double() - torch.outer(mean, mean)
+    outputs = None
+    if kind == "both":
+        grams = [measurements.of(site.name).outputs for site in sites]
+        if all(gram is not None for gram in grams):
+            outputs = _damped([gram for gram in grams if gram is not None])
+    if sites[0].op == "embedding":
+        outputs = first.moment if outputs is None else outputs
+        inputs = None
+    return Metric(inputs, outputs)
+
+
+def fit_sites(
+    model: nn.Module,
+    sites: Sequence[Site],
+    structure: Structure,
+    fit: str,
+    metric: Metric,
+    measurements: Measurements | None,
+    seed: int,
+    weight: Tensor | None = None,
+) -> Fitting:
+    """Fit one structure to the (stacked) weight of sites, or to `weight` in its place."""
+    own = weight_of(model, sites)
+    target = own if weight is None else weight
+    found = fit_structure(
+        target, structure, fit, metric, seed=seed_for(seed, sites[0].name, "fit")
+    )
+    dense = reconstruct(structure, found.cores)
+    shifts = _shifts(model, sites, target, dense, measurements)
+    plain = relative_error(target, dense, structure.signature)
+    return Fitting(found.cores, shifts, dense, found.error, plain, found.note)
+
+
+def seed_for(seed: int, site: str, purpose: str) -> int:
+    """Derive a seed for one use from the plan's seed, the site and the purpose."""
+    text = f"{seed}/{site}/{purpose}".encode()
+    return int.from_bytes(hashlib.sha256(text).digest()[:4], "big")
+
+
+def signature_of(sites: Sequence[Site]) -> Signature:
+    """Return the signature of a (stacked) weight."""
+    first = sites[0].signature
+    return Signature((sum(site.signature.outputs[0] for site in sites),), first.inputs)
+
+
+def _centred(model: nn.Module, sites: Sequence[Site], measurements: Measurements) -> bool:
+    return all(
+        bias_of(model, site) is not None
+        and len(site.uses) == 1
+        and measurements.of(site.name).mean is not None
+        for site in sites
+    )
+
+
+def _shifts(
+    model: nn.Module,
+    sites: Sequence[Site],
+    weight: Tensor,
+    dense: Tensor,
+    measurements: Measurements | None,
+) -> tuple[Tensor | None, ...]:
+    if measurements is None or not _centred(model, sites, measurements):
+        return (None,) * len(sites)
+    mean = measurements.of(sites[0].name).mean
+    gap = (weight.double() - dense.double()).flatten(1)
+    shift = gap @ mean.double().to(gap.device)
+    return tuple(shift.split([site.signature.outputs[0] for site in sites]))
+
+
+def _damped(grams: list[Tensor]) -> Tensor:
+    whole = torch.block_diag(*(gram.double() for gram in grams))
+    level = whole.diagonal().mean()
+    return whole + DAMPING * level * torch.eye(len(whole), dtype=whole.dtype)
