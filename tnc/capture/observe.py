@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.modules import module as hooks
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -157,8 +157,3 @@ def observe(
         ) from error
     finally:
         backup.restore()
-
-
-def plain(tensor: Tensor) -> Tensor:
-    """Detach a tensor from gradients for bookkeeping."""
-    return tensor.detach()

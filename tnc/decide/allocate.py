@@ -11,13 +11,16 @@ import numpy as np
 
 from tnc.decide.allocate_max import cheapest_under, smallest_threshold
 from tnc.decide.infeasible import explain, explain_error_bound
-from tnc.decide.knapsack import Knapsack, from_choices
+from tnc.decide.knapsack import from_choices
 from tnc.decide.knapsack_solve import Answer, Effort, solve
 from tnc.errors import PlanError
 
 __all__ = ("Allocation", "Choice", "Effort", "allocate", "minimise_cost")
 
 Objective = Literal["sum", "max"]
+
+EFFORT = Effort()
+"""What is tried when nothing else is said: a gap of 1e-4, 10 seconds per program."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +59,7 @@ def allocate(
     budgets: Mapping[str, float],
     *,
     objective: Objective = "sum",
-    effort: Effort = Effort(),
+    effort: Effort = EFFORT,
 ) -> Allocation:
     """Choose one candidate per site: least error within every budget.
 
@@ -64,8 +67,9 @@ def allocate(
     subject to  sum_s cost(s, x_s)[m] <= budgets[m] for every m
 
     `budgets` names the entries of each `Choice.cost`, in order; `inf` leaves one open. With "max"
-    the cheapest allocation of that maximum is given (the sum of cost / budget counts). Ties: the
-    smaller cost, then the lower index. Raises PlanError for lists that do not fit together, and
+    the cheapest allocation of that maximum is given (the sum of cost / budget counts). A choice
+    that another of its site matches in error and cost, or beats, is never picked (of equals the
+    first stays), and of equal sites the first gets the lowest index. Raises PlanError for lists that do not fit together, and
     InfeasibleBudget with the tightest feasible value of each budget.
     Method: multiple-choice knapsack, Kellerer et al., Knapsack Problems, ch. 11; HiGHS.
 
@@ -96,7 +100,7 @@ def minimise_cost(
     budgets: Mapping[str, float],
     *,
     objective: Objective = "sum",
-    effort: Effort = Effort(),
+    effort: Effort = EFFORT,
 ) -> Allocation:
     """Choose one candidate per site: least cost within an error bound (and the other budgets).
 

@@ -19,6 +19,14 @@ def smallest_threshold(knapsack: Knapsack, effort: Effort) -> Answer:
     thresholds out and a search for any selection that fits settles the rest. `bound` is the least
     value that was not proven too small; `picks` has the least sum of weight / limit.
     """
+    knapsack, places = knapsack.compact(knapsack.undominated)
+    answer = _search(knapsack, effort)
+    if answer.picks is None:
+        return answer
+    return replace(answer, picks=places[knapsack.sites, answer.picks])
+
+
+def _search(knapsack: Knapsack, effort: Effort) -> Answer:
     thresholds = np.unique(knapsack.values[knapsack.open])
     low = _first_possible(knapsack, thresholds)
     if low == len(thresholds):

@@ -72,7 +72,7 @@ def ladder(
     rule = target.rule
     if rule.ranks == "full":
         return (_candidate(family, target, template, template.bound, tails),)
-    if rule.ranks is not None:
+    if rule.ranks:
         return (_candidate(family, target, template, dict(rule.ranks), tails),)
     if rule.keep is not None:
         return (_candidate(family, target, template, kept(template, target, rule.keep), tails),)

@@ -78,6 +78,15 @@ class Knapsack:
         return Knapsack(small.values[rows, places], small.weights[rows, places],
                         self.limits), places
 
+    def ordered(self, picks: Ints) -> Ints:
+        """Give the lower picks of equal sites to the earlier ones; value and totals stay."""
+        picks, groups = picks.copy(), dict[bytes, list[int]]()
+        for site, (values, weights) in enumerate(zip(self.values, self.weights)):
+            groups.setdefault(values.tobytes() + weights.tobytes(), []).append(site)
+        for group in groups.values():
+            picks[group] = np.sort(picks[group])
+        return picks
+
     @cached_property
     def undominated(self) -> Mask:
         """Mark the entries that no other of their site beats in value and in every row.

@@ -7,8 +7,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy import sparse
-from scipy.optimize import Bounds, LinearConstraint, OptimizeResult, milp
+from scipy.optimize import LinearConstraint, OptimizeResult
 
+from tnc.decide.highs import solve_binary
 from tnc.decide.knapsack import Floats, Ints, Knapsack, Mask
 from tnc.decide.lagrangian import solve_dual
 
@@ -57,7 +58,7 @@ def solve(knapsack: Knapsack, effort: Effort) -> Answer:
     """
     compact, places = knapsack.compact(knapsack.undominated)
     small, offset, scale = compact.scaled()
-    dual = solve_dual(small)
+    dual = solve_dual(small, any_fit=effort.gap == np.inf)
     if dual.bound == np.inf:
         return Answer(None, np.inf, "lagrangian")
     known = Answer(dual.picks, dual.bound, "lagrangian")
@@ -65,7 +66,7 @@ def solve(knapsack: Knapsack, effort: Effort) -> Answer:
         known = _programs(small, known, dual.multipliers, offset / scale, effort)
     if known.picks is None:
         return replace(known, bound=offset + scale * known.bound)
-    picks = places[knapsack.sites, known.picks]
+    picks = knapsack.ordered(places[knapsack.sites, known.picks])
     bound = min(offset + scale * known.bound, knapsack.value(picks))
     return Answer(picks, bound, known.solver)
 
@@ -174,13 +175,8 @@ def _milp(
     value = 1.0 if known.picks is None else small.value(known.picks)
     value = max(value - decided_value, 1e-9)
     relative, unit = accepted / value, 1e3 / value
-    result = milp(
-        unit * small.values[sites[rows], choices],
-        integrality=np.ones(count),
-        bounds=Bounds(0, 1),
-        constraints=constraints,
-        options={"time_limit": effort.seconds, "mip_rel_gap": min(relative, 1e6)},
-    )
+    result = solve_binary(unit * small.values[sites[rows], choices], constraints,
+                          seconds=effort.seconds, gap=min(relative, 1e6))
     return result, lambda bound: decided_value + (bound - 2e-6) / unit
 
 

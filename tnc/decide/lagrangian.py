@@ -23,7 +23,9 @@ class Dual:
     picks: Ints | None
 
 
-def solve_dual(knapsack: Knapsack, *, rounds: int = 200, tolerance: float = 1e-9) -> Dual:
+def solve_dual(
+    knapsack: Knapsack, *, any_fit: bool = False, rounds: int = 200, tolerance: float = 1e-9
+) -> Dual:
     """Maximise the Lagrangian bound by cutting planes, then repair selections until they fit.
 
     L(y) = sum_s min_j (values[s, j] + y . weights[s, j]) - y . limits,  y >= 0
@@ -31,17 +33,20 @@ def solve_dual(knapsack: Knapsack, *, rounds: int = 200, tolerance: float = 1e-9
     Every selection x gives the cut L(y) <= value(x) + y . (totals(x) - limits); the next y is the
     best of a small linear program over all cuts in a box that grows while it binds. For one row
     this is bisection between slopes. L above the largest value of any selection proves that none
-    fits. Expects `Knapsack.scaled`. Method: Kelley 1960; Kellerer et al., Knapsack Problems, ch. 11.
+    fits. Expects `Knapsack.scaled`.
+    Method: Kelley 1960; Kellerer et al., Knapsack Problems, ch. 11.
     """
     climb = _Climb(knapsack)
     worst = float(np.where(knapsack.open, knapsack.values, -np.inf).max(axis=1).sum())
     box = 16.0
     for _ in range(rounds):
+        if any_fit and climb.met:
+            return Dual(climb.best, climb.bound, climb.met[0])
         ceiling, multipliers = climb.next_multipliers(box)
-        climb.visit(multipliers)
+        settled = not climb.visit(multipliers)
         if climb.bound > worst + 1e-6 * max(1.0, abs(worst)):
             return Dual(climb.best, np.inf, None)
-        if ceiling - climb.bound <= tolerance * max(1.0, abs(ceiling)):
+        if settled or ceiling - climb.bound <= tolerance * max(1.0, abs(ceiling)):
             if multipliers.max(initial=0.0) < 0.999 * box or box > 1e9:
                 break
             box *= 16.0
@@ -58,21 +63,25 @@ class _Climb:
         self.best_picks = knapsack.values.argmin(axis=1)
         self.cuts: list[tuple[float, Floats]] = []
         self.met: list[Ints] = []
+        self.seen: set[bytes] = set()
         heavy = np.where(knapsack.open[:, :, None], knapsack.weights, np.inf)
         for row in range(rows):
             self._cut(heavy[:, :, row].argmin(axis=1))
         self._cut(np.where(knapsack.open, heavy.sum(axis=2), np.inf).argmin(axis=1))
         self.visit(self.best)
 
-    def visit(self, multipliers: Floats) -> None:
-        """Evaluate L there and remember its selection as a cut."""
+    def visit(self, multipliers: Floats) -> bool:
+        """Evaluate L there, remember its selection as a cut, and say whether that is a new one.
+
+        Where it is not, the cuts already give L exactly and the climb in the box has ended.
+        """
         knapsack = self.knapsack
         priced = knapsack.values + knapsack.weights @ multipliers
         picks = priced.argmin(axis=1)
         level = float(priced[knapsack.sites, picks].sum() - multipliers @ knapsack.limits)
         if level > self.bound:
             self.bound, self.best, self.best_picks = level, multipliers, picks
-        self._cut(picks)
+        return self._cut(picks)
 
     def next_multipliers(self, box: float) -> tuple[float, Floats]:
         """Maximise the least of all cuts in the box: the upper bound on L, and where it is."""
@@ -92,11 +101,15 @@ class _Climb:
             return self.bound, self.best
         return float(answer.x[-1]), np.clip(answer.x[:-1], 0.0, box)
 
-    def _cut(self, picks: Ints) -> None:
+    def _cut(self, picks: Ints) -> bool:
+        if (key := picks.tobytes()) in self.seen:
+            return False
+        self.seen.add(key)
         slope = self.knapsack.totals(picks) - self.knapsack.limits
         self.cuts.append((self.knapsack.value(picks), slope))
         if self.knapsack.fits(picks):
             self.met.append(picks)
+        return True
 
 
 def _best_repaired(knapsack: Knapsack, climb: _Climb) -> Ints | None:

@@ -60,7 +60,7 @@ def match_rules(
             continue
         counts[number] += 1
         rule, where = spec.rules[number], locations.get(f"rules.{number}", f"rules[{number}]")
-        if rule.dense:
+        if not rule.structure:
             skips.append(Skip(site.name, f"dense by {where}"))
         elif site.signature.parameters < rule.min_params:
             skips.append(

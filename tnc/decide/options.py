@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, fields, is_dataclass
-from difflib import get_close_matches
 from functools import cache
 from typing import Annotated, Any, Literal, TypeVar, Union, get_type_hints
 
@@ -22,11 +21,13 @@ from pydantic import (
     GetCoreSchemaHandler,
     GetJsonSchemaHandler,
     TypeAdapter,
+    ValidationError,
     create_model,
 )
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
 from tnc.decide.option_text import OptionText, parse_options, print_options
+from tnc.decide.spec_problems import nearest, problem, tell
 from tnc.errors import TncError
 from tnc.registry import Registry, normalise
 
@@ -67,9 +68,7 @@ def build(registry: Registry[type[T]], value: Any) -> T:
     things = registry.all()
     if kind not in things:
         raise _unknown_kind(registry, str(options["kind"]), nested=isinstance(value, Mapping))
-    model = options_model(kind, things[kind])
-    checked = model.model_validate_json(json.dumps({**options, "kind": kind}), strict=True)
-    given = {name: getattr(checked, name) for name in type(checked).model_fields if name != "kind"}
+    given = _checked(options_model(kind, things[kind]), {**options, "kind": kind})
     try:
         return things[kind](**given)
     except TncError as error:
@@ -95,6 +94,12 @@ def as_mapping(registry: Registry[type[T]], thing: T) -> dict[str, Any]:
     return plain
 
 
+def as_plain(registry: Registry[type[T]], thing: T) -> str | dict[str, Any]:
+    """Write an instance as a spec does: its name where that says all, else the mapping."""
+    plain = as_mapping(registry, thing)
+    return plain if len(plain) > 1 else str(plain["kind"])
+
+
 def as_text(registry: Registry[type[T]], thing: T) -> str:
     """Write an instance in the text form.
 
@@ -115,7 +120,7 @@ class Choice:
         self, source: Any, handler: GetCoreSchemaHandler
     ) -> CoreSchema:
         printer = core_schema.plain_serializer_function_ser_schema(
-            lambda thing: as_text(self.registry, thing)
+            lambda thing: as_plain(self.registry, thing)
         )
         return core_schema.no_info_plain_validator_function(
             lambda value: build(self.registry, value), serialization=printer
@@ -136,9 +141,14 @@ def text_schema(names: Any) -> dict[str, Any]:
     return {"type": "string", "pattern": rf"^({joined})(\{{.*\}})?$"}
 
 
-def problem(kind: str, message: str, **context: Any) -> PydanticCustomError:
-    """Return an error that pydantic places; `{text}` keeps braces in the message as they are."""
-    return PydanticCustomError(kind, "{text}", {"text": message, **context})  # type: ignore[arg-type]
+def _checked(model: type[BaseModel], options: dict[str, Any]) -> dict[str, Any]:
+    """Check options strictly, as JSON: lists become tuples, but `"2"` is no number."""
+    names = [name for name in model.model_fields if name != "kind"]
+    try:
+        checked = model.model_validate_json(json.dumps(options, default=str), strict=True)
+    except ValidationError as error:
+        raise tell(error, names) from None
+    return {name: getattr(checked, name) for name in names}
 
 
 def _mapping(registry: Registry[Any], value: Any) -> dict[str, Any]:
@@ -162,8 +172,8 @@ def _unknown_kind(registry: Registry[Any], name: str, nested: bool) -> PydanticC
 
 def unknown(what: str, name: str, names: Any, key: str = "") -> PydanticCustomError:
     """Return the error for a name that is none of `names`; `key` is where it is written."""
-    near = get_close_matches(normalise(name), sorted(names), n=1)
-    guess = f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(sorted(names))}"
+    near = nearest(normalise(name), names)
+    guess = f"did you mean {near!r}?" if near else f"there are: {', '.join(sorted(names))}"
     return problem("unknown_kind", f"no {what} is named {name!r}; {guess}", key=key)
 
 

@@ -7,7 +7,7 @@ from math import prod
 
 import numpy as np
 
-from tnc.decide.core_shape import CoreShape, Floats, Packing
+from tnc.decide.core_shape import CoreShape, Floats, Ints, Packing
 from tnc.errors import PlanError
 
 
@@ -92,8 +92,8 @@ def _best_entry(problem: Packing, table: Floats, slack: float) -> tuple[int, ...
     spans = [np.arange(low, cap + 1) for low, cap in zip(lowest, problem.caps)]
     best: tuple[float, int, tuple[int, ...]] | None = None
     for rank in range(lowest[axis], problem.caps[axis] + 1):
-        grids = np.ix_(*(spans[:axis] + [np.array([rank])] + spans[axis + 1 :]))
-        slab = table[np.ix_(*(span - 1 for span in (g.ravel() for g in grids)))]
+        grids = np.ix_(*spans[:axis], np.array([rank]), *spans[axis + 1 :])
+        slab = table[np.ix_(*(grid.ravel() - 1 for grid in grids))]
         entry = _best_in_slab(problem, grids, slab, slack)
         if entry is not None and (best is None or _precedes(entry, best, slack)):
             best = entry
@@ -102,7 +102,7 @@ def _best_entry(problem: Packing, table: Floats, slack: float) -> tuple[int, ...
 
 
 def _best_in_slab(
-    problem: Packing, grids: tuple[np.ndarray, ...], slab: Floats, slack: float
+    problem: Packing, grids: tuple[Ints, ...], slab: Floats, slack: float
 ) -> tuple[float, int, tuple[int, ...]] | None:
     entries = prod(grids[1:], start=grids[0])
     params = entries + sum(problem.sizes[mode] * grids[mode] for mode in problem.free)

@@ -7,11 +7,9 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from tnc.decide.core_shape import CoreShape, Floats, Packing
+from tnc.decide.core_shape import CoreShape, Floats, Ints, Packing
 from tnc.decide.packing_baselines import bang_for_buck
 from tnc.errors import PlanError
-
-Ints = NDArray[np.int64]
 
 CHUNK = 1 << 16
 """Partial shapes held at once in one level of the enumeration."""

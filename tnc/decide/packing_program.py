@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from itertools import product
-from math import ceil, log, prod
+from math import ceil, log
 
 import numpy as np
 from scipy import sparse
-from scipy.optimize import Bounds, LinearConstraint, milp
+from scipy.optimize import LinearConstraint
 
 from tnc.decide.core_shape import CoreShape, Packing, better
+from tnc.decide.highs import solve_binary
 from tnc.errors import PlanError
 
 
@@ -73,13 +74,11 @@ def _solve_split(
     rows = sparse.csr_matrix(np.vstack((np.log(ranks), sizes * ranks)))
     members = np.repeat(np.arange(len(lengths)), lengths)
     one_hot = sparse.csr_matrix((np.ones(len(members)), (members, np.arange(len(members)))))
-    answer = milp(
+    answer = solve_binary(
         -gains,
-        integrality=1,
-        bounds=Bounds(0, 1),
-        constraints=(LinearConstraint(rows, -np.inf, [log(entries / problem.whole), factors]),
-                     LinearConstraint(one_hot, 1, 1)),
-        options={"time_limit": seconds},
+        (LinearConstraint(rows, -np.inf, [log(entries / problem.whole), factors]),
+         LinearConstraint(one_hot, 1, 1)),
+        seconds=seconds,
     )
     if answer.x is None:
         return None
@@ -89,5 +88,4 @@ def _solve_split(
     full = list(problem.sizes)
     for mode, rank in zip(problem.free, chosen):
         full[mode] = rank
-    assert prod(full) > 0
     return tuple(full)

@@ -14,7 +14,8 @@ from functools import cache
 from typing import Any
 
 from tnc.decide.option_text import OptionText, parse_options
-from tnc.decide.options import as_text, build, problem, text_schema
+from tnc.decide.options import as_text, build, text_schema
+from tnc.decide.spec_problems import problem
 from tnc.registry import Registry, normalise
 
 passes: Registry[type[Any]] = Registry("pass", "tnc.passes")

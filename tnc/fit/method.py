@@ -114,7 +114,7 @@ def saturated(network: Network) -> bool:
         sides = [prod(network.size[n] for n in side) for side in (parted.left, parted.right)]
         if network.size[bond] < min(sides):
             return False
-    return bool(network.equation.bonds)
+    return bool(network.equation.bonds) and not network.equation.shared
 
 
 def legs_of(network: Network) -> tuple[str, ...]:

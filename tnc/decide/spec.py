@@ -1,0 +1,252 @@
+"""Specs: a person's wish, in YAML or in Python; the same model for both."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ModelWrapValidatorHandler,
+    ValidationError,
+    field_serializer,
+    field_validator,
+    model_validator,
+)
+
+from tnc.decide.options import Choice
+from tnc.decide.pipeline import DEFAULT
+from tnc.decide.spec_fields import Amount, Flag, Fraction, OneOrMore, Positive, Rank, Step, Whole
+from tnc.decide.spec_problems import SpecProblems, problem, problems_of, tell
+from tnc.decide.specfile import find_spec_file, override, read_tree
+from tnc.decide.spectree import Node
+from tnc.net import digest
+from tnc.sources import DataSource, Evaluation, ModelSource, datas, evaluations, models
+from tnc.structures import Family, families
+
+Metric = Literal["none", "inputs", "both"]
+Format = Literal["torch-export", "onnx", "dense"]
+Patterns = Annotated[tuple[str, ...], OneOrMore(), Field(min_length=1)]
+
+
+class Part(BaseModel):
+    """A piece of a spec: frozen, no unknown keys, errors in words."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _told(cls, data: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
+        try:
+            return handler(data)
+        except ValidationError as error:
+            raise tell(error, list(cls.model_fields)) from None
+
+
+class Budget(Part):
+    """What the sites within `scope` may cost together, or how far the output may move.
+
+    A fraction is of the scope's dense value, a whole number is absolute. Under an error bound the
+    cost named by `minimise` is made as small as can be.
+    """
+
+    scope: str = "*"
+    params: Amount | None = None
+    flops: Amount | None = None
+    bytes: Amount | None = None
+    latency: Fraction | None = None
+    error: Positive | None = None
+    minimise: Literal["params", "flops", "bytes"] | None = None
+
+    @model_validator(mode="after")
+    def _one_aim(self) -> Self:
+        costs = [name for name in ("params", "flops", "bytes", "latency") if getattr(self, name)]
+        if not costs and self.error is None:
+            raise problem("value", "a budget needs one of params, flops, bytes, latency, error")
+        if costs and self.error is not None:
+            raise problem("value", f"a budget bounds error or {costs[0]}, not both", key="error")
+        if self.minimise and self.error is None:
+            raise problem("value", "minimise needs an error bound: 'error'", key="minimise")
+        return self
+
+    @property
+    def limits(self) -> tuple[tuple[str, int | float], ...]:
+        """The bounds that are given, by name."""
+        names = ("params", "flops", "bytes", "latency", "error")
+        return tuple((name, getattr(self, name)) for name in names if getattr(self, name))
+
+
+class Rule(Part):
+    """What becomes of the weights whose path matches; the first rule that matches one decides.
+
+    `structure` is empty for weights that stay dense, else the candidates. `ranks` and `keep` fix
+    what is otherwise searched.
+    """
+
+    match: Patterns
+    op: Literal["linear", "conv", "embedding"] | None = None
+    structure: Annotated[
+        tuple[Annotated[Family, Choice(families)], ...], OneOrMore(empty="dense")
+    ]
+    ranks: dict[str, Rank] = Field(default_factory=dict)
+    keep: Fraction | None = None
+    fit: str = "auto"
+    metric: Metric | None = None
+    min_params: Whole = 0
+    allow_empty: Flag = False
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.ranks and self.keep:
+            raise problem("value", "ranks and keep both fix the size; give one", key="keep")
+        if not self.structure and (self.ranks or self.keep):
+            key = "ranks" if self.ranks else "keep"
+            raise problem("value", f"a dense weight has no {key}", key=key)
+        if self.ranks and len(self.structure) > 1:
+            raise problem("value", "ranks need a single structure, not candidates", key="ranks")
+        return self
+
+    @field_serializer("structure", mode="wrap")
+    def _short_structure(self, value: Any, handler: Any) -> Any:
+        plain = handler(value)
+        return "dense" if not plain else plain[0] if len(plain) == 1 else plain
+
+    @property
+    def fixed(self) -> bool:
+        """Whether nothing about the rule is left to search."""
+        return not self.structure or bool(self.ranks) or self.keep is not None
+
+
+class Quality(Part):
+    """A gate on the evaluation's figure on held-out data; behind it no artifact is written."""
+
+    max_error: Positive
+
+
+class Spec(Part):
+    """A complete wish. `Spec.read("minilm.yaml")` and `Spec(...)` make the same thing.
+
+    Raises SpecProblems with every error.
+    """
+
+    version: Literal[1]
+    extends: Annotated[tuple[str, ...], OneOrMore()] = Field(default=(), exclude=True)
+    seed: Whole = 0
+    model: Annotated[ModelSource, Choice(models)] | None = None
+    calibration: Annotated[DataSource, Choice(datas)] | None = None
+    evaluation: Annotated[Evaluation, Choice(evaluations)] | None = None
+    budget: Budget | None = None
+    objective: Literal["sum", "max"] = "sum"
+    allocate: Literal["measured", "surrogate", "uniform"] = "measured"
+    metric: Metric = "both"
+    shares: Flag = False
+    round_to: Rank = 8
+    rules: tuple[Rule, ...] = Field(min_length=1)
+    passes: tuple[Annotated[str, Step()], ...] = DEFAULT
+    quality: Quality | None = None
+    export: Annotated[tuple[Format, ...], OneOrMore()] = ()
+
+    def __init__(self, **data: Any) -> None:
+        try:
+            super().__init__(**data)
+        except ValidationError as error:
+            raise SpecProblems(problems_of(error)) from None
+
+    @field_validator("extends")
+    @classmethod
+    def _resolved(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if value:
+            raise problem("value", "extends is resolved when a file is read: use Spec.read(file)")
+        return value
+
+    @model_validator(mode="after")
+    def _sized(self) -> Self:
+        for number, rule in enumerate(self.rules):
+            if self.budget is None and not rule.fixed:
+                raise problem(
+                    "value",
+                    f"nothing says how small rule {number} ({rule.match[0]}) should become; "
+                    "add a budget, or ranks or keep to the rule",
+                    key="rules",
+                )
+        return self
+
+    @classmethod
+    def read(cls, name: str | Path, overrides: Iterable[str] = ()) -> Spec:
+        """Read a spec file, or a recipe by its bare name; see `read_spec`."""
+        return read_spec(name, overrides).spec
+
+    def to_data(self) -> dict[str, Any]:
+        """Write the spec as plain data, defaults included; `Spec(**data)` reads it back."""
+        return self.model_dump(mode="json", exclude_none=True)
+
+    def to_yaml(self) -> str:
+        """Write the spec as YAML."""
+        from ruamel.yaml import YAML
+
+        stream = io.StringIO()
+        writer = YAML()
+        writer.width = 100
+        writer.dump(self.to_data(), stream)
+        return stream.getvalue()
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of the spec: equal wishes, equal digests, however they were written."""
+        return digest(self.to_data())
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """A spec with where each part of it was written: `rules.0` -> `minilm.yaml:14`."""
+
+    spec: Spec
+    locations: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def text(self) -> str:
+        """The resolved spec as YAML."""
+        return self.spec.to_yaml()
+
+    @property
+    def digest(self) -> str:
+        """The spec's digest."""
+        return self.spec.digest
+
+
+def read_spec(name: str | Path, overrides: Iterable[str] = ()) -> Resolved:
+    """Read a spec file, or a recipe by its bare name, lay overrides over it, and check it.
+
+    Raises SpecError, or SpecProblems with every error at its file, line and column.
+    """
+    tree = read_tree(find_spec_file(str(name)))
+    for assignment in overrides:
+        tree = override(tree, assignment)
+    return check_tree(tree)
+
+
+def check_tree(tree: Node) -> Resolved:
+    """Check a tree that was read. Raises SpecProblems with places."""
+    try:
+        spec = Spec(**tree.plain)
+    except SpecProblems as error:
+        raise error.placed(tree) from None
+    return Resolved(spec, dict(_locations(tree, "")))
+
+
+def _locations(node: Node, path: str) -> Iterable[tuple[str, str]]:
+    if path:
+        yield path, node.key.short
+    inner: Iterable[tuple[Any, Node]] = ()
+    if isinstance(node.value, dict):
+        inner = node.value.items()
+    elif isinstance(node.value, list):
+        inner = enumerate(node.value)
+    for name, child in inner:
+        yield from _locations(child, f"{path}.{name}" if path else str(name))

@@ -1,0 +1,94 @@
+"""Field types of a spec that pydantic does not have: one or more, amounts, passes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+from pydantic import Field, GetCoreSchemaHandler, GetJsonSchemaHandler, WithJsonSchema
+from pydantic import BeforeValidator as Before
+from pydantic_core import CoreSchema, core_schema
+
+from tnc.decide.pipeline import canonical, schema
+from tnc.decide.spec_problems import problem
+
+
+@dataclass(frozen=True)
+class OneOrMore:
+    """Annotate a tuple that may be written as one value; `empty` is the word for no value."""
+
+    empty: str = ""
+
+    def __get_pydantic_core_schema__(
+        self, source: Any, handler: GetCoreSchemaHandler
+    ) -> CoreSchema:
+        return core_schema.no_info_before_validator_function(self._listed, handler(source))
+
+    def __get_pydantic_json_schema__(
+        self, schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> dict[str, Any]:
+        many = handler(schema)
+        word = [{"const": self.empty}] if self.empty else []
+        return {"anyOf": [*word, many["items"], many]}
+
+    def _listed(self, value: Any) -> Any:
+        if self.empty and value == self.empty:
+            return ()
+        if not isinstance(value, list | tuple):
+            return (value,)
+        if self.empty and self.empty in value:
+            raise problem(
+                "value", f"{self.empty!r} is always a candidate; leave it out of the list"
+            )
+        return value
+
+
+@dataclass(frozen=True)
+class Step:
+    """Annotate text that names a pass with its options."""
+
+    def __get_pydantic_core_schema__(
+        self, source: Any, handler: GetCoreSchemaHandler
+    ) -> CoreSchema:
+        return core_schema.no_info_plain_validator_function(canonical)
+
+    def __get_pydantic_json_schema__(
+        self, core: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> dict[str, Any]:
+        return schema()
+
+
+def amount(value: Any) -> int | float:
+    """Read a fraction of the dense value (0 < float <= 1) or an absolute number (above 1).
+
+    >>> amount(0.5), amount(2e6), amount(1_000)
+    (0.5, 2000000, 1000)
+    """
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if number and isinstance(value, float) and 0 < value <= 1:
+        return value
+    if number and value > 1 and value == int(value):
+        return int(value)
+    told = "expected a fraction such as 0.5 (of the dense value) or a whole number above 1"
+    if number and value == 1:
+        raise problem("value", f"{told}, got 1: write 1.0 for all of it")
+    raise problem("value", f"{told}, got {value!r}")
+
+
+Amount = Annotated[
+    int | float,
+    Before(amount),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"type": "number", "exclusiveMinimum": 0, "maximum": 1},
+                {"type": "integer", "exclusiveMinimum": 1},
+            ]
+        }
+    ),
+]
+Whole = Annotated[int, Field(strict=True, ge=0)]
+Rank = Annotated[int, Field(strict=True, ge=1)]
+Positive = Annotated[float, Field(strict=True, gt=0)]
+Fraction = Annotated[float, Field(strict=True, gt=0, le=1)]
+Flag = Annotated[bool, Field(strict=True)]

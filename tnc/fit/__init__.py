@@ -1,0 +1,28 @@
+"""Fits: the cores of a structure that come closest to a weight, in a metric.
+
+One file a fit; to add one, add a file. `als` serves every equation, the others are faster or exact
+where their pattern of cores and bonds applies.
+"""
+
+from tnc.fit.als import polish
+from tnc.fit.fitting import choose, fit_structure
+from tnc.fit.folding import reconstruct
+from tnc.fit.method import DirectFit, Fit, Fitted, Outcome, fits
+from tnc.fit.metric import Metric, relative_error
+from tnc.fit.spectra import spectrum, tails
+
+__all__ = [
+    "DirectFit",
+    "Fit",
+    "Fitted",
+    "Metric",
+    "Outcome",
+    "choose",
+    "fit_structure",
+    "fits",
+    "polish",
+    "reconstruct",
+    "relative_error",
+    "spectrum",
+    "tails",
+]

@@ -1,0 +1,160 @@
+"""The loop of alternating least squares."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from tnc.derive import adjoint, dense
+from tnc.derive.adjoint import WEIGHT
+from tnc.fit.conjugate import conjugate_gradients
+from tnc.fit.folding import crop, fold
+from tnc.fit.marginal import fold_moments
+from tnc.fit.metric import Metric
+from tnc.fit.method import Outcome
+from tnc.fit.named_einsum import contract
+from tnc.fit.normal import Gram, Inverse, gram
+from tnc.net import Network, Structure
+
+
+@dataclass(frozen=True)
+class Settings:
+    """When to stop: sweeps at most, relative change of the error over a sweep, error reached.
+
+    `steps` bounds the conjugate gradients of cores whose normal matrix is too large to factorise.
+    """
+
+    sweeps: int = 100
+    tolerance: float = 1e-6
+    exact: float = 1e-13
+    steps: int = 8
+
+
+class Descent:
+    """Alternating least squares in the form of corrections.
+
+    Each core moves by `H^-1 J^T (G E C)`, with E the residual of the whole sum. Padding has no
+    residual, so that it is free, and rounding errors correct themselves. A step that does not
+    lower the error is taken back.
+    """
+
+    def __init__(
+        self,
+        weight: Tensor,
+        structure: Structure,
+        cores: Mapping[str, Tensor],
+        metric: Metric,
+        settings: Settings,
+        held: frozenset[str] = frozenset(),
+    ) -> None:
+        self.structure, self.metric, self.settings = structure, metric, settings
+        self.weight = weight
+        self.cores = {name: cores[name] for name in structure.shapes}
+        self.free = [
+            (place, core.name)
+            for place, term in enumerate(structure.terms)
+            for core in term.equation.cores
+            if core.name not in held and core.kind != "constant"
+        ]
+        self.moments = [fold_moments(metric, t, structure.signature) for t in structure.terms]
+        self.parts = [self._part(term, self.cores) for term in structure.terms]
+        self.error = self._norm(self._residual(self.parts))
+
+    def run(self) -> Outcome:
+        """Sweep over the cores until the error settles."""
+        whole = self._norm(self.weight) or 1.0
+        sweeps, converged = 0, self.error <= self.settings.exact * whole or not self.free
+        while not converged and sweeps < self.settings.sweeps:
+            before = self.error
+            for place, name in self.free if sweeps % 2 == 0 else reversed(self.free):
+                self._update(place, name)
+            sweeps += 1
+            settled = before - self.error <= self.settings.tolerance * before
+            converged = settled or self.error <= self.settings.exact * whole
+        return Outcome(self.cores, sweeps, converged)
+
+    def _update(self, place: int, name: str) -> None:
+        term = self.structure.terms[place]
+        pulled = contract(
+            adjoint(term, name),
+            {**self.cores, WEIGHT: self._weighted(self._residual(self.parts), place)},
+        )
+        change = self._solve(place, name, pulled)
+        cores = {**self.cores, name: self.cores[name] + change}
+        parts = [*self.parts]
+        parts[place] = self._part(term, cores)
+        error = self._norm(self._residual(parts))
+        if error < self.error:
+            self.cores, self.parts, self.error = cores, parts, error
+
+    def _solve(self, place: int, name: str, pulled: Tensor) -> Tensor:
+        term, moments = self.structure.terms[place], self.moments[place]
+        normal = gram(term, self.cores, name, moments)
+        if normal.direct and normal.flops <= self._iterating_flops(term, name):
+            return Inverse(normal)(pulled)
+        rough = gram(term, self.cores, name, moments, product=True)
+        return conjugate_gradients(
+            lambda change: self._normal_product(place, name, change),
+            pulled,
+            _preconditioner(rough),
+            self.settings.steps,
+        )
+
+    def _iterating_flops(self, term: Network, name: str) -> float:
+        whole = term.signature.parameters
+        metric = sum(
+            2.0 * whole * m.tensor.numel() ** 0.5 for m in self.moments[0] if m.full
+        )
+        once = dense(term).order.flops + adjoint(term, name).order.flops + metric
+        return 4.0 * self.settings.steps * once + 1e9
+
+    def _normal_product(self, place: int, name: str, change: Tensor) -> Tensor:
+        term = self.structure.terms[place]
+        moved = contract(dense(term), {**self.cores, name: change})
+        if self.moments[place]:
+            moved = fold(
+                self._apply_metric(crop(moved, term, self.structure.signature)), term
+            )
+        return contract(adjoint(term, name), {**self.cores, WEIGHT: moved})
+
+    def _weighted(self, residual: Tensor, place: int) -> Tensor:
+        return fold(self._apply_metric(residual), self.structure.terms[place])
+
+    def _apply_metric(self, tensor: Tensor) -> Tensor:
+        """Return G E C."""
+        matrix = tensor.reshape(_matrix_shape(self.structure))
+        ingoing, outgoing = self.metric.moment("inputs"), self.metric.moment("outputs")
+        if ingoing is not None:
+            moment = ingoing.ridged
+            matrix = matrix @ moment if moment.ndim == 2 else matrix * moment
+        if outgoing is not None:
+            moment = outgoing.ridged
+            matrix = moment @ matrix if moment.ndim == 2 else moment[:, None] * matrix
+        return matrix.reshape(tensor.shape)
+
+    def _norm(self, tensor: Tensor) -> float:
+        return float((tensor * self._apply_metric(tensor)).sum().clamp_min(0).sqrt())
+
+    def _part(self, term: Network, cores: Mapping[str, Tensor]) -> Tensor:
+        return crop(contract(dense(term), cores), term, self.structure.signature)
+
+    def _residual(self, parts: list[Tensor]) -> Tensor:
+        total = self.weight
+        for part in parts:
+            total = total - part
+        return total
+
+
+def _preconditioner(rough: Gram) -> Inverse | None:
+    return Inverse(rough) if rough.direct else None
+
+
+def _matrix_shape(structure: Structure) -> tuple[int, int]:
+    signature = structure.signature
+    rows = int(torch.Size(signature.outputs).numel())
+    return rows, signature.parameters // rows
+
+

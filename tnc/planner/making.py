@@ -1,0 +1,155 @@
+"""Put a plan together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from tnc.decide.matching import Target, match_rules
+from tnc.decide.plan import Entry, Plan, Skip
+from tnc.decide.spec import Spec
+from tnc.errors import PlanError
+from tnc.planner.allocation import Allotment, by_knapsack, shortlist, uniform
+from tnc.planner.budget import Budget, budget_of, totals
+from tnc.planner.options import Option, dense_of, metric_kind, options_of
+from tnc.planner.timing import layer_seconds
+from tnc.planner.trial import Evaluator, Trial
+from tnc.rewrite.subject import Subject
+
+Progress = Callable[[str, int, int], None]
+
+
+def make_plan(
+    subject: Subject,
+    spec: Spec,
+    *,
+    fingerprint: str,
+    batches: Sequence[Any] = (),
+    evaluation: Evaluator | None = None,
+    locations: Mapping[str, str] | None = None,
+    progress: Progress | None = None,
+) -> Plan:
+    """Decide what every weight becomes.
+
+    `subject` is the prepared model with its trace and measurements; `batches` are those on which
+    the shortlist is rescored when the spec says `allocate: measured`. Raises PlanError for rules
+    that match nothing, InfeasibleBudget with the tightest budget that can be met.
+    """
+    trace, notes = subject.trace, []
+    targets, skips = match_rules(trace.sites, spec, locations or {}, trace.shared_inputs)
+    offers = []
+    for number, target in enumerate(targets):
+        if progress:
+            progress("candidates", number, len(targets))
+        offers.append((target, options_of(subject, target, spec)))
+    seconds = _timed(offers, spec)
+    dense_seconds = {t.name: seconds(t, Option(None, 0.0, 0.0)) for t in targets}
+    budget = budget_of(subject.model, trace.sites, targets, spec, dense_seconds)
+    allotment = _allot(subject, offers, budget, spec, seconds, batches, evaluation, notes, progress)
+    if subject.measurements is None:
+        notes.append("no calibration: errors are of the weights alone (Frobenius norm)")
+    chosen = [(target, option.cost(target)) for target, option in allotment.chosen]
+    return Plan(
+        fingerprint=fingerprint,
+        seed=spec.seed,
+        entries=tuple(
+            _entry(subject, spec, target, option, allotment)
+            for target, option in sorted(allotment.chosen, key=lambda pair: pair[0].name)
+        ),
+        skips=tuple(sorted((*skips, *(Skip(p, r) for p, r in trace.untraced)),
+                           key=lambda skip: (skip.site, skip.reason))),
+        passes=tuple(spec.pass_texts),
+        budgets=tuple(sorted((n, float(budget.limits[n] + budget.fixed[n])) for n in budget.limits)),
+        objective=spec.objective,
+        total=totals(subject.model, trace.sites, "*", chosen),
+        scope=totals(subject.model, trace.sites, budget.scope, chosen),
+        notes=tuple(notes),
+    )
+
+
+def _allot(
+    subject: Subject,
+    offers: Sequence[tuple[Target, Sequence[Option]]],
+    budget: Budget,
+    spec: Spec,
+    seconds: Callable[[Target, Option], float],
+    batches: Sequence[Any],
+    evaluation: Evaluator | None,
+    notes: list[str],
+    progress: Progress | None,
+) -> Allotment:
+    if spec.allocate == "uniform":
+        found = uniform(offers, budget)
+        if found is None or not budget.limits:
+            raise PlanError(
+                "no uniform share meets the budget" if budget.limits else "uniform needs a budget",
+                where="allocate",
+                hint="give `budget: {params: ...}`, or `keep` in every rule",
+            )
+        return found
+    if spec.allocate == "surrogate":
+        return by_knapsack(offers, budget, spec, seconds)
+    if evaluation is None or not batches:
+        notes.append("allocate: measured fell back to surrogate: there is no calibration data")
+        return by_knapsack(offers, budget, spec, seconds)
+    lists = shortlist(offers, budget, spec, seconds)
+    if len(lists) == 1:
+        return lists[0]
+    trial = Trial(subject, batches, evaluation, spec)
+    scored = []
+    for number, allotment in enumerate(lists):
+        if progress:
+            progress("rescoring on the model", number, len(lists))
+        scored.append((float(f"{trial.figure(allotment.chosen):.4g}"), number, allotment))
+    told = ", ".join(f"{allotment.how} {figure:.4g}" for figure, _, allotment in scored)
+    notes.append(f"rescored on the model, mean distance on calibration data: {told}")
+    return min(scored, key=lambda item: item[:2])[2]
+
+
+def _timed(
+    offers: Sequence[tuple[Target, Sequence[Option]]], spec: Spec
+) -> Callable[[Target, Option], float]:
+    if spec.budget is None or spec.budget.latency is None:
+        return lambda target, option: 0.0
+    cache: dict[tuple[str, str], float] = {}
+
+    def seconds(target: Target, option: Option) -> float:
+        structure = option.candidate.structure if option.candidate else None
+        key = (target.name, str(structure))
+        if key not in cache:
+            cache[key] = layer_seconds(target, structure)
+        return cache[key]
+
+    return seconds
+
+
+def _entry(
+    subject: Subject, spec: Spec, target: Target, option: Option, allotment: Allotment
+) -> Entry:
+    dense, cost, candidate = dense_of(target), option.cost(target), option.candidate
+    if candidate is None:
+        reason = f"{allotment.how}: no structure saves enough for its error; it stays dense"
+    else:
+        reason = f"{allotment.how}: predicted error {option.error:.3g}"
+        if target.sites[0].rebuilt:
+            reason += "; its code reads the weight itself, so it is rebuilt at each call"
+        if len(target.sites) > 1:
+            reason += "; the sites read one tensor and share an input factor"
+    if allotment.remark:
+        reason += f" ({allotment.remark})"
+    return Entry(
+        site=target.name,
+        members=tuple(site.name for site in target.sites),
+        structure=candidate.structure if candidate else None,
+        fit=candidate.fit if candidate else "",
+        family=candidate.family if candidate else "dense",
+        metric=metric_kind(subject, target, spec),
+        error=option.error,
+        relative=option.relative,
+        params=cost.params,
+        dense_params=dense.params,
+        flops=cost.flops,
+        dense_flops=dense.flops,
+        reason=reason,
+        rule=target.where,
+    )

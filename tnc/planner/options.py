@@ -1,0 +1,151 @@
+"""Options: candidates with their errors, in one unit for the whole model where that is known."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from math import exp, isnan, log, sqrt
+
+import numpy as np
+import numpy.typing as npt
+from torch import Tensor
+
+from tnc.decide.candidates import Candidate, ladder, template_of
+from tnc.decide.matching import Target
+from tnc.decide.spec import Spec
+from tnc.derive.cost import Cost
+from tnc.fit import Metric, tails
+from tnc.rewrite.fitting import fit_sites, metric_of, weight_of
+from tnc.rewrite.subject import Subject
+from tnc.structures import Family
+
+PROBED = 5
+"""How many sizes of a ladder are really fitted where the spectra do not give the error exactly."""
+
+
+@dataclass(frozen=True)
+class Option:
+    """A candidate with its error: `error` in the unit of the objective, `relative` to the layer.
+
+    The candidate None keeps the weight dense.
+    """
+
+    candidate: Candidate | None
+    error: float
+    relative: float
+
+    def cost(self, target: Target) -> Cost:
+        """Return the cost of the option."""
+        return dense_of(target) if self.candidate is None else self.candidate.cost
+
+
+def dense_of(target: Target) -> Cost:
+    """Return the cost of the target's dense weights."""
+    costs = [site.cost for site in target.sites]
+    return Cost(
+        sum(c.params for c in costs), sum(c.flops for c in costs), sum(c.bytes for c in costs), 0
+    )
+
+
+def metric_kind(subject: Subject, target: Target, spec: Spec) -> str:
+    """Return the metric that a target is fitted in: its rule's, the spec's, or what is possible."""
+    wanted = target.rule.metric or spec.metric
+    if wanted == "auto":
+        if subject.measurements is None:
+            return "none"
+        return "both" if subject.measurements.has_outputs else "inputs"
+    return wanted
+
+
+def is_fixed(target: Target) -> bool:
+    """Whether the spec fixes the target's ranks, so that nothing is left to decide."""
+    return target.rule.fixed
+
+
+def options_of(subject: Subject, target: Target, spec: Spec) -> tuple[Option, ...]:
+    """Return what a target could become; staying dense comes first, unless the spec fixes ranks.
+
+    With output weights (metric 'both') the error is the expected squared change of the model's
+    features a sample, so errors of different layers add up. Without, it is the squared error of the
+    layer's output relative to the output itself.
+    """
+    kind = metric_kind(subject, target, spec)
+    metric = metric_of(subject.model, target.sites, subject.measurements, kind)
+    weight = weight_of(subject.model, target.sites)
+    energy = metric.norm(weight, target.signature) ** 2 or 1.0
+    unit = 1.0 if metric.outputs is not None and kind == "both" else energy
+    options = [] if is_fixed(target) else [Option(None, 0.0, 0.0)]
+    for family in target.rule.structure:
+        found = spectra(weight, target, family, metric)
+        candidates = ladder(family, target, found, spec.round_to)
+
+        def fitted(candidate: Candidate) -> float:
+            return _fitted(subject, target, candidate, metric, spec.seed, energy)
+
+        for candidate, squared in zip(candidates, squared_errors(candidates, fitted, energy)):
+            options.append(Option(candidate, _six(squared / unit), _six(sqrt(squared / energy))))
+    return tuple(options)
+
+
+def squared_errors(
+    candidates: tuple[Candidate, ...], fitted: Callable[[Candidate], float], energy: float
+) -> list[float]:
+    """Return the squared error of each candidate of a ladder.
+
+    Exact surrogates are taken as they are. Others are corrected by real fits at a few sizes, the
+    logarithm of the ratio interpolated over the logarithm of the size; without a surrogate the
+    error itself is interpolated.
+    """
+    if all(candidate.exact for candidate in candidates):
+        return [max(0.0, candidate.surrogate) for candidate in candidates]
+    count = len(candidates)
+    places = sorted({round(k * (count - 1) / max(1, PROBED - 1)) for k in range(PROBED)})
+    floor = 1e-12 * energy
+
+    def base(candidate: Candidate) -> float:
+        return floor if isnan(candidate.surrogate) else max(candidate.surrogate, floor)
+
+    sizes = [log(candidates[p].cost.params) for p in places]
+    ratios = [log(max(fitted(candidates[p]), floor) / base(candidates[p])) for p in places]
+    return [
+        base(c) * exp(float(np.interp(log(c.cost.params), sizes, ratios))) for c in candidates
+    ]
+
+
+def spectra(
+    weight: Tensor, target: Target, family: Family, metric: Metric
+) -> Mapping[str, npt.NDArray[np.float64]]:
+    """Return the squared error by rank for every bond of a family that cuts its network in two."""
+    template = template_of(family, target)
+    found = {}
+    network = template.at({name: 1 for name, _ in template.bounds}).terms[0]
+    for bond, _ in template.bounds:
+        values = tails(weight, network, bond, metric)
+        if values is not None:
+            found[bond] = values.cpu().numpy()
+    return found
+
+
+def _fitted(
+    subject: Subject,
+    target: Target,
+    candidate: Candidate,
+    metric: Metric,
+    seed: int,
+    energy: float,
+) -> float:
+    fitting = fit_sites(
+        subject.model,
+        target.sites,
+        candidate.structure,
+        candidate.fit,
+        metric,
+        subject.measurements,
+        seed,
+    )
+    return fitting.relative**2 * energy
+
+
+def _six(value: float) -> float:
+    """Round to six digits: thread counts change the last ones, and ties must not depend on them."""
+    return float(f"{value:.6g}")

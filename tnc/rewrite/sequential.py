@@ -1,0 +1,183 @@
+"""Sequential refit: later layers are fitted to the inputs that compressed earlier layers produce."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tnc.capture import kept_rows
+from tnc.decide.plan import Entry
+from tnc.decide.site import Site
+from tnc.fit import Metric
+from tnc.rewrite.edit import bias_of
+from tnc.rewrite.factorizing import factorize_entry, sites_of
+from tnc.rewrite.fitting import metric_of, weight_of
+from tnc.rewrite.subject import Subject
+
+
+@dataclass(frozen=True, eq=False)
+class Moments:
+    """Second moments of what a layer read in the original (x) and reads now (x'), with means.
+
+    `cross` is E[x x'^T], `now` is E[x' x'^T], `was` is E[x x^T]; all (n, n), float64.
+    """
+
+    was: Tensor
+    cross: Tensor
+    now: Tensor
+    mean_was: Tensor
+    mean_now: Tensor
+
+
+class _Reached(Exception):
+    """Stops a forward at the layer that is asked about."""
+
+
+def refitted_weights(subject: Subject, entries: Sequence[Entry], strength: float) -> Subject:
+    """Fit and install entries in the order of execution, linear layers by `refit_target`.
+
+    Layers that are no plain linear module with one use are fitted as planned, and say so.
+    """
+    original = copy.deepcopy(subject.model).eval()
+    sites = {entry.site: sites_of(subject, entry)[0] for entry in entries}
+    stages = _stages(original, list(entries), sites, subject.batches[0])
+    later = {entry.site for stage in stages for entry in stage}
+    for entry in entries:
+        if entry.site not in later:
+            subject = factorize_entry(subject, entry)
+            subject = subject.edited(f"{entry.site}: no sequential refit, it is not one plain linear")
+    for stage in stages:
+        path = sites[stage[0].site].path
+        moments = _moments(original, subject.model, path, subject.batches)
+        for entry in stage:
+            subject = _refit(subject, entry, sites[entry.site], moments, strength)
+    return subject
+
+
+def refit_target(
+    weight: Tensor, moments: Moments, strength: float, centred: bool
+) -> tuple[Tensor, Tensor]:
+    """Return `W*` and the moment of the inputs to fit it in.
+
+    `W* = argmin E |W x - W* x'|^2 + strength * E |(W - W*) x|^2`, both over centred inputs where
+    the layer has a bias: `W* = W (E[x x'^T] + strength C) (E[x' x'^T] + strength C)^+`.
+    """
+    was, cross, now = moments.was, moments.cross, moments.now
+    if centred:
+        was = was - torch.outer(moments.mean_was, moments.mean_was)
+        cross = cross - torch.outer(moments.mean_was, moments.mean_now)
+        now = now - torch.outer(moments.mean_now, moments.mean_now)
+    inputs = now + strength * was
+    level = inputs.diagonal().mean()
+    ridge = 1e-8 * level * torch.eye(len(inputs), dtype=inputs.dtype)
+    right = weight.double() @ (cross + strength * was + ridge)
+    return torch.linalg.solve(inputs + ridge, right.T).T, inputs / (1 + strength)
+
+
+def _refit(
+    subject: Subject, entry: Entry, site: Site, moments: Moments, strength: float
+) -> Subject:
+    centred = bias_of(subject.model, site) is not None
+    weight = weight_of(subject.model, (site,))
+    target, inputs = refit_target(weight, moments, strength, centred)
+    measured = metric_of(subject.model, (site,), subject.measurements, entry.metric)
+    if entry.metric == "none":
+        inputs = None  # type: ignore[assignment]
+
+    def shift(dense: Tensor) -> Tensor:
+        return weight.double() @ moments.mean_was - dense.double() @ moments.mean_now
+
+    return factorize_entry(
+        subject,
+        entry,
+        weight=target.to(weight.dtype),
+        metric=Metric(inputs, measured.outputs),
+        shift=shift if centred else None,
+    )
+
+
+def _stages(
+    model: nn.Module, entries: list[Entry], sites: Mapping[str, Site], batch: Any
+) -> list[list[Entry]]:
+    """Group entries by the tensor that they read, in the order of execution."""
+    plain = {
+        sites[entry.site].path: entry for entry in entries if _is_plain(model, sites[entry.site])
+    }
+    seen: list[tuple[Tensor, list[Entry]]] = []
+
+    def reader(entry: Entry) -> Callable[..., None]:
+        def read(module: nn.Module, args: tuple[Tensor, ...]) -> None:
+            for tensor, stage in seen:
+                if tensor is args[0]:
+                    stage.append(entry)
+                    return
+            seen.append((args[0], [entry]))
+
+        return read
+
+    with _hooked(model, {path: reader(entry) for path, entry in plain.items()}):
+        _call(model, batch)
+    return [stage for _, stage in seen]
+
+
+def _is_plain(model: nn.Module, site: Site) -> bool:
+    one = len(site.uses) == 1 and len(site.aliases) == 1
+    return one and site.op == "linear" and site.uses[0].view == "module" and site.groups == 1
+
+
+def _moments(
+    original: nn.Module, current: nn.Module, path: str, batches: Sequence[Any]
+) -> Moments:
+    sums: list[Tensor] = []
+    rows = 0
+    current.eval()
+    for batch in batches:
+        x, y = (_input_at(model, path, batch).double() for model in (original, current))
+        parts = [x.T @ x, x.T @ y, y.T @ y, x.sum(0), y.sum(0)]
+        sums = [a + b for a, b in zip(sums, parts)] if sums else parts
+        rows += len(x)
+    return Moments(*(part / rows for part in sums))
+
+
+def _input_at(model: nn.Module, path: str, batch: Any) -> Tensor:
+    """Run a model until it reaches a layer and return the rows that the layer reads."""
+    found: list[Tensor] = []
+
+    def stop(module: nn.Module, args: tuple[Tensor, ...]) -> None:
+        found.append(args[0].detach())
+        raise _Reached
+
+    with _hooked(model, {path: stop}):
+        try:
+            _call(model, batch)
+        except _Reached:
+            pass
+    return kept_rows(found[0], batch)
+
+
+@contextmanager
+def _hooked(model: nn.Module, hooks: Mapping[str, Callable[..., None]]) -> Iterator[None]:
+    handles = [
+        model.get_submodule(path).register_forward_pre_hook(hook) for path, hook in hooks.items()
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _call(model: nn.Module, batch: Any) -> None:
+    with torch.no_grad():
+        if isinstance(batch, Mapping):
+            model(**batch)
+        elif isinstance(batch, (tuple, list)):
+            model(*batch)
+        else:
+            model(batch)

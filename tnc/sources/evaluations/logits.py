@@ -1,0 +1,49 @@
+"""Class or token probabilities."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from tnc.sources.outputs import mask_of, tensor_of
+from tnc.sources.source import Batch, Evaluation, evaluations, gaussian
+
+if TYPE_CHECKING:
+    from torch import Generator, Tensor
+
+
+@evaluations.register("logits")
+@dataclass(frozen=True)
+class Logits(Evaluation):
+    """Mean KL(original || compiled) of the predicted distributions, in nats.
+
+    Logits (samples, classes), or (samples, tokens, classes), where every token that the attention
+    mask keeps is a sample.
+    """
+
+    figure = "KL divergence"
+    curvature = 0.5
+
+    def features(self, output: Any, batch: Batch) -> Tensor:
+        logits, mask = tensor_of(output, "logits"), mask_of(batch)
+        if logits.ndim == 3 and mask is not None:
+            logits = logits[mask.bool()]
+        return logits.flatten(0, -2).log_softmax(-1)
+
+    def distance(self, features: Tensor, reference: Tensor) -> Tensor:
+        return (reference.exp() * (reference - features)).sum(-1)
+
+    def probe(self, output: Any, batch: Batch, generator: Generator) -> Tensor:
+        """Return sum_b (H_b^(1/2) u_b) . z_b with H = diag(p) - p p^T, the Hessian of the KL."""
+        logs = self.features(output, batch)
+        root = logs.detach().mul(0.5).exp()
+        drawn = gaussian(logs, generator)
+        across = root * drawn - root.square() * (root * drawn).sum(-1, keepdim=True)
+        return (across * logs).sum()
+
+    def summary(self, features: Tensor, reference: Tensor) -> dict[str, float]:
+        same = features.argmax(-1) == reference.argmax(-1)
+        return {
+            self.figure: float(self.distance(features.double(), reference.double()).mean()),
+            "agreement": float(same.double().mean()),
+        }

@@ -1,0 +1,65 @@
+"""Models from a function for the structure and a safetensors file for the weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tnc.errors import SourceError
+from tnc.sources.models.callable import made_by
+from tnc.sources.reference import find_path
+from tnc.sources.source import Loaded, ModelSource, models
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+@models.register("safetensors")
+@dataclass(frozen=True)
+class Safetensors(ModelSource):
+    """`function(**kwargs)` makes the model, `state` is the file with its weights.
+
+    Every parameter must be in the file and every entry of the file in the model.
+    """
+
+    function: str
+    state: str
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
+
+    def load(self) -> Loaded:
+        from safetensors.torch import load_file
+
+        model, inputs = made_by(self.function, self.kwargs)
+        file = find_path(self.state)
+        try:
+            state = load_file(file)
+        except Exception as error:
+            raise SourceError(f"cannot read the weights: {error}", where=str(file)) from error
+        _fill(model, state, file)
+        return Loaded(model.eval(), inputs)
+
+    def skeleton(self, folder: Path | None = None) -> nn.Module:
+        return made_by(self.function, self.kwargs)[0].eval()
+
+
+def _fill(model: nn.Module, state: dict[str, Any], file: Path) -> None:
+    try:
+        result = model.load_state_dict(state, strict=False)
+    except RuntimeError as error:
+        raise SourceError(f"the weights do not fit: {error}", where=str(file)) from error
+    counters = [name for name in result.missing_keys if name.endswith("num_batches_tracked")]
+    tied = _tied_names(model, state)
+    missing = sorted(set(result.missing_keys) - set(counters) - tied)
+    if missing or result.unexpected_keys:
+        told = [f"no {name!r} in the file" for name in missing]
+        told += [f"no {name!r} in the model" for name in sorted(result.unexpected_keys)]
+        raise SourceError(f"the weights do not fit: {'; '.join(told[:5])}", where=str(file))
+
+
+def _tied_names(model: nn.Module, state: dict[str, Any]) -> set[str]:
+    """Names of tensors that the file holds under another name."""
+    owned = list(model.named_parameters(remove_duplicate=False))
+    held = {id(tensor) for name, tensor in owned if name in state}
+    return {name for name, tensor in owned if id(tensor) in held}

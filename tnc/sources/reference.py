@@ -1,0 +1,60 @@
+"""References in specs to code and folders: `pkg.mod:function`, `package:pkg/folder`."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from tnc.errors import SourceError
+
+
+def find_function(reference: str) -> Callable[..., Any]:
+    """Return the function `pkg.mod:name`. Importing it runs its module's code.
+
+    Raises SourceError.
+    """
+    module, colon, name = reference.partition(":")
+    if not (module and colon and name):
+        raise SourceError(
+            f"{reference!r} names no function", hint="write 'package.module:function'"
+        )
+    try:
+        found = getattr(importlib.import_module(module), name)
+    except ModuleNotFoundError as error:
+        raise SourceError(
+            f"cannot import {error.name!r}",
+            where=reference,
+            hint="install it, or put its folder into PYTHONPATH",
+        ) from error
+    except AttributeError as error:
+        raise SourceError(f"module {module!r} has no {name!r}", where=reference) from error
+    if not callable(found):
+        raise SourceError(f"{reference} is no function but {type(found).__name__}")
+    return found  # type: ignore[no-any-return]
+
+
+def find_path(reference: str) -> Path:
+    """Return a file or folder: a path, or `package:pkg/inside`, found without importing `pkg`.
+
+    Raises SourceError when there is none.
+    """
+    if not reference.startswith("package:"):
+        path = Path(reference).expanduser()
+        if path.exists():
+            return path
+        raise SourceError(f"no file or folder {reference!r}", where=f"relative to {Path.cwd()}")
+    package, _, inside = reference.removeprefix("package:").partition("/")
+    spec = importlib.util.find_spec(package) if package.isidentifier() else None
+    if spec is None:
+        raise SourceError(
+            f"no Python package {package!r} is installed",
+            where=reference,
+            hint=f"pip install {package.replace('_', '-')}",
+        )
+    for folder in spec.submodule_search_locations or []:
+        if (Path(folder) / inside).exists():
+            return Path(folder) / inside
+    raise SourceError(f"package {package!r} holds no {inside!r}", where=reference)

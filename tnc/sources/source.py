@@ -1,0 +1,105 @@
+"""What a model source, a data source and an evaluation are, and their registries."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from tnc.registry import Registry
+
+if TYPE_CHECKING:
+    from torch import Generator, Tensor, nn
+
+Batch = Mapping[str, Any] | tuple[Any, ...]
+"""Keyword arguments or positional arguments of one forward pass."""
+
+Split = Literal["calibration", "held-out"]
+Call = tuple[tuple[Any, ...], dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model with what came along: a tokenizer, and files that its artifacts carry."""
+
+    model: nn.Module
+    inputs: Batch | None = None
+    tokenizer: Any = None
+    files: tuple[Path, ...] = ()
+
+    def example(self) -> Call | None:
+        """Return an example input as (args, kwargs); None where the source knows none."""
+        return None if self.inputs is None else as_call(self.inputs)
+
+
+def as_call(batch: Batch) -> Call:
+    """Return a batch as (args, kwargs).
+
+    >>> as_call({"x": 1}), as_call((1, 2))
+    (((), {'x': 1}), ((1, 2), {}))
+    """
+    return ((), dict(batch)) if isinstance(batch, Mapping) else (tuple(batch), {})
+
+
+class ModelSource(ABC):
+    """Where a model comes from; concrete sources are frozen dataclasses."""
+
+    @abstractmethod
+    def load(self) -> Loaded:
+        """Return the model with its weights, in evaluation mode. Raises SourceError."""
+
+    @abstractmethod
+    def skeleton(self, folder: Path | None = None) -> nn.Module:
+        """Build the model without its weights; `folder` is an artifact with the source's files."""
+
+
+class DataSource(ABC):
+    """Where inputs come from; concrete sources are frozen dataclasses. Deterministic."""
+
+    @abstractmethod
+    def batches(self, loaded: Loaded, split: Split = "calibration") -> list[Batch]:
+        """Return the batches of a split, which share no sample. Raises SourceError."""
+
+
+class Evaluation(ABC):
+    """How far a model's output is from the original's; concrete ones are frozen dataclasses.
+
+    `figure` names the mean of `distance`. For a small change of the weights,
+    `distance ~ curvature * E[(change of probe)^2]`, so gradients of `probe` sample the curvature of
+    the figure without any labels.
+    """
+
+    figure: ClassVar[str]
+    curvature: ClassVar[float]
+
+    @abstractmethod
+    def features(self, output: Any, batch: Batch) -> Tensor:
+        """Return what is compared, (samples, d)."""
+
+    @abstractmethod
+    def distance(self, features: Tensor, reference: Tensor) -> Tensor:
+        """Return how far features are from the reference's, (samples,)."""
+
+    def probe(self, output: Any, batch: Batch, generator: Generator) -> Tensor:
+        """Return sum_b u_b . features_b for Gaussian u, a scalar to differentiate."""
+        features = self.features(output, batch)
+        return (gaussian(features, generator) * features).sum()
+
+    def summary(self, features: Tensor, reference: Tensor) -> dict[str, float]:
+        """Return figures for people, by name; the mean distance under `figure` is one of them."""
+        return {self.figure: float(self.distance(features, reference).mean())}
+
+
+def gaussian(like: Tensor, generator: Generator) -> Tensor:
+    """Draw standard normal numbers on the CPU, so that devices agree, shaped as `like`."""
+    import torch
+
+    drawn = torch.randn(like.shape, generator=generator, dtype=torch.float32)
+    return drawn.to(device=like.device, dtype=like.dtype)
+
+
+models: Registry[type[ModelSource]] = Registry("model source", "tnc.sources.models")
+datas: Registry[type[DataSource]] = Registry("data source", "tnc.sources.data")
+evaluations: Registry[type[Evaluation]] = Registry("evaluation", "tnc.sources.evaluations")
