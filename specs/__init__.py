@@ -1,1 +1,1 @@
-"""Specs that users read and copy. Installed as `tnc.specs`."""
+"""Specs that come with tnc: recipes by bare name, examples of structures, the JSON schema."""

@@ -80,7 +80,7 @@ class Flow:
         """Record an operation; its results become new values, also where it wrote in place."""
         shown = None if data is None else self.shown(data)
         reads = tuple(dict.fromkeys(self.value(t) for t in tensors(args)))
-        source = self._geometry(args[0]) if op in COPIES else None
+        source = self._geometry(next(tensors(args))) if op in COPIES else None
         results = [t for t in tensors(out)]
         makes = tuple(self._make(t, source) for t in results)
         made = self.shown(results[0]) if results else None

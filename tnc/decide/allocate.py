@@ -69,8 +69,8 @@ def allocate(
     `budgets` names the entries of each `Choice.cost`, in order; `inf` leaves one open. With "max"
     the cheapest allocation of that maximum is given (the sum of cost / budget counts). A choice
     that another of its site matches in error and cost, or beats, is never picked (of equals the
-    first stays), and of equal sites the first gets the lowest index. Raises PlanError for lists that do not fit together, and
-    InfeasibleBudget with the tightest feasible value of each budget.
+    first stays), and of equal sites the first gets the lowest index. Raises PlanError for lists
+    that do not fit together, InfeasibleBudget with the tightest feasible value of each budget.
     Method: multiple-choice knapsack, Kellerer et al., Knapsack Problems, ch. 11; HiGHS.
 
     >>> site = [Choice((10.0,), 0.0), Choice((4.0,), 1.0), Choice((2.0,), 3.0)]

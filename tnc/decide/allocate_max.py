@@ -56,6 +56,8 @@ def cheapest_under(knapsack: Knapsack, errors: Floats, bound: float) -> Knapsack
 
 def _cost_of(knapsack: Knapsack) -> Knapsack:
     """Replace values by the sum of weight / limit, so that the cheapest is sought."""
+    if not len(knapsack.limits):
+        return knapsack
     rows = np.where(knapsack.limits != 0, np.abs(knapsack.limits), 1.0)
     cost = (knapsack.weights / rows).sum(axis=2)
     return Knapsack(np.where(knapsack.open, cost, np.inf), knapsack.weights, knapsack.limits)

@@ -92,9 +92,10 @@ def _programs(
             return known
         keep = _entries_that_matter(small, known, reduced_cost)
         ranked = np.sort(reduced_cost[keep])
-        last = extra is None or len(ranked) <= len(small.values) + extra
+        count = len(ranked) if extra is None else len(small.values) + extra
+        last = count >= len(ranked)
         if not last:
-            keep &= reduced_cost <= ranked[len(small.values) + extra]
+            keep &= reduced_cost <= ranked[count]
             if known.picks is not None:
                 keep[small.sites, known.picks] = True
         known = _program(small.restrict(keep), known, accepted, effort, proves=last)
@@ -143,7 +144,8 @@ def _program(
 
 
 def _undecided(small: Knapsack) -> Ints:
-    return np.flatnonzero(small.open.sum(axis=1) > 1)
+    several: Ints = np.flatnonzero(small.open.sum(axis=1) > 1)
+    return several
 
 
 def _milp(
@@ -182,7 +184,7 @@ def _milp(
 
 def _read(small: Knapsack, solution: Floats) -> Ints:
     """Read the picks off a solution: the largest binary of each site, the first of equals."""
-    picks = small.open.argmax(axis=1)
+    picks: Ints = small.open.argmax(axis=1)
     sites = _undecided(small)
     if not len(sites):
         return picks

@@ -25,12 +25,12 @@ class OptionText(ValueError):
         super().__init__(f"{message} at character {at + 1} of {text!r}")
 
 
-def parse_options(text: str) -> dict[str, Any]:
+def parse_form(text: str) -> dict[str, Any]:
     """Read `name{key=value, key=value}` into a mapping whose `kind` is the name.
 
-    >>> parse_options("tucker{factors=2}")
+    >>> parse_form("tucker{factors=2}")
     {'kind': 'tucker', 'factors': 2}
-    >>> parse_options("low-rank")
+    >>> parse_form("low-rank")
     {'kind': 'low-rank'}
 
     Raises OptionText.
@@ -53,10 +53,10 @@ def parse_options(text: str) -> dict[str, Any]:
     return found
 
 
-def print_options(options: Mapping[str, Any]) -> str:
-    """Write a mapping with a `kind` in the text form; `parse_options` reads it back.
+def print_form(options: Mapping[str, Any]) -> str:
+    """Write a mapping with a `kind` in the text form; `parse_form` reads it back.
 
-    >>> print_options({"kind": "free-form", "equation": "B[o r] A[r i] : i -> o"})
+    >>> print_form({"kind": "free-form", "equation": "B[o r] A[r i] : i -> o"})
     'free-form{equation="B[o r] A[r i] : i -> o"}'
     """
     pairs = [f"{key}={_print_value(value)}" for key, value in options.items() if key != "kind"]

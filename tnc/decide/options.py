@@ -26,7 +26,7 @@ from pydantic import (
 )
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
-from tnc.decide.option_text import OptionText, parse_options, print_options
+from tnc.decide.option_text import OptionText, parse_form, print_form
 from tnc.decide.spec_problems import nearest, problem, tell
 from tnc.errors import TncError
 from tnc.registry import Registry, normalise
@@ -35,7 +35,7 @@ T = TypeVar("T")
 
 
 @cache
-def options_model(kind: str, thing: type[Any]) -> type[BaseModel]:
+def options_model(kind: str, thing: Any) -> type[BaseModel]:
     """Make the pydantic model of a frozen dataclass: `kind` and its fields, nothing else.
 
     >>> from tnc.structures import families
@@ -72,7 +72,7 @@ def build(registry: Registry[type[T]], value: Any) -> T:
     try:
         return things[kind](**given)
     except TncError as error:
-        raise problem("refused", ". ".join(filter(None, (error.message, error.hint)))) from error
+        raise problem("refused", "; ".join(filter(None, (error.message, error.hint)))) from error
 
 
 def kind_of(registry: Registry[type[T]], thing: Any) -> str:
@@ -100,14 +100,14 @@ def as_plain(registry: Registry[type[T]], thing: T) -> str | dict[str, Any]:
     return plain if len(plain) > 1 else str(plain["kind"])
 
 
-def as_text(registry: Registry[type[T]], thing: T) -> str:
+def print_option(registry: Registry[type[T]], thing: T) -> str:
     """Write an instance in the text form.
 
     >>> from tnc.structures import families
-    >>> as_text(families, build(families, {"kind": "tucker", "factors": 2}))
+    >>> print_option(families, build(families, {"kind": "tucker", "factors": 2}))
     'tucker{factors=2}'
     """
-    return print_options(as_mapping(registry, thing))
+    return print_form(as_mapping(registry, thing))
 
 
 @dataclass(frozen=True, eq=False)
@@ -154,7 +154,7 @@ def _checked(model: type[BaseModel], options: dict[str, Any]) -> dict[str, Any]:
 def _mapping(registry: Registry[Any], value: Any) -> dict[str, Any]:
     if isinstance(value, str):
         try:
-            return parse_options(value)
+            return parse_form(value)
         except OptionText as error:
             raise problem("option_text", str(error)) from error
     if not isinstance(value, Mapping):

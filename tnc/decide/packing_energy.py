@@ -40,8 +40,9 @@ def core_spectra(core: Floats) -> tuple[Floats, ...]:
     >>> [a.tolist() for a in core_spectra(np.array([[2.0, 0.0], [0.0, 1.0]]))]
     [[4.0, 1.0], [4.0, 1.0]]
     """
-    labels = list(range(core.ndim))
-    sums = (np.einsum(core, labels, core, labels, [mode]) for mode in labels)
+    letters = "".join(chr(ord("a") + mode) for mode in range(core.ndim))
+    sums: list[Floats] = [np.einsum(f"{letters},{letters}->{kept}", core, core)
+                          for kept in letters]
     return tuple(np.sort(energies)[::-1] for energies in sums)
 
 

@@ -13,8 +13,8 @@ from collections.abc import Iterable
 from functools import cache
 from typing import Any
 
-from tnc.decide.option_text import OptionText, parse_options
-from tnc.decide.options import as_text, build, text_schema
+from tnc.decide.option_text import OptionText, parse_form
+from tnc.decide.options import print_option, build, text_schema
 from tnc.decide.spec_problems import problem
 from tnc.registry import Registry, normalise
 
@@ -32,15 +32,15 @@ def shipped() -> tuple[str, ...]:
 
 
 def canonical(step: Any) -> str:
-    """Return the text form of a pass given as text, mapping or instance. Raises for unknown ones."""
+    """Return the text form of a pass given as text, mapping or instance, checked."""
     if isinstance(step, str):
         try:
-            options = parse_options(step)
+            options = parse_form(step)
         except OptionText as error:
             raise problem("option_text", str(error)) from error
         if len(options) == 1 and normalise(options["kind"]) in shipped():
             return normalise(options["kind"])
-    return as_text(passes, build(passes, step))
+    return print_option(passes, build(passes, step))
 
 
 def pipeline(texts: Iterable[str]) -> tuple[tuple[str, Any], ...]:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
@@ -22,7 +23,18 @@ from pydantic import (
 
 from tnc.decide.options import Choice
 from tnc.decide.pipeline import DEFAULT
-from tnc.decide.spec_fields import Amount, Flag, Fraction, OneOrMore, Positive, Rank, Step, Whole
+from tnc.decide.spec_fields import (
+    Amount,
+    Flag,
+    Fraction,
+    OneOrMore,
+    Positive,
+    Rank,
+    Ranks,
+    Step,
+    Whole,
+    not_empty,
+)
 from tnc.decide.spec_problems import SpecProblems, problem, problems_of, tell
 from tnc.decide.specfile import find_spec_file, override, read_tree
 from tnc.decide.spectree import Node
@@ -32,7 +44,8 @@ from tnc.structures import Family, families
 
 Metric = Literal["none", "inputs", "both"]
 Format = Literal["torch-export", "onnx", "dense"]
-Patterns = Annotated[tuple[str, ...], OneOrMore(), Field(min_length=1)]
+_EXTENDS = "Files beside this one, or recipes, that it is laid over; resolved on reading."
+Patterns = Annotated[tuple[str, ...], AfterValidator(not_empty), OneOrMore()]
 
 
 class Part(BaseModel):
@@ -50,10 +63,10 @@ class Part(BaseModel):
 
 
 class Budget(Part):
-    """What the sites within `scope` may cost together, or how far the output may move.
+    """What everything within `scope` may cost together, or how far the output may move.
 
-    A fraction is of the scope's dense value, a whole number is absolute. Under an error bound the
-    cost named by `minimise` is made as small as can be.
+    A fraction is of the scope's dense value, a whole number is absolute. Under a bound on the
+    `error`, the cost named by `minimise` is made as small as can be.
     """
 
     scope: str = "*"
@@ -62,17 +75,12 @@ class Budget(Part):
     bytes: Amount | None = None
     latency: Fraction | None = None
     error: Positive | None = None
-    minimise: Literal["params", "flops", "bytes"] | None = None
+    minimise: Literal["params", "flops", "bytes"] = "params"
 
     @model_validator(mode="after")
-    def _one_aim(self) -> Self:
-        costs = [name for name in ("params", "flops", "bytes", "latency") if getattr(self, name)]
-        if not costs and self.error is None:
+    def _bounded(self) -> Self:
+        if not self.limits:
             raise problem("value", "a budget needs one of params, flops, bytes, latency, error")
-        if costs and self.error is not None:
-            raise problem("value", f"a budget bounds error or {costs[0]}, not both", key="error")
-        if self.minimise and self.error is None:
-            raise problem("value", "minimise needs an error bound: 'error'", key="minimise")
         return self
 
     @property
@@ -85,8 +93,9 @@ class Budget(Part):
 class Rule(Part):
     """What becomes of the weights whose path matches; the first rule that matches one decides.
 
-    `structure` is empty for weights that stay dense, else the candidates. `ranks` and `keep` fix
-    what is otherwise searched.
+    `structure` is empty for weights that stay dense, else the candidates. `ranks` (by name, or
+    'full' for an exact conversion) and `keep` (a fraction of the layer's parameters) fix what is
+    otherwise searched.
     """
 
     match: Patterns
@@ -94,7 +103,7 @@ class Rule(Part):
     structure: Annotated[
         tuple[Annotated[Family, Choice(families)], ...], OneOrMore(empty="dense")
     ]
-    ranks: dict[str, Rank] = Field(default_factory=dict)
+    ranks: Annotated[dict[str, int] | Literal["full"], Ranks()] = Field(default_factory=dict)
     keep: Fraction | None = None
     fit: str = "auto"
     metric: Metric | None = None
@@ -136,7 +145,7 @@ class Spec(Part):
     """
 
     version: Literal[1]
-    extends: Annotated[tuple[str, ...], OneOrMore()] = Field(default=(), exclude=True)
+    extends: Annotated[tuple[str, ...], OneOrMore()] = Field(default=(), exclude=True, description=_EXTENDS)
     seed: Whole = 0
     model: Annotated[ModelSource, Choice(models)] | None = None
     calibration: Annotated[DataSource, Choice(datas)] | None = None
@@ -147,7 +156,7 @@ class Spec(Part):
     metric: Metric = "both"
     shares: Flag = False
     round_to: Rank = 8
-    rules: tuple[Rule, ...] = Field(min_length=1)
+    rules: Annotated[tuple[Rule, ...], AfterValidator(not_empty)]
     passes: tuple[Annotated[str, Step()], ...] = DEFAULT
     quality: Quality | None = None
     export: Annotated[tuple[Format, ...], OneOrMore()] = ()
@@ -181,6 +190,11 @@ class Spec(Part):
     def read(cls, name: str | Path, overrides: Iterable[str] = ()) -> Spec:
         """Read a spec file, or a recipe by its bare name; see `read_spec`."""
         return read_spec(name, overrides).spec
+
+    @property
+    def pass_texts(self) -> tuple[str, ...]:
+        """The passes in their text form, as plans keep them."""
+        return self.passes
 
     def to_data(self) -> dict[str, Any]:
         """Write the spec as plain data, defaults included; `Spec(**data)` reads it back."""

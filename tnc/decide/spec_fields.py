@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Any
 
-from pydantic import Field, GetCoreSchemaHandler, GetJsonSchemaHandler, WithJsonSchema
 from pydantic import BeforeValidator as Before
+from pydantic import Field, GetCoreSchemaHandler, GetJsonSchemaHandler, WithJsonSchema
 from pydantic_core import CoreSchema, core_schema
 
 from tnc.decide.pipeline import canonical, schema
@@ -44,6 +44,30 @@ class OneOrMore:
 
 
 @dataclass(frozen=True)
+class Ranks:
+    """Annotate ranks by name, or the word 'full'."""
+
+    def __get_pydantic_core_schema__(
+        self, source: Any, handler: GetCoreSchemaHandler
+    ) -> CoreSchema:
+        by_name = handler.generate_schema(dict[str, Rank])
+        plain = core_schema.plain_serializer_function_ser_schema(lambda ranks: ranks)
+        return core_schema.no_info_wrap_validator_function(_full, by_name, serialization=plain)
+
+    def __get_pydantic_json_schema__(
+        self, schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> dict[str, Any]:
+        by_name = {"type": "object", "additionalProperties": {"type": "integer", "minimum": 1}}
+        return {"anyOf": [{"const": "full"}, by_name]}
+
+
+def _full(value: Any, handler: Any) -> Any:
+    if isinstance(value, str) and value != "full":
+        raise problem("value", f"expected ranks by name such as {{r: 64}}, or 'full', got {value!r}")
+    return value if value == "full" else handler(value)
+
+
+@dataclass(frozen=True)
 class Step:
     """Annotate text that names a pass with its options."""
 
@@ -56,6 +80,13 @@ class Step:
         self, core: CoreSchema, handler: GetJsonSchemaHandler
     ) -> dict[str, Any]:
         return schema()
+
+
+def not_empty(value: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Refuse an empty list."""
+    if not value:
+        raise problem("value", "expected at least one entry, got none")
+    return value
 
 
 def amount(value: Any) -> int | float:

@@ -73,7 +73,7 @@ class SpecProblems(SpecError):
 
 def problem(kind: str, message: str, **context: Any) -> PydanticCustomError:
     """Return an error for pydantic to locate; `key` in the context names the key at fault."""
-    return PydanticCustomError(kind, "{text}", {"text": message, **context})  # type: ignore[arg-type]
+    return PydanticCustomError(kind, "{text}", {"text": message, **context})
 
 
 def nearest(name: str, names: Iterable[str]) -> str:
@@ -144,7 +144,7 @@ def _order(problem: Problem) -> tuple[Any, ...]:
 
 
 def _place(problem: Problem, tree: Node) -> Problem:
-    """Walk as far as the file goes: text forms and single values have fewer levels than the spec."""
+    """Walk as far as the file goes: text forms and single values have fewer levels."""
     node, path = tree, []
     for depth, part in enumerate(problem.location):
         inner = _step(node, part)

@@ -102,6 +102,8 @@ class DirectFit(Fit):
         whitening = whiten(term, structure.signature, metric)
         found = self.solve(whitening.weight(fold(weight, term)), term, seed)
         cores = whitening.cores(found.cores)
+        if whitening.steps:
+            cores = equalised(term, cores)
         return Outcome(cores, found.iterations, found.converged, found.note)
 
 

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from tnc.errors import SourceError
 from tnc.sources.reference import find_path
 from tnc.sources.source import Batch, DataSource, Loaded, Split, datas
 from tnc.sources.split import in_batches, part_of, require_positive
 from tnc.sources.tokens import sentences, tokenize
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @datas.register("text")
@@ -71,7 +74,7 @@ class Text(DataSource):
         return [_full(rows[list(part)]) for part in in_batches(chosen, self.batch)]
 
 
-def _full(ids: object) -> Batch:
+def _full(ids: Tensor) -> Batch:
     import torch
 
-    return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}  # type: ignore[call-overload]
+    return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}

@@ -39,4 +39,5 @@ class Output(Evaluation):
         """Return sum_b u_b . y_b / ||y_b||: the figure is relative."""
         features = self.features(output, batch)
         size = features.detach().norm(dim=-1, keepdim=True).clamp_min(_TINY)
-        return (gaussian(features, generator) * features / size).sum()
+        scaled: Tensor = gaussian(features, generator) * features / size
+        return scaled.sum()

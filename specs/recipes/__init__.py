@@ -1,0 +1,1 @@
+"""Recipes: `tnc compile NAME` runs one by its bare name; copy one to begin your own."""

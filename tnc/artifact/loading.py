@@ -1,0 +1,85 @@
+"""Load an artifact: skeleton, replaced modules, tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from tnc.artifact.manifest import Manifest, read_tensors
+from tnc.artifact.modules import rebuild_modules_
+from tnc.errors import ArtifactError
+
+
+def load(folder: str | Path, model: nn.Module | None = None) -> nn.Module:
+    """Return the compiled model of an artifact, in the mode it was saved in.
+
+    `model` is a model of the original's class with any weights, needed where the artifact does not
+    say how to build one; it is rewritten in place. Raises ArtifactError with what is wrong.
+    """
+    path = Path(folder)
+    manifest = Manifest.read(path)
+    skeleton = model if model is not None else _skeleton(path, manifest)
+    tensors = dict(read_tensors(path, manifest))
+    for group in manifest.tied:
+        for name in group[1:]:
+            tensors[name] = tensors[group[0]]
+    rebuild_modules_(skeleton, manifest.modules, tensors)
+    _assign_(skeleton, tensors, path)
+    _tie_(skeleton, manifest.tied)
+    frozen = set(manifest.frozen)
+    for name, parameter in skeleton.named_parameters():
+        parameter.requires_grad_(name not in frozen)
+    if not manifest.training:
+        skeleton.eval()
+    return skeleton
+
+
+def _skeleton(path: Path, manifest: Manifest) -> nn.Module:
+    if manifest.source is None:
+        raise ArtifactError(
+            "the artifact does not say how to build its model",
+            where=str(path),
+            hint="call tnc.load(folder, model=MyModel()) with a model of the original's class",
+        )
+    from tnc.decide.options import build
+    from tnc.sources import models
+
+    source = build(models, dict(manifest.source))
+    return source.skeleton(path)
+
+
+def _assign_(model: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None:
+    own: dict[str, Any] = model.state_dict(keep_vars=True)
+    missing, unknown = sorted(set(own) - set(tensors)), sorted(set(tensors) - set(own))
+    if missing or unknown:
+        names = [f"{n} is not in the artifact" for n in missing[:2]]
+        names += [f"{n} is not in the model" for n in unknown[:2]]
+        raise ArtifactError(
+            "model and artifact do not fit: " + "; ".join(names),
+            where=str(path),
+            hint="give the model that the artifact was compiled from",
+        )
+    for name, tensor in tensors.items():
+        if own[name].shape != tensor.shape:
+            raise ArtifactError(
+                f"{name} has shape {tuple(own[name].shape)} in the model and "
+                f"{tuple(tensor.shape)} in the artifact",
+                where=str(path),
+            )
+        own[name].data = tensor.to(own[name].device)
+
+
+def _tie_(model: nn.Module, groups: tuple[tuple[str, ...], ...]) -> None:
+    for group in groups:
+        owner, _, attribute = group[0].rpartition(".")
+        first = model.get_submodule(owner)._parameters.get(attribute)
+        if first is None:
+            continue  # a shared buffer, or a module that is itself shared
+        for name in group[1:]:
+            path, _, attribute = name.rpartition(".")
+            module = model.get_submodule(path)
+            if attribute in module._parameters:
+                module._parameters[attribute] = first

@@ -1,0 +1,140 @@
+"""Save a compiled model: all of it, or nothing."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterable, Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+import tnc
+from tnc.artifact.manifest import NAME, PROBE, Manifest, checksum
+from tnc.artifact.modules import describe_modules
+from tnc.errors import ArtifactError
+from tnc.files import replaced_folder
+from tnc.rewrite.contract import outputs_of
+
+if TYPE_CHECKING:
+    from tnc.api import Compiled
+
+SHARD_BYTES = 2 << 30
+
+
+def save(
+    compiled: Compiled,
+    out: str | Path,
+    *,
+    source: Mapping[str, Any] | None = None,
+    files: Iterable[Path] = (),
+    spec: str = "",
+    report: Mapping[str, Any] | None = None,
+    force: bool = False,
+    shard_bytes: int = SHARD_BYTES,
+) -> Path:
+    """Write an artifact folder; an interruption leaves the old folder or none.
+
+    `source` says how the model is built again (see `tnc.sources`); without it `load` must be given
+    a model. `files` are copied beside the tensors (configuration, tokenizer). Raises ArtifactError
+    where the folder exists and is no artifact, or `force` is not set.
+    """
+    path = Path(out)
+    if path.exists() and not (path / NAME).is_file() and any(path.iterdir()):
+        raise ArtifactError(
+            f"{path} exists and is no artifact, so it is not replaced", hint="choose another folder"
+        )
+    if (path / NAME).is_file() and not force:
+        raise ArtifactError(
+            f"{path} already holds an artifact", hint="use --force to replace it, or another folder"
+        )
+    state, tied = _state(compiled.model)
+    with replaced_folder(path) as folder:
+        tensors = _write_shards(folder, state, shard_bytes)
+        _write_probe(folder, compiled)
+        for file in files:
+            shutil.copy(file, folder / Path(file).name)
+        (folder / "README.md").write_text(_card(compiled, source, report), encoding="utf-8")
+        compiled.plan.save(folder / "plan.json")
+        names = sorted(p.name for p in folder.iterdir() if p.is_file())
+        manifest = Manifest(
+            plan=compiled.plan.to_json(),
+            modules=describe_modules(compiled.model, compiled.classes),
+            tensors=tensors,
+            tied=tied,
+            frozen=tuple(n for n, p in compiled.model.named_parameters() if not p.requires_grad),
+            files={name: checksum(folder / name) for name in names},
+            source=source,
+            spec=spec,
+            metrics=dict(report or {}),
+            versions={"tnc": tnc.__version__, "torch": version("torch")},
+            training=compiled.model.training,
+        )
+        (folder / NAME).write_text(manifest.text(), encoding="utf-8")
+    return path
+
+
+def _state(model: nn.Module) -> tuple[dict[str, Tensor], tuple[tuple[str, ...], ...]]:
+    """Return one entry for each distinct tensor, and the groups of names that are tied."""
+    groups: dict[int, list[str]] = {}
+    tensors: dict[int, Tensor] = {}
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        if not isinstance(tensor, Tensor):
+            raise ArtifactError(
+                f"the state dict holds {name!r}, a {type(tensor).__name__} and no tensor",
+                hint="only tensors can be saved without pickle",
+            )
+        groups.setdefault(id(tensor), []).append(name)
+        tensors[id(tensor)] = tensor
+    state = {names[0]: tensors[key].detach() for key, names in groups.items()}
+    return state, tuple(tuple(names) for names in groups.values() if len(names) > 1)
+
+
+def _write_shards(folder: Path, state: dict[str, Tensor], limit: int) -> dict[str, str]:
+    shards: list[dict[str, Tensor]] = [{}]
+    size = 0
+    for name in sorted(state):
+        tensor = state[name].contiguous().cpu()
+        nbytes = tensor.numel() * tensor.element_size()
+        if shards[-1] and size + nbytes > limit:
+            shards.append({})
+            size = 0
+        shards[-1][name] = tensor.clone() if tensor.storage_offset() else tensor
+        size += nbytes
+    tensors = {}
+    for number, shard in enumerate(shards):
+        file = f"tnc-{number + 1:05d}-of-{len(shards):05d}.safetensors"
+        save_file(shard, folder / file)
+        tensors.update(dict.fromkeys(shard, file))
+    return tensors
+
+
+def _write_probe(folder: Path, compiled: Compiled) -> None:
+    args, kwargs = compiled.probe
+    data = {f"args.{k}": v for k, v in enumerate(args) if isinstance(v, Tensor)}
+    data |= {f"kwargs.{k}": v for k, v in kwargs.items() if isinstance(v, Tensor)}
+    outputs = outputs_of(compiled.model, compiled.probe)
+    data |= {f"outputs.{k}": v for k, v in enumerate(outputs)}
+    save_file({k: v.detach().contiguous().cpu().clone() for k, v in data.items()}, folder / PROBE)
+
+
+def _card(
+    compiled: Compiled, source: Mapping[str, Any] | None, report: Mapping[str, Any] | None
+) -> str:
+    total = compiled.plan.total
+    rows = "\n".join(f"| {key} | {value} |" for key, value in sorted((report or {}).items())
+                     if isinstance(value, (int, float, str)))
+    return (
+        "# A model compiled by tnc\n\n"
+        f"{total.dense_params:,} parameters became {total.params:,}, "
+        f"{total.dense_flops:,} FLOPs (of the weights, on the example input) {total.flops:,}.\n\n"
+        f"Source: {dict(source) if source else 'a model given in Python'}.\n\n"
+        "```python\nimport tnc\n\nmodel = tnc.load(\"path/to/this/folder\")\n```\n\n"
+        "`tnc verify DIR` checks every file and the outputs on a stored probe; `tnc inspect DIR` "
+        "shows the plan. The tensors are named `tnc-*.safetensors`, so that a loader that does not "
+        "know tnc stops instead of filling in random weights.\n"
+        + (f"\n| figure | value |\n|---|---|\n{rows}\n" if rows else "")
+    )
+

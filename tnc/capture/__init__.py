@@ -1,0 +1,7 @@
+"""Capture: sites, links and graphs of a model; measuring what flows through them."""
+
+from tnc.capture.capturing import capture
+from tnc.capture.fingerprint import fingerprint
+from tnc.capture.trace import Link, Trace, Traced
+
+__all__ = ["Link", "Trace", "Traced", "capture", "fingerprint"]
