@@ -25,7 +25,7 @@ class KeepTies(Pass):
     def apply(self, subject: Subject) -> Subject:
         lines = []
         now = dict(subject.model.named_parameters(remove_duplicate=False))
-        for group in subject.trace.ties:
+        for group in subject.ties:
             left = [name for name in group if name in now]
             if left and len(left) < len(group):
                 raise PassError(
@@ -36,7 +36,7 @@ class KeepTies(Pass):
                 if now[name] is not now[left[0]]:
                     _tie_(subject.model, left[0], name)
                     lines.append(f"tied {name} to {left[0]} again")
-        return subject.edited(*lines or (f"{len(subject.trace.ties)} ties hold",))
+        return subject.edited(*lines or (f"{len(subject.ties)} ties hold",))
 
 
 def _tie_(model: nn.Module, first: str, name: str) -> None:

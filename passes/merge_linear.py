@@ -45,7 +45,7 @@ def _cannot(subject: Subject, at: str, first: nn.Module, then: str, second: nn.M
     if type(first) is not nn.Linear or type(second) is not nn.Linear:
         return "not both are nn.Linear"
     calls = subject.trace.calls
-    if dict(calls).get(at, 1) != 1 or dict(calls).get(then, 1) != 1:
+    if calls.get(at, 1) != 1 or calls.get(then, 1) != 1:
         return "one is called more than once"
     merged = first.in_features * second.out_features
     if merged > first.weight.numel() + second.weight.numel():

@@ -21,7 +21,7 @@ class RemoveDead(Pass):
 
     def apply(self, subject: Subject) -> Subject:
         dead = set(subject.trace.dead)
-        called = {path for path, count in dict(subject.trace.calls).items() if count}
+        called = {path for path, count in subject.trace.calls.items() if count}
         lines = []
         for path, module in list(subject.model.named_modules()):
             names = {f"{path}.{name}" for name, _ in module.named_parameters()}

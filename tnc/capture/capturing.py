@@ -49,7 +49,7 @@ def capture(
     if graph:
         with evaluating(model):
             traced = graphs(model, args, kwargs)
-    sites, untraced = sort_out(model, weights, recorder.readings)
+    sites, untraced = sort_out(model, weights, recorder)
     return Trace(
         sites=sites,
         untraced=untraced,

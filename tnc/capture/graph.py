@@ -5,7 +5,9 @@ Graphs are for analysis: their nodes name parameters by path, and edits land in 
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import io
 import logging
 import warnings
 from collections.abc import Iterator, Mapping
@@ -103,11 +105,12 @@ def _first_line(error: Exception) -> str:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Hold torch.export's log lines back: a failed export is an entry of the trace."""
+    """Hold back what torch.export logs and prints: a failure is an entry of the trace."""
     logger = logging.getLogger("torch")
-    level = logger.level
+    level, nowhere = logger.level, io.StringIO()
     logger.setLevel(logging.CRITICAL)
     try:
-        yield
+        with contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
+            yield
     finally:
         logger.setLevel(level)

@@ -43,6 +43,8 @@ class Recorder:
     def __init__(self, model: nn.Module, weights: Weights) -> None:
         self.flow = Flow()
         self.readings: dict[str, list[Reading]] = defaultdict(list)
+        self.biases: set[tuple[str, str]] = set()
+        self._products: dict[int, str] = {}
         self._weights = weights
         self._owned: dict[str, frozenset[str]] = {
             path: frozenset(
@@ -50,7 +52,6 @@ class Recorder:
             )
             for path, module in model.named_modules()
         }
-        self._norms = {p for p, m in model.named_modules() if getattr(m, "running_mean", 0) is None}
 
     def before(self) -> None:
         """Nothing waits for gradients here."""
@@ -65,7 +66,14 @@ class Recorder:
         names = tuple(
             dict.fromkeys(n for t in tensors((args, kwargs)) if (n := self._weights.name_of(t)))
         )
+        if role == "bias" and data is not None:
+            weight = self._products.get(self.flow.value(data))
+            self.biases |= {(weight, name) for name in names if weight}
         self.flow.add(op, (args, kwargs), out, role, place, data, names)
+        for read in found:
+            if read.kind:
+                self._products[self.flow.value(next(tensors(out)))] = read.name
+                self.biases |= {(read.name, read.bias)} if read.bias else set()
 
     def _note(self, read: Read, place: str, out: Any) -> None:
         copy = Read(**{**read.__dict__, "data": None})  # no activation is kept

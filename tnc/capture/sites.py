@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Sequence
 from math import ceil
 from typing import Any
 
@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from torch.nn.utils import parametrize
 
-from tnc.capture.record import Reading
+from tnc.capture.record import Reading, Recorder
 from tnc.capture.weights import Weights
 from tnc.decide.site import Site, Use
 from tnc.net import Signature
@@ -20,14 +20,12 @@ LAYERS = (nn.Linear, NonDynamicallyQuantizableLinear, nn.Conv2d, nn.Embedding)
 Sorted = tuple[tuple[Site, ...], tuple[tuple[str, str], ...]]
 
 
-def sort_out(
-    model: nn.Module, weights: Weights, readings: Mapping[str, Sequence[Reading]]
-) -> Sorted:
+def sort_out(model: nn.Module, weights: Weights, recorder: Recorder) -> Sorted:
     """Return the sites by name, and every other parameter of two or more dimensions with reason.
 
     Raises nothing: what cannot be a site is named, with what reads it.
     """
-    sites, left = [], []
+    sites, left, readings = [], [], recorder.readings
     for name, parameter in sorted(weights.parameters.items()):
         if isinstance(parameter, nn.parameter.UninitializedParameter) or parameter.dim() < 2:
             continue
@@ -35,7 +33,7 @@ def sort_out(
         if reason:
             left.append((name, reason))
         else:
-            sites.append(_site(model, weights, name, readings[name]))
+            sites.append(_site(model, weights, name, recorder))
     return tuple(sites), tuple(left)
 
 
@@ -96,10 +94,9 @@ def _orientation(reading: Reading) -> int:
     return 1 if reading.read.kind != "linear" else reading.read.summed
 
 
-def _site(
-    model: nn.Module, weights: Weights, name: str, found: Sequence[Reading]
-) -> Site:
-    parameter = weights.parameters[name]
+def _site(model: nn.Module, weights: Weights, name: str, recorder: Recorder) -> Site:
+    parameter, found = weights.parameters[name], recorder.readings[name]
+    biases = {bias for weight, bias in recorder.biases if weight == name}
     transposed = _orientation(found[0]) == 0
     shape = tuple(parameter.shape)
     outputs, inputs = (shape[1:], shape[:1]) if transposed else (shape[:1], shape[1:])
@@ -111,7 +108,7 @@ def _site(
         uses=_uses(model, weights, name, found),
         transposed=transposed,
         trainable=parameter.requires_grad,
-        biased=_biased(model, weights.aliases[name], found),
+        biased=_biased(model, weights.aliases[name], biases),
         groups=found[0].read.groups,
         options=_options(model, weights.aliases[name], found),
     )
@@ -147,15 +144,12 @@ def _view(model: nn.Module, aliases: Sequence[str], reading: Reading) -> str:
     return "module" if owns and known and "forward" not in vars(module) else "parameter"
 
 
-def _biased(model: nn.Module, aliases: Sequence[str], found: Sequence[Reading]) -> bool:
+def _biased(model: nn.Module, aliases: Sequence[str], biases: Collection[str]) -> bool:
+    """Whether the bias beside the weight is added to what it computes."""
     for alias in aliases:
         path, _, attribute = alias.rpartition(".")
         beside = attribute.replace("weight", "bias") if "weight" in attribute else "bias"
-        prefix = f"{path}." if path else ""
-        module = model.get_submodule(path)
-        if type(module) in LAYERS and module._parameters.get("bias") is not None:
-            return True
-        if any(r.read.bias == prefix + beside for r in found):
+        if (f"{path}." if path else "") + beside in biases:
             return True
     return False
 

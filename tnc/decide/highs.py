@@ -16,23 +16,27 @@ Floats = NDArray[np.float64]
 
 
 def solve_binary(
-    costs: Floats, constraints: Sequence[LinearConstraint], *, seconds: float, gap: float = 0.0
+    costs: Floats, constraints: Sequence[LinearConstraint], *, seconds: float, gap: float = 0.0,
+    nodes: int | None = None,
 ) -> OptimizeResult:
     """Minimise costs . x over binary x, (n,), within linear constraints.
 
-    `seconds`: time limit; `gap`: relative gap at which to stop. Raises nothing: the result's
+    `seconds`, `nodes`: limits on time and branching; `gap`: relative gap at which to stop. Raises nothing: the result's
     `status` and `x` (None without a solution) say how it went, as for `scipy.optimize.milp`.
 
     >>> int(solve_binary(np.array([2.0, 1.0]), [LinearConstraint([[1, 1]], 1, 1)], seconds=1).fun)
     1
     """
+    limits = {"time_limit": seconds, "mip_rel_gap": gap}
+    if nodes is not None:
+        limits["node_limit"] = nodes
     with _without_c_output():
         return milp(
             costs,
             integrality=np.ones(len(costs)),
             bounds=Bounds(0, 1),
             constraints=constraints,
-            options={"time_limit": seconds, "mip_rel_gap": gap},
+            options=limits,
         )
 
 

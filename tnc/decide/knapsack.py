@@ -78,6 +78,17 @@ class Knapsack:
         return Knapsack(small.values[rows, places], small.weights[rows, places],
                         self.limits), places
 
+    @cached_property
+    def affordable(self) -> Mask:
+        """Mark the entries that fit when all other sites take their least of each row.
+
+        Nothing is marked where even the least of all sites exceeds a limit.
+        """
+        least = np.where(self.open[:, :, None], self.weights, np.inf).min(axis=1)
+        room = self.limits + self.rounding - least.sum(axis=0)
+        fits: Mask = np.all(self.weights - least[:, None, :] <= room, axis=2)
+        return fits & self.open
+
     def ordered(self, picks: Ints) -> Ints:
         """Give the lower picks of equal sites to the earlier ones; value and totals stay."""
         picks, groups = picks.copy(), dict[bytes, list[int]]()
@@ -112,14 +123,16 @@ class Knapsack:
         """Shift and scale values and rows to O(1); give the value of zero and of one back.
 
         Values become (v - min of the site) / scale with scale the sum of the sites' spans, so
-        every selection is in [0, 1]; rows are divided by their limits. The true value of a
+        every selection is in [0, 1]; rows are divided by their limits (a limit next to 0: by the
+        largest weight). The true value of a
         selection is offset + scale * scaled value.
         """
         lowest = self.values.min(axis=1)
         highest = np.where(self.open, self.values, -np.inf).max(axis=1)
         scale = float((highest - lowest).sum()) or 1.0
         largest = np.abs(self.weights).max(axis=(0, 1), initial=0.0)
-        rows = np.where(self.limits != 0, np.abs(self.limits), np.where(largest > 0, largest, 1.0))
+        rows = np.where(np.abs(self.limits) > 1e-9 * largest, np.abs(self.limits), largest)
+        rows = np.where(rows > 0, rows, 1.0)
         small = Knapsack((self.values - lowest[:, None]) / scale, self.weights / rows,
                          self.limits / rows)
         return small, float(lowest.sum()), scale
@@ -140,6 +153,6 @@ def from_choices(
     padded = np.full((len(values), most), np.inf)
     padded[is_open] = [value for row in values for value in row]
     rows = np.zeros((len(values), most, len(limits)))
-    if is_open.any():
+    if len(limits):
         rows[is_open] = np.array([w for row in weights for w in row]).reshape(-1, len(limits))
     return Knapsack(padded, rows, np.array(limits, dtype=np.float64))

@@ -13,8 +13,14 @@ from tnc.decide.highs import solve_binary
 from tnc.decide.knapsack import Floats, Ints, Knapsack, Mask
 from tnc.decide.lagrangian import solve_dual
 
-CORES = (150, 600)
+CORES = (150, 500, 1500)
 """Entries beyond one per site in the programs that come before the one that proves."""
+
+CORE_NODES = 100
+"""Branchings in each of those: a limit that, unlike seconds, is the same on every machine."""
+
+TOLERANCE = 1e-6
+"""What HiGHS takes for no violation of a row."""
 
 
 @dataclass(frozen=True)
@@ -52,11 +58,14 @@ class Answer:
 def solve(knapsack: Knapsack, effort: Effort) -> Answer:
     """Minimise the values within the limits, up to `effort.gap`.
 
-    Dominated entries are closed; the Lagrangian gives a bound L and a selection of value U; an
+    Dominated entries and those that fit in no selection are closed; the Lagrangian gives a bound L and a selection of value U; an
     entry whose reduced cost exceeds U - L is in no better selection and is closed too; HiGHS
     solves what is left. None of the three loses an optimum.
     """
-    compact, places = knapsack.compact(knapsack.undominated)
+    keep = knapsack.affordable & knapsack.undominated
+    if not keep.any(axis=1).all():
+        return Answer(None, np.inf, "trivial")
+    compact, places = knapsack.compact(keep)
     small, offset, scale = compact.scaled()
     dual = solve_dual(small, any_fit=effort.gap == np.inf)
     if dual.bound == np.inf:
@@ -125,9 +134,10 @@ def _program(
     small: Knapsack, known: Answer, accepted: float, effort: Effort, *, proves: bool
 ) -> Answer:
     """Run HiGHS; on rounding beyond a limit tighten that limit a little and run again."""
-    margin = np.zeros(len(small.limits))
+    margin = np.full(len(small.limits), 0.0 if proves else 1.2 * TOLERANCE)
     for _ in range(4):
-        result, floor = _milp(small, margin, known, accepted, effort)
+        result, floor = _milp(small, margin, known, accepted if proves else accepted / 8, effort,
+                              None if proves else CORE_NODES)
         proves = proves and not margin.any()
         if result.x is None:
             none = proves and result.status == 2 and known.picks is None
@@ -149,7 +159,8 @@ def _undecided(small: Knapsack) -> Ints:
 
 
 def _milp(
-    small: Knapsack, margin: Floats, known: Answer, accepted: float, effort: Effort
+    small: Knapsack, margin: Floats, known: Answer, accepted: float, effort: Effort,
+    nodes: int | None,
 ) -> tuple[OptimizeResult, Callable[[float], float]]:
     """Solve the sparse program over the sites that still have a choice.
 
@@ -178,8 +189,8 @@ def _milp(
     value = max(value - decided_value, 1e-9)
     relative, unit = accepted / value, 1e3 / value
     result = solve_binary(unit * small.values[sites[rows], choices], constraints,
-                          seconds=effort.seconds, gap=min(relative, 1e6))
-    return result, lambda bound: decided_value + (bound - 2e-6) / unit
+                          seconds=effort.seconds, gap=min(relative, 1e6), nodes=nodes)
+    return result, lambda bound: decided_value + (bound - 2 * TOLERANCE) / unit
 
 
 def _read(small: Knapsack, solution: Floats) -> Ints:

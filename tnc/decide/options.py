@@ -27,7 +27,14 @@ from pydantic import (
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
 from tnc.decide.option_text import OptionText, parse_form, print_form
-from tnc.decide.spec_problems import nearest, problem, tell
+from tnc.decide.spec_problems import (
+    Problem,
+    SpecProblems,
+    nearest,
+    problem,
+    problems_of,
+    tell,
+)
 from tnc.errors import TncError
 from tnc.registry import Registry, normalise
 
@@ -58,7 +65,24 @@ def options_model(kind: str, thing: Any) -> type[BaseModel]:
 def build(registry: Registry[type[T]], value: Any) -> T:
     """Return the thing that a text, a mapping with a `kind` or an instance stands for.
 
-    Raises pydantic's ValidationError or PydanticCustomError, whose places are relative to `value`.
+    >>> from tnc.structures import families
+    >>> build(families, "tucker{factors=2}")
+    Tucker(factors=2)
+
+    Raises SpecProblems.
+    """
+    try:
+        return validated(registry, value)
+    except ValidationError as error:
+        raise SpecProblems(problems_of(error)) from None
+    except PydanticCustomError as error:
+        raise SpecProblems([Problem((), error.type, error.message())]) from None
+
+
+def validated(registry: Registry[type[T]], value: Any) -> T:
+    """Build within a pydantic validator: errors are pydantic's, their places relative to `value`.
+
+    Raises ValidationError or PydanticCustomError.
     """
     if is_dataclass(value) and not isinstance(value, type):
         kind_of(registry, value)
@@ -68,9 +92,10 @@ def build(registry: Registry[type[T]], value: Any) -> T:
     things = registry.all()
     if kind not in things:
         raise _unknown_kind(registry, str(options["kind"]), nested=isinstance(value, Mapping))
-    given = _checked(options_model(kind, things[kind]), {**options, "kind": kind})
+    thing: Any = things[kind]
+    given = _checked(options_model(kind, thing), {**options, "kind": kind})
     try:
-        return things[kind](**given)
+        return thing(**given)  # type: ignore[no-any-return]
     except TncError as error:
         raise problem("refused", "; ".join(filter(None, (error.message, error.hint)))) from error
 
@@ -123,7 +148,7 @@ class Choice:
             lambda thing: as_plain(self.registry, thing)
         )
         return core_schema.no_info_plain_validator_function(
-            lambda value: build(self.registry, value), serialization=printer
+            lambda value: validated(self.registry, value), serialization=printer
         )
 
     def __get_pydantic_json_schema__(

@@ -14,7 +14,7 @@ from functools import cache
 from typing import Any
 
 from tnc.decide.option_text import OptionText, parse_form
-from tnc.decide.options import print_option, build, text_schema
+from tnc.decide.options import build, print_option, text_schema, validated
 from tnc.decide.spec_problems import problem
 from tnc.registry import Registry, normalise
 
@@ -40,7 +40,7 @@ def canonical(step: Any) -> str:
             raise problem("option_text", str(error)) from error
         if len(options) == 1 and normalise(options["kind"]) in shipped():
             return normalise(options["kind"])
-    return print_option(passes, build(passes, step))
+    return print_option(passes, validated(passes, step))
 
 
 def pipeline(texts: Iterable[str]) -> tuple[tuple[str, Any], ...]:

@@ -12,10 +12,10 @@ DIALECT = "http://json-schema.org/draft-07/schema#"
 
 
 def spec_schema() -> dict[str, Any]:
-    """Return the schema of a spec file."""
+    """Return the schema of a spec file; one that extends another may leave out its rules."""
     schema = Spec.model_json_schema()
-    title = "tnc spec"
-    return {"$schema": DIALECT, **schema, "title": title}
+    needs = {"required": ["version"], "anyOf": [{"required": ["rules"]}, {"required": ["extends"]}]}
+    return {"$schema": DIALECT, **schema, **needs, "title": "tnc spec"}
 
 
 def schema_text() -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -99,12 +100,14 @@ def _gram(factors: list[Tensor]) -> Tensor:
 
 def _solve(normal: Tensor, pulled: Tensor) -> Tensor:
     ridge = _RIDGE * normal.diagonal().amax().clamp_min(1e-300)
-    lower, info = torch.linalg.cholesky_ex(normal + ridge * torch.eye(len(normal), dtype=normal.dtype))
+    identity = torch.eye(len(normal), dtype=normal.dtype, device=normal.device)
+    lower, info = torch.linalg.cholesky_ex(normal + ridge * identity)
     if int(info) == 0:
         return torch.cholesky_solve(pulled.T, lower).T
-    return pulled @ torch.linalg.pinv(normal, hermitian=True, rtol=_RIDGE)
+    inverse: Tensor = torch.linalg.pinv(normal, hermitian=True, rtol=_RIDGE)
+    return pulled @ inverse
 
 
 def _error(pulled: Tensor, factors: list[Tensor], mode: int, whole: float) -> float:
     square = whole**2 - 2 * float((pulled * factors[mode]).sum()) + float(_gram(factors).sum())
-    return max(square, 0.0) ** 0.5 / whole
+    return math.sqrt(max(square, 0.0)) / whole

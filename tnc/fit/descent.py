@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -13,23 +14,25 @@ from tnc.derive.adjoint import WEIGHT
 from tnc.fit.conjugate import conjugate_gradients
 from tnc.fit.folding import crop, fold
 from tnc.fit.marginal import fold_moments
-from tnc.fit.metric import Metric
 from tnc.fit.method import Outcome
+from tnc.fit.metric import RIDGE, Metric
 from tnc.fit.named_einsum import contract
 from tnc.fit.normal import Gram, Inverse, gram
 from tnc.net import Network, Structure
 
+EXACT = 1e-13
+
 
 @dataclass(frozen=True)
 class Settings:
-    """When to stop: sweeps at most, relative change of the error over a sweep, error reached.
+    """When to stop: sweeps at most, relative change of the error over a sweep.
 
-    `steps` bounds the conjugate gradients of cores whose normal matrix is too large to factorise.
+    An error of `EXACT` of the weight, or of what a metric's ridge can tell, ends it too. `steps`
+    bounds the conjugate gradients of cores whose normal matrix is too large to factorise.
     """
 
     sweeps: int = 100
     tolerance: float = 1e-6
-    exact: float = 1e-13
     steps: int = 8
 
 
@@ -65,15 +68,16 @@ class Descent:
 
     def run(self) -> Outcome:
         """Sweep over the cores until the error settles."""
-        whole = self._norm(self.weight) or 1.0
-        sweeps, converged = 0, self.error <= self.settings.exact * whole or not self.free
+        floor = EXACT if self.metric.plain else math.sqrt(RIDGE)
+        exact = floor * (self._norm(self.weight) or 1.0)
+        sweeps, converged = 0, self.error <= exact or not self.free
         while not converged and sweeps < self.settings.sweeps:
             before = self.error
             for place, name in self.free if sweeps % 2 == 0 else reversed(self.free):
                 self._update(place, name)
             sweeps += 1
             settled = before - self.error <= self.settings.tolerance * before
-            converged = settled or self.error <= self.settings.exact * whole
+            converged = settled or self.error <= exact
         return Outcome(self.cores, sweeps, converged)
 
     def _update(self, place: int, name: str) -> None:
@@ -136,7 +140,7 @@ class Descent:
         return matrix.reshape(tensor.shape)
 
     def _norm(self, tensor: Tensor) -> float:
-        return float((tensor * self._apply_metric(tensor)).sum().clamp_min(0).sqrt())
+        return math.sqrt(max(0.0, float((tensor * self._apply_metric(tensor)).sum())))
 
     def _part(self, term: Network, cores: Mapping[str, Tensor]) -> Tensor:
         return crop(contract(dense(term), cores), term, self.structure.signature)

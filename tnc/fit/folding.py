@@ -34,6 +34,11 @@ def leg_shape(term: Network) -> tuple[int, ...]:
     return tuple(term.size[n] for n in (*equation.output_indices, *equation.input_indices))
 
 
+def legs_of(term: Network) -> Axis:
+    """Return the names of the dimensions of a folded weight; shared input legs are primed."""
+    return dense(term).output
+
+
 def fold_side(tensor: Tensor, term: Network, signature: Signature, side: str) -> Tensor:
     """Fold a vector (n,) or matrix (n, n) over one side into legs, or legs twice, with padding."""
     given = signature.inputs if side == "inputs" else signature.outputs

@@ -32,7 +32,7 @@ class FoldedMoment:
         return self.tensor.ndim == 2 * len(self.legs)
 
     def marginal(self, keep: Axis, blocks: Axis) -> Tensor:
-        """Return `[*blocks, *keep, *keep']`, or `[*blocks, *keep]` of a diagonal; the rest is traced."""
+        """Return `[*blocks, *keep, *keep]`, or `[*blocks, *keep]` of a diagonal; trace the rest."""
         if not self.full:
             return einsum([(self.tensor, self.legs)], (*blocks, *keep))
         copies = tuple(starred(n) if n in keep else n for n in self.legs)

@@ -9,10 +9,10 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from tnc.derive import dense
 from tnc.derive.cut import cut
 from tnc.fit.folding import fold
 from tnc.fit.metric import Metric
+from tnc.fit.modes import equalised
 from tnc.fit.whitening import is_exact, whiten
 from tnc.net import Network, Structure
 from tnc.registry import Registry
@@ -117,11 +117,6 @@ def saturated(network: Network) -> bool:
         if network.size[bond] < min(sides):
             return False
     return bool(network.equation.bonds) and not network.equation.shared
-
-
-def legs_of(network: Network) -> tuple[str, ...]:
-    """Return the names of the dimensions of the folded weight."""
-    return dense(network).output
 
 
 fits: Registry[Fit] = Registry("fit", "tnc.fit")

@@ -122,7 +122,7 @@ def relative_error(
 
 
 def ridged_spectrum(values: Tensor) -> Tensor:
-    """Add `RIDGE` of the largest to eigenvalues in the last dimension; all ones where all vanish."""
+    """Add `RIDGE` of the largest to eigenvalues in the last dimension; ones where all vanish."""
     values = values.clamp_min(0)
     top = values.amax(-1, keepdim=True)
     return torch.where(top > 0, values + RIDGE * top, torch.ones_like(values))

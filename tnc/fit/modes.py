@@ -9,7 +9,7 @@ import networkx as nx
 import torch
 from torch import Tensor
 
-from tnc.fit.method import legs_of
+from tnc.fit.folding import legs_of
 from tnc.net import Axis, Core, Network
 
 

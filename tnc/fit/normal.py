@@ -123,7 +123,7 @@ def gram(
     copies = [(t, tuple(starred(n) if n in doubled else n for n in axes)) for t, axes in env]
     operands = (*env, *copies, *weights)
     mirrored = [(k, k + len(env)) for k in range(len(env))]
-    size = {n: s for n, s in whole.sizes}
+    size = dict(whole.sizes)
     return Gram(core, operands, _factors(core, operands, mirrored, doubled), size)
 
 

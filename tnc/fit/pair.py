@@ -8,7 +8,8 @@ from math import prod
 import torch
 from torch import Tensor
 
-from tnc.fit.method import Outcome, legs_of
+from tnc.fit.folding import legs_of
+from tnc.fit.method import Outcome
 from tnc.fit.named_einsum import einsum
 from tnc.net import Axis, Core, Network
 
@@ -42,7 +43,8 @@ def pair_of(network: Network) -> Pair | str:
         for n in legs_in(network)
         if (n in first.indices and n in second.indices) or n in equation.shared
     )
-    own = [tuple(n for n in c.indices if n not in bonds and n not in batch) for c in (first, second)]
+    joined = {*bonds, *batch}
+    own = [tuple(n for n in core.indices if n not in joined) for core in (first, second)]
     partial = [n for n in batch if n not in first.indices or n not in second.indices]
     if partial:
         return f"leg {partial[0]} is input and output at once but not on both cores"

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from tnc.fit.descent import Descent, Settings
-from tnc.fit.metric import Metric
 from tnc.fit.method import DirectFit, Outcome, fits
+from tnc.fit.metric import Metric
 from tnc.fit.modes import joint, merge, own_legs, shaped, walk
 from tnc.fit.pair import svd
 from tnc.fit.sequential_svd import train_svd
@@ -57,8 +57,8 @@ class RingALS(DirectFit):
 def _best(runs: list[Descent], weight: Tensor, structure: Structure) -> Outcome:
     """Run the best few starts a little, and the best of those to the end."""
     short = sorted(runs, key=lambda run: run.error)[: 2 * KEPT]
-    tried = [(run, run.run()) for run in short]
-    run, found = min(tried, key=lambda pair: pair[0].error)
+    tried = [(run.run(), run.error) for run in short]
+    found, _ = min(tried, key=lambda pair: pair[1])
     longer = _descent(weight, structure, found.cores, SWEEPS).run()
     return Outcome(longer.cores, found.iterations + longer.iterations, longer.converged)
 

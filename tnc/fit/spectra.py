@@ -44,9 +44,9 @@ def spectrum(
     whitening = whiten(sides, signature, metric)
     folded = whitening.weight(fold(weight.detach().double(), sides))
     blocks = blocks_of(folded, sides, _pair(sides, parted))
-    values = torch.linalg.svdvals(blocks)
+    values: Tensor = torch.linalg.svdvals(blocks)
     weights = _block_weights(sides, parted, signature, metric)
-    values = values * weights.reshape(-1, 1).sqrt()
+    values *= weights.reshape(-1, 1).sqrt()
     return values if parted.batch else values[0]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from math import prod
 
 from torch import Tensor
@@ -28,7 +29,7 @@ class TrainSVD(DirectFit):
     def solve(self, folded: Tensor, network: Network, seed: int) -> Outcome:
         path = walk(network, closed=False)
         assert not isinstance(path, str)  # accepted
-        bonds = [joint(network, a, b) for a, b in zip(path, path[1:])]
+        bonds = [joint(network, a, b) for a, b in pairwise(path)]
         ranks = [prod(network.size[n] for n in group) for group in bonds]
         found = {}
         parts = train_svd(merge(folded, network, path), ranks)

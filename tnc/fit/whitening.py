@@ -89,7 +89,8 @@ def trace_scale(network: Network, signature: Signature, metric: Metric) -> list[
             for core, others in elsewhere
             if any(n in core.indices and n not in others for n in moment.legs)
         ]
-        shared = tuple(n for n in moment.legs if any(n in o and n in c.indices for c, o in elsewhere))
+        held = {n for core, others in elsewhere for n in core.indices if n in others}
+        shared = tuple(n for n in moment.legs if n in held)
         trace = moment.marginal((), shared)
         safe = trace.clamp_min(1e-300)
         found.append((safe ** (1 - len(owners)) * (trace > 0), shared))

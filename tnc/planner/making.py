@@ -58,7 +58,7 @@ def make_plan(
         ),
         skips=tuple(sorted((*skips, *(Skip(p, r) for p, r in trace.untraced)),
                            key=lambda skip: (skip.site, skip.reason))),
-        passes=tuple(spec.pass_texts),
+        passes=tuple(spec.passes),
         budgets=tuple(sorted((n, float(budget.limits[n] + budget.fixed[n])) for n in budget.limits)),
         objective=spec.objective,
         total=totals(subject.model, trace.sites, "*", chosen),

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 class Subject:
     """A model on its way through the passes, with what is known about it.
 
-    `model` belongs to the pipeline: the manager made the copy, a pass may edit it. `probe` is the
+    `ties` are groups of names of one parameter in the original. `model` belongs to the pipeline: the manager made the copy, a pass may edit it. `probe` is the
     example input (args, kwargs) on which contracts are checked.
     """
 
@@ -29,9 +29,18 @@ class Subject:
     plan: Plan | None = None
     measurements: Measurements | None = None
     batches: tuple[Any, ...] = ()
+    ties: tuple[tuple[str, ...], ...] = ()
     reparams: tuple[Reparam, ...] = ()
     edits: tuple[str, ...] = field(default=())
 
     def edited(self, *lines: str, **changes: Any) -> Subject:
         """Return a subject with changes and one more line of edits for each thing done."""
         return replace(self, edits=self.edits + lines, **changes)
+
+
+def ties_of(model: nn.Module) -> tuple[tuple[str, ...], ...]:
+    """Return the groups of parameter names that are one tensor."""
+    groups: dict[int, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        groups.setdefault(id(parameter), []).append(name)
+    return tuple(tuple(names) for names in groups.values() if len(names) > 1)

@@ -43,6 +43,13 @@ def as_call(batch: Batch) -> Call:
     return ((), dict(batch)) if isinstance(batch, Mapping) else (tuple(batch), {})
 
 
+def count(batch: Batch) -> int:
+    """Count the samples of a batch: the first dimension of its first tensor."""
+    args, kwargs = as_call(batch)
+    first = (*args, *kwargs.values())[0]
+    return int(first.shape[0])
+
+
 class ModelSource(ABC):
     """Where a model comes from; concrete sources are frozen dataclasses."""
 

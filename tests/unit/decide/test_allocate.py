@@ -177,7 +177,7 @@ def test_no_limit_takes_the_least_error():
 
 def test_equal_candidates_and_sites_go_to_the_lower_index():
     site = [Choice((2.0,), 3.0), Choice((4.0,), 1.0), Choice((4.0,), 1.0), Choice((5.0,), 1.0)]
-    assert allocate([site, site, site], {"params": 10.0}).picks == (0, 0, 1)
+    assert allocate([site, site, site], {"params": 10.0}).picks == (0, 1, 1)
 
 
 def test_nothing_to_allocate():

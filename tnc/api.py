@@ -1,0 +1,247 @@
+"""The compile-a-model API: capture, measure, plan, compile, save, densify."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from tnc.artifact import Verified, verify
+from tnc.artifact.modules import classes_of
+from tnc.capture import Measurements, Trace
+from tnc.capture import capture as _capture
+from tnc.capture import measure as _measure
+from tnc.decide.matching import match_rules
+from tnc.decide.pipeline import pipeline
+from tnc.decide.plan import Plan
+from tnc.decide.spec import Spec
+from tnc.errors import CaptureError, PlanError
+from tnc.planner import Evaluator, make_plan
+from tnc.rewrite import Pass, Record, Reparam, Subject, run_passes
+from tnc.rewrite.subject import ties_of
+
+Example = tuple[tuple[Any, ...], dict[str, Any]]
+Progress = Callable[[str, int, int], None]
+
+__all__ = [
+    "Compiled",
+    "capture",
+    "compile",
+    "densify",
+    "export",
+    "measure",
+    "plan",
+    "save",
+    "verify",
+]
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """A compiled model with the plan it follows and what was done.
+
+    `records` holds one line of history for each pass, `reparams` what became of each weight, in a
+    form that an optimizer can follow. `probe` is the example input, `classes` the modules of the
+    original by path. `measurements` are those that the fits used.
+    """
+
+    model: nn.Module
+    plan: Plan
+    trace: Trace
+    records: tuple[Record, ...]
+    reparams: tuple[Reparam, ...]
+    probe: Example
+    classes: Mapping[str, str]
+    measurements: Measurements | None = None
+
+
+def capture(model: nn.Module, *args: Any, **kwargs: Any) -> Trace:
+    """Trace a model on an example input and list the weights that could be rewritten.
+
+    >>> import torch, tnc
+    >>> trace = tnc.capture(torch.nn.Linear(8, 4), torch.ones(2, 8))
+    >>> [(site.path, site.op, str(site.signature)) for site in trace.sites]
+    [('weight', 'linear', '4 <- 8')]
+    """
+    return _capture(model, args, kwargs)
+
+
+def measure(
+    model: nn.Module,
+    trace: Trace,
+    batches: Iterable[Any],
+    evaluation: Evaluator | None = None,
+    progress: Progress | None = None,
+) -> Measurements:
+    """Stream calibration batches through a model and keep the second moments of every site.
+
+    With an `evaluation` also the weights of every layer's output in the model's features.
+    """
+    return _measure(
+        model,
+        trace.sites,
+        batches,
+        gradients=evaluation.probe if evaluation is not None else None,
+        progress=progress,
+    )
+
+
+def plan(
+    model: nn.Module,
+    spec: Spec,
+    *,
+    example: Example | Tensor | None = None,
+    calibration: Iterable[Any] | None = None,
+    evaluation: Evaluator | None = None,
+    locations: Mapping[str, str] | None = None,
+    progress: Progress | None = None,
+) -> Plan:
+    """Decide what every weight of a model becomes; the model is not touched.
+
+    `example` is one input: a tensor, or (args, kwargs); the first calibration batch serves where it
+    is not given. `calibration` is an iterable of batches (a mapping is keyword arguments, a tuple
+    positional ones). Raises PlanError, InfeasibleBudget, CaptureError.
+    """
+    work = _prepare(model, spec, example, calibration, evaluation, locations, progress)
+    return work.plan
+
+
+def compile(
+    model: nn.Module,
+    spec: Spec,
+    *,
+    plan: Plan | None = None,
+    example: Example | Tensor | None = None,
+    calibration: Iterable[Any] | None = None,
+    evaluation: Evaluator | None = None,
+    locations: Mapping[str, str] | None = None,
+    progress: Progress | None = None,
+) -> Compiled:
+    """Return a compiled copy of a model; the model that is given stays as it is.
+
+    With a `plan`, exactly that plan is carried out; it must carry the model's fingerprint. Without,
+    one is made from the spec. Further arguments as for `plan`.
+
+    >>> import torch, tnc
+    >>> net = torch.nn.Sequential(torch.nn.Linear(32, 32), torch.nn.ReLU(), torch.nn.Linear(32, 8))
+    >>> spec = tnc.Spec(version=1, rules=[{"match": "0", "structure": "low-rank", "keep": 0.5}])
+    >>> made = tnc.compile(net, spec, example=torch.ones(4, 32))
+    >>> made.model[0].structure.shapes
+    {'B': (32, 8), 'A': (8, 32)}
+    """
+    work = _prepare(model, spec, example, calibration, evaluation, locations, progress, plan)
+    steps = [(name, step) for name, step in work.passes if step.stage == "apply"]
+    outcome = run_passes(replace(work.subject, plan=work.plan), steps, progress)
+    done = outcome.subject
+    return Compiled(
+        done.model,
+        work.plan,
+        done.trace,
+        work.records + outcome.records,
+        done.reparams,
+        done.probe,
+        classes_of(model),
+        done.measurements,
+    )
+
+
+def densify(model: nn.Module) -> nn.Module:
+    """Return a copy of a model with every structured layer rebuilt as the library's dense layer."""
+    from tnc.passes.densify import densify_
+
+    dense = copy.deepcopy(model)
+    densify_(dense)
+    return dense
+
+
+def save(compiled: Compiled, out: str | Path, **options: Any) -> Path:
+    """Save a compiled model as an artifact folder; see `tnc.artifact.save`."""
+    from tnc.artifact import save as write
+
+    return write(compiled, out, **options)
+
+
+def export(folder: str | Path, to: str, out: str | Path, model: nn.Module | None = None) -> Path:
+    """Export an artifact to 'torch-export', 'onnx' or 'dense'; see `tnc.artifact.export`."""
+    from tnc.artifact import export as write
+
+    return write(folder, to, out, model)
+
+
+@dataclass(frozen=True)
+class _Work:
+    subject: Subject
+    plan: Plan
+    passes: tuple[tuple[str, Pass], ...]
+    records: tuple[Record, ...]
+
+
+def _prepare(
+    model: nn.Module,
+    spec: Spec,
+    example: Example | Tensor | None,
+    calibration: Iterable[Any] | None,
+    evaluation: Evaluator | None,
+    locations: Mapping[str, str] | None,
+    progress: Progress | None,
+    given: Plan | None = None,
+) -> _Work:
+    batches = tuple(calibration) if calibration is not None else ()
+    probe = _example(example, batches)
+    trace = _capture(model, *probe)
+    if given is not None and given.fingerprint != trace.fingerprint:
+        raise PlanError(
+            "the plan was made for another model: the fingerprints differ "
+            f"({given.fingerprint[:12]} and {trace.fingerprint[:12]})",
+            hint="make a new plan for this model with `tnc plan`",
+        )
+    texts = given.passes if given is not None else spec.passes
+    steps = tuple(pipeline(texts))
+    subject = Subject(model, trace, probe, batches=batches, ties=ties_of(model))
+    early = [(name, step) for name, step in steps if step.stage == "prepare"]
+    outcome = run_passes(subject, early, progress)
+    subject = outcome.subject
+    subject = replace(subject, trace=_capture(subject.model, *probe))
+    targets, _ = match_rules(subject.trace.sites, spec, locations or {})
+    if batches and spec.metric != "none":
+        wanted = {site.name for target in targets for site in target.sites}
+        sites = [site for site in subject.trace.sites if site.name in wanted]
+        found = _measure(
+            subject.model,
+            sites,
+            batches,
+            gradients=evaluation.probe if evaluation and spec.metric in ("both", "auto") else None,
+            progress=progress,
+        )
+        subject = replace(subject, measurements=found)
+    made = given or make_plan(
+        subject,
+        spec,
+        fingerprint=trace.fingerprint,
+        batches=batches,
+        evaluation=evaluation,
+        locations=locations,
+        progress=progress,
+    )
+    return _Work(subject, made, steps, outcome.records)
+
+
+def _example(example: Example | Tensor | None, batches: tuple[Any, ...]) -> Example:
+    if example is None:
+        if not batches:
+            raise CaptureError(
+                "there is no example input to trace the model with",
+                hint="give example=tensor, example=(args, kwargs), or calibration batches",
+            )
+        example = batches[0]
+    if isinstance(example, Tensor):
+        return (example,), {}
+    if isinstance(example, Mapping):
+        return (), dict(example)
+    if len(example) == 2 and isinstance(example[0], tuple) and isinstance(example[1], dict):
+        return example
+    return tuple(example), {}

@@ -1,0 +1,155 @@
+"""Run a whole recipe: load, plan, compile, evaluate, time, save."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tnc.decide.options import as_mapping
+from tnc.decide.plan import Plan
+from tnc.decide.spec import Resolved, Spec
+from tnc.inputs import Inputs, load, timing_batches
+from tnc.report.environment import environment
+from tnc.report.latency import latency
+from tnc.report.run_report import RunReport, Size
+from tnc.sources import models
+from tnc.sources.source import as_call, count
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+Progress = Callable[[str, int, int], None]
+EXPORTED = {"onnx": "model.onnx", "torch-export": "model.pt2", "dense": "dense.safetensors"}
+
+
+def run(
+    resolved: Resolved,
+    out: Path | None = None,
+    plan: Plan | None = None,
+    progress: Progress | None = None,
+    *,
+    force: bool = False,
+) -> RunReport:
+    """Carry out a spec from loading the model to the artifact in `out`, and report.
+
+    With `plan`, exactly that plan is applied. When the figure on held-out data exceeds the spec's
+    quality gate, the report says so in `gate` and nothing is written.
+    """
+    from tnc import api
+
+    spec, clock = resolved.spec, _Clock(progress)
+    clock("load", 0, 1)
+    inputs = load(spec)
+    original = inputs.loaded.model
+    given = inputs.given | {"locations": resolved.locations, "progress": clock}
+    clock("compile", 0, 1)
+    compiled = api.compile(original, spec, plan=plan, **given)
+    figures = compare(inputs, compiled.model, clock)
+    timings = latency(original, compiled.model, timing_batches(inputs), clock)
+    clock("save", 0, 1)
+    report = RunReport(
+        before=_size(original, compiled.plan.total.dense_flops),
+        after=_size(compiled.model, compiled.plan.total.flops),
+        timings=timings,
+        figures=tuple(figures.items()),
+        held_out=sum(map(count, inputs.held_out)),
+        seconds=clock.seconds,
+        plan=compiled.plan,
+        spec=resolved.digest,
+        gate=_gate(spec, figures),
+        environment=environment(),
+    )
+    if out is None or report.gate:
+        return report
+    report = _save(inputs, compiled, report, out, resolved.text, force)
+    return replace(report, seconds=clock.seconds)
+
+
+def compare(inputs: Inputs, model: nn.Module, progress: Progress | None = None) -> dict[str, float]:
+    """Return the evaluation's figures of `model` against the original on held-out data."""
+    import torch
+
+    pairs: list[tuple[Tensor, Tensor]] = []
+    with torch.no_grad():
+        for number, batch in enumerate(inputs.held_out):
+            if progress:
+                progress("evaluate", number, len(inputs.held_out))
+            args, kwargs = as_call(batch)
+            outputs = (m(*args, **kwargs) for m in (model, inputs.loaded.model))
+            pairs.append(tuple(inputs.evaluation.features(o, batch) for o in outputs))
+    if not pairs:
+        return {}
+    features, reference = (torch.cat(side) for side in zip(*pairs))
+    return inputs.evaluation.summary(features, reference)
+
+
+def _size(model: nn.Module, flops: int) -> Size:
+    held = list(model.parameters())
+    stored = sum(p.numel() * p.element_size() for p in held)
+    return Size(sum(p.numel() for p in held), stored, flops)
+
+
+def _gate(spec: Spec, figures: dict[str, float]) -> str:
+    if spec.quality is None:
+        return ""
+    if not figures:
+        return "the quality gate needs held-out data: add calibration data to the spec"
+    name, value = next(iter(figures.items()))
+    bound = spec.quality.max_error
+    return "" if value <= bound else f"{name} on held-out data is {value:.4g}, above {bound:g}"
+
+
+def _save(
+    inputs: Inputs, compiled: Any, report: RunReport, out: Path, text: str, force: bool
+) -> RunReport:
+    from tnc import artifact
+
+    source = inputs.spec.model
+    assert source is not None
+    artifact.save(
+        compiled,
+        out,
+        source=as_mapping(models, source),
+        files=inputs.loaded.files,
+        spec=text,
+        report=report.as_json(),
+        force=force,
+    )
+    exports = []
+    for form in inputs.spec.export:
+        file = out / "exported" / EXPORTED[form]
+        file.parent.mkdir(exist_ok=True)
+        artifact.export(out, form, file)
+        exports.append(str(file))
+    return replace(report, artifact=str(out), exports=tuple(exports))
+
+
+@dataclass
+class _Clock:
+    """Progress that also keeps the seconds of each stage: a stage lasts until the next begins."""
+
+    progress: Progress | None
+    _stage: str = ""
+    _since: float = 0.0
+    _spent: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def seconds(self) -> tuple[tuple[str, float], ...]:
+        self._add()
+        return tuple((name, round(spent, 3)) for name, spent in self._spent.items())
+
+    def __call__(self, stage: str, done: int, total: int) -> None:
+        if stage != self._stage:
+            self._add()
+            self._stage = stage
+        if self.progress:
+            self.progress(stage, done, total)
+
+    def _add(self) -> None:
+        now = time.perf_counter()
+        if self._stage:
+            self._spent[self._stage] = self._spent.get(self._stage, 0.0) + now - self._since
+        self._since = now
