@@ -72,18 +72,18 @@ def compare(inputs: Inputs, model: nn.Module, progress: Progress | None = None) 
     """Return the evaluation's figures of `model` against the original on held-out data."""
     import torch
 
-    pairs: list[tuple[Tensor, Tensor]] = []
+    compiled: list[Tensor] = []
+    original: list[Tensor] = []
     with torch.no_grad():
         for number, batch in enumerate(inputs.held_out):
             if progress:
                 progress("evaluate", number, len(inputs.held_out))
             args, kwargs = as_call(batch)
-            outputs = (m(*args, **kwargs) for m in (model, inputs.loaded.model))
-            pairs.append(tuple(inputs.evaluation.features(o, batch) for o in outputs))
-    if not pairs:
+            for side, found in ((model, compiled), (inputs.loaded.model, original)):
+                found.append(inputs.evaluation.features(side(*args, **kwargs), batch))
+    if not compiled:
         return {}
-    features, reference = (torch.cat(side) for side in zip(*pairs))
-    return inputs.evaluation.summary(features, reference)
+    return inputs.evaluation.summary(torch.cat(compiled), torch.cat(original))
 
 
 def _size(model: nn.Module, flops: int) -> Size:
@@ -105,11 +105,12 @@ def _gate(spec: Spec, figures: dict[str, float]) -> str:
 def _save(
     inputs: Inputs, compiled: Any, report: RunReport, out: Path, text: str, force: bool
 ) -> RunReport:
-    from tnc import artifact
+    from tnc.artifact.exporting import export
+    from tnc.artifact.saving import save
 
     source = inputs.spec.model
     assert source is not None
-    artifact.save(
+    save(
         compiled,
         out,
         source=as_mapping(models, source),
@@ -122,7 +123,7 @@ def _save(
     for form in inputs.spec.export:
         file = out / "exported" / EXPORTED[form]
         file.parent.mkdir(exist_ok=True)
-        artifact.export(out, form, file)
+        export(out, form, file)
         exports.append(str(file))
     return replace(report, artifact=str(out), exports=tuple(exports))
 

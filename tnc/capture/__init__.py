@@ -2,6 +2,19 @@
 
 from tnc.capture.capturing import capture
 from tnc.capture.fingerprint import fingerprint
+from tnc.capture.measure import Measured, Measurements, measure
+from tnc.capture.shares import Share, shares
 from tnc.capture.trace import Link, Trace, Traced
 
-__all__ = ["Link", "Trace", "Traced", "capture", "fingerprint"]
+__all__ = [
+    "Link",
+    "Measured",
+    "Measurements",
+    "Share",
+    "Trace",
+    "Traced",
+    "capture",
+    "fingerprint",
+    "measure",
+    "shares",
+]

@@ -13,7 +13,7 @@ from tnc.capture.graph import escaping, graphs, remembered
 from tnc.capture.observe import observe
 from tnc.capture.record import Recorder
 from tnc.capture.sites import sort_out
-from tnc.capture.trace import Trace
+from tnc.capture.trace import Trace, Traced
 from tnc.capture.undisturbed import evaluating
 from tnc.capture.weights import Weights
 from tnc.errors import CaptureError
@@ -45,7 +45,7 @@ def capture(
         output, calls = observe(model, weights, recorder, lambda: model(*args, **kwargs))
         kept = [recorder.flow.value(t) for t in (*escaping(output), *remembered(model))]
         del output
-    traced = ()
+    traced: tuple[Traced, ...] = ()
     if graph:
         with evaluating(model):
             traced = graphs(model, args, kwargs)

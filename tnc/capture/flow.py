@@ -74,14 +74,22 @@ class Flow:
         return self._names.setdefault(self._geometry(tensor), f"t{len(self._names)}")
 
     def add(
-        self, op: str, args: Any, out: Any, role: str, end: str, data: Tensor | None,
+        self,
+        op: str,
+        args: Any,
+        out: Any,
+        layer: tuple[str, str, Tensor | None],
         parameters: tuple[str, ...],
-    ) -> None:  # fmt: skip
-        """Record an operation; its results become new values, also where it wrote in place."""
+    ) -> None:
+        """Record an operation; its results become new values, also where it wrote in place.
+
+        `layer` is the role, the module and the tensor that it transforms.
+        """
+        role, end, data = layer
         shown = None if data is None else self.shown(data)
         reads = tuple(dict.fromkeys(self.value(t) for t in tensors(args)))
         source = self._geometry(next(tensors(args))) if op in COPIES else None
-        results = [t for t in tensors(out)]
+        results = list(tensors(out))
         makes = tuple(self._make(t, source) for t in results)
         made = self.shown(results[0]) if results else None
         self.steps.append(Step(role, end, shown, made, reads, makes, parameters))
@@ -96,8 +104,8 @@ class Flow:
         return self._held[key]
 
     def _geometry(self, tensor: Tensor) -> Geometry:
-        value, offset = self.value(tensor), tensor.storage_offset()
-        return value, tuple(tensor.shape), tuple(tensor.stride()), offset, str(tensor.dtype)
+        shape, strides = tuple(tensor.shape), tuple(tensor.stride())
+        return self.value(tensor), shape, strides, int(tensor.storage_offset()), str(tensor.dtype)
 
     def _fresh(self) -> int:
         self._count += 1

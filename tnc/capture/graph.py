@@ -21,7 +21,9 @@ from tnc.capture.trace import Traced
 from tnc.capture.weights import tensors
 
 
-def graphs(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Traced, ...]:
+def graphs(
+    model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> tuple[Traced, ...]:
     """Return graphs of the model or of its largest parts that can be traced, in module order.
 
     The model must be in evaluation mode (`undisturbed.evaluating`). Raises nothing: what no way
@@ -60,17 +62,18 @@ def _tensors_only(model: nn.Module) -> Iterator[None]:
             vars(model)["forward"] = own
 
 
-def escaping(tree: Any, depth: int = 6) -> Iterator[torch.Tensor]:
+def escaping(tree: Any, depth: int = 8) -> Iterator[torch.Tensor]:
     """Yield the tensors that an object holds: in containers, and in attributes of any object."""
     if isinstance(tree, torch.Tensor):
         yield tree
-    elif isinstance(tree, dict):
-        yield from escaping(list(tree.values()), depth)
-    elif isinstance(tree, list | tuple | set):
+    elif depth and isinstance(tree, dict):
+        for part in tree.values():
+            yield from escaping(part, depth - 1)
+    elif depth and isinstance(tree, list | tuple | set):
         for part in tree:
-            yield from escaping(part, depth)
+            yield from escaping(part, depth - 1)
     elif depth and hasattr(tree, "__dict__") and not isinstance(tree, nn.Module | type):
-        yield from escaping(list(vars(tree).values()), depth - 1)
+        yield from escaping(vars(tree), depth - 1)
 
 
 def remembered(model: nn.Module) -> Iterator[torch.Tensor]:
@@ -83,7 +86,7 @@ def remembered(model: nn.Module) -> Iterator[torch.Tensor]:
 
 def _symbolic(path: str, module: nn.Module, reason: str) -> Iterator[Traced]:
     """Trace a module by torch.fx; where that fails, keep it as a container and try its children."""
-    tracer = fx.Tracer(autowrap_modules=())
+    tracer = fx.Tracer()
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

@@ -6,7 +6,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
-from tnc.capture.flow import Flow, Shown, Step
+from tnc.capture.flow import Flow, Step
 from tnc.capture.trace import Link
 from tnc.decide.site import Site
 
@@ -75,10 +75,11 @@ def _with_biases(steps: Sequence[Step]) -> list[Step]:
             continue
         before = made.get(step.data.value)
         product = steps[before] if before is not None else None
-        if product and product.role == "linear" and product.end == step.end:
-            if readers[step.data.value] == 1 and before is not None:
-                merged[before] = replace(product, made=step.made)
-                merged[place] = replace(step, role="", reads=(), made=None)
+        if before is None or product is None or readers[step.data.value] != 1:
+            continue
+        if product.role == "linear" and product.end == step.end:
+            merged[before] = replace(product, made=step.made)
+            merged[place] = replace(step, role="", reads=(), made=None)
     return merged
 
 
@@ -89,13 +90,12 @@ def _adjacent(first: Step, second: Step) -> bool:
         return False
     if first.end == second.end:
         return False
-    if "conv" in (first.role, second.role):
-        return _same(first.made, second.data)
+    roles = (first.role, second.role)
+    if "conv" in roles:
+        return (first.made.shape, first.made.strides) == (second.data.shape, second.data.strides)
+    if {"batchnorm", "groupnorm"} & set(roles) and len(second.data.shape) != 2:
+        return False  # channels are the second axis there, the last one in a linear layer
     return first.made.same_rows(second.data)
-
-
-def _same(one: Shown, other: Shown) -> bool:
-    return one.shape == other.shape and one.strides == other.strides
 
 
 def _scope(module: str, view: str) -> str:

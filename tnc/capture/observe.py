@@ -12,6 +12,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
+from time import perf_counter
 from typing import Any, Protocol
 
 import torch
@@ -64,26 +66,37 @@ class Places:
                 pass
 
 
+@dataclass(frozen=True)
+class Event:
+    """One operation below autograd: `op` such as aten.addmm, the module that runs, its seconds."""
+
+    op: str
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+    out: Any
+    place: str
+    seconds: float
+
+
 class Listener(Protocol):
     """What wants to hear of operations."""
 
     def before(self) -> None:
         """Hear that an operation is about to start: earlier results have their gradients."""
 
-    def step(self, op: str, args: tuple[Any, ...], kwargs: Any, out: Any, place: str) -> None:
+    def step(self, event: Event) -> None:
         """Hear of an operation that is no view and no copy of a parameter."""
 
 
-class Observer(TorchDispatchMode):
+class Observer(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Tell a listener of every operation that computes; follow copies of parameters."""
 
     def __init__(self, weights: Weights, places: Places, backup: Backup, to: Listener) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._on_gpu = any(p.is_cuda for p in weights.parameters.values())
         self._weights, self._places, self._backup, self._to = weights, places, backup, to
 
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         self._to.before()
         with self:  # under inference_mode composite operations arrive whole
@@ -92,13 +105,18 @@ class Observer(TorchDispatchMode):
             return out
         op = str(func.overloadpacket)
         self._save_written(func, args, kwargs)
-        out = self._run(func, args, kwargs)
-        self._hear(op, func._schema.is_mutable, args, kwargs, out)
+        out, seconds = self._run(func, args, kwargs)
+        event = Event(op, args, kwargs, out, self._places.here, seconds)
+        self._hear(event, func._schema.is_mutable)
         return out
 
-    def _run(self, func: Any, args: Any, kwargs: Any) -> Any:
+    def _run(self, func: Any, args: Any, kwargs: Any) -> tuple[Any, float]:
         try:
-            return func(*args, **kwargs)
+            synchronise(self._on_gpu)
+            started = perf_counter()
+            out = func(*args, **kwargs)
+            synchronise(self._on_gpu)
+            return out, perf_counter() - started
         except Exception:
             self._places.failed = self._places.failed or self._places.here
             raise
@@ -112,18 +130,24 @@ class Observer(TorchDispatchMode):
                 for tensor in tensors(given):
                     self._backup.before_write(tensor)
 
-    def _hear(self, op: str, writes: bool, args: Any, kwargs: Any, out: Any) -> None:
-        read = {storage_key(t) for t in tensors((args, kwargs))} - {0}
-        made = [t for t in tensors(out) if storage_key(t) not in read]
-        viewed = not writes and not made and any(True for _ in tensors(out)) and bool(read)
-        if viewed:
-            return
+    def _hear(self, event: Event, writes: bool) -> None:
+        results = list(tensors(event.out))
+        read = {storage_key(t) for t in tensors((event.args, event.kwargs))} - {0}
+        made = [t for t in results if storage_key(t) not in read]
+        if results and read and not made and not writes:
+            return  # a view
         for tensor in made:
             self._weights.forget(tensor)
-        if op in COPIES and made and self._weights.name_of(args[0]):
-            self._weights.follow(made[0], args[0])
+        if event.op in COPIES and made and self._weights.name_of(event.args[0]):
+            self._weights.follow(made[0], event.args[0])
             return
-        self._to.step(op, args, kwargs, out, self._places.here)
+        self._to.step(event)
+
+
+def synchronise(on_gpu: bool) -> None:
+    """Wait for the GPU, where there is one, so that a clock reads what has been done."""
+    if on_gpu:
+        torch.cuda.synchronize()
 
 
 def observe(

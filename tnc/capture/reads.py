@@ -97,9 +97,7 @@ def _unsupported(op: str, tensor: Tensor, read: Read | None) -> str:
     return f"read by {op}"
 
 
-def _product(
-    pair: Any, addends: Any, weights: Weights, owned: Collection[str]
-) -> Read | None:
+def _product(pair: Any, addends: Any, weights: Weights, owned: Collection[str]) -> Read | None:
     left, right = (weights.alias(t) for t in pair)
     if left and right:
         if left.name in owned and right.name not in owned:
@@ -120,6 +118,8 @@ def _product(
     inner, outer = shown.axes[-2:] if right else shown.axes[-2:][::-1]
     assert inner is not None and outer is not None
     shape = weights.parameters[name].shape
+    if tuple(shape) == (1, 1):
+        inner, outer = 1, 0  # both ways are one: read it as a linear layer stores it
     if shown.sizes[inner] != shape[inner]:
         return Read(name, "", "only some of its inputs are read by a matrix product")
     part = shown.sizes[outer] / shape[outer]

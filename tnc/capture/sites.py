@@ -37,9 +37,7 @@ def sort_out(model: nn.Module, weights: Weights, recorder: Recorder) -> Sorted:
     return tuple(sites), tuple(left)
 
 
-def refuses(
-    model: nn.Module, weights: Weights, name: str, found: Sequence[Reading]
-) -> str:
+def refuses(model: nn.Module, weights: Weights, name: str, found: Sequence[Reading]) -> str:
     """Say why a parameter is no site; empty when it is one."""
     parameter = weights.parameters[name]
     owner = model.get_submodule(name.rpartition(".")[0])

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,26 +19,24 @@ from tnc.capture.weights import storage_key
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Put every submodule in evaluation mode, and each back to its own mode afterwards.
+    """Put every submodule in evaluation mode; give each its mode and attributes back afterwards.
 
     The flags are set, `train()` is not called: a model may override it to merge or to freeze.
     """
-    modes = [(module, module.training) for module in model.modules()]
-    buffers = [(module, dict(module._buffers)) for module in model.modules()]
+    saved = [(m, dict(vars(m)), dict(m._buffers), dict(m._parameters)) for m in model.modules()]
     fast = torch.backends.mha.get_fastpath_enabled()
     try:
-        for module, _ in modes:
+        for module, *_ in saved:
             module.training = False
         torch.backends.mha.set_fastpath_enabled(False)
         with torch.random.fork_rng(devices=_devices(model)):
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
-        for module, mode in modes:
-            module.training = mode
-        for module, held in buffers:
-            module._buffers.clear()
-            module._buffers.update(held)
+        for module, attributes, buffers, parameters in saved:
+            _refill(vars(module), attributes)
+            _refill(module._buffers, buffers)
+            _refill(module._parameters, parameters)
 
 
 @contextmanager
@@ -73,6 +72,11 @@ class Backup:
         with torch.no_grad():
             for tensor, copy in self._saved.values():
                 tensor.detach().copy_(copy)
+
+
+def _refill(place: dict[str, Any], held: dict[str, Any]) -> None:
+    place.clear()
+    place.update(held)
 
 
 def _devices(model: nn.Module) -> list[int]:

@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor, nn
 
 
@@ -73,7 +72,7 @@ class Weights:
             name,
             tuple(parameter.shape),
             tuple(parameter.stride()),
-            parameter.storage_offset(),
+            int(parameter.storage_offset()),
             (0,) * parameter.dim(),
         )
         for other in self._fixed.get(key, []) if key else []:
@@ -102,7 +101,7 @@ class Weights:
             if axis is not None:
                 strides[axis] = copy.stride(dim)
         self._copies[key] = _Layout(
-            layout.name, shown.sizes, tuple(strides), copy.storage_offset(), shown.start
+            layout.name, shown.sizes, tuple(strides), int(copy.storage_offset()), shown.start
         )
 
     def forget(self, tensor: Tensor) -> None:
@@ -112,7 +111,7 @@ class Weights:
     def _layout(self, tensor: Tensor) -> _Layout | None:
         key = storage_key(tensor)
         for layout in self._fixed.get(key, ()):
-            if layout.covers(tensor.storage_offset()):
+            if layout.covers(int(tensor.storage_offset())):
                 return layout
         return self._copies.get(key)
 
@@ -128,6 +127,7 @@ def storage_key(tensor: Tensor) -> int:
 def tensors(tree: object) -> Iterator[Tensor]:
     """Yield the tensors in an operation's arguments or results (nested lists and tuples).
 
+    >>> import torch
     >>> [t.item() for t in tensors((torch.tensor(1), [torch.tensor(2), None]))]
     [1, 2]
     """
@@ -143,9 +143,7 @@ def tensors(tree: object) -> Iterator[Tensor]:
 
 def _memory(parameter: Tensor) -> tuple[object, ...]:
     key = storage_key(parameter)
-    if not key or isinstance(parameter, nn.parameter.UninitializedTensorMixin):
-        return (id(parameter),)
-    if parameter.numel() == 0:
+    if not key or parameter.numel() == 0:
         return (id(parameter),)
     return (key, parameter.storage_offset(), tuple(parameter.shape), tuple(parameter.stride()))
 
@@ -188,6 +186,4 @@ def _shown(tensor: Tensor, layout: _Layout, axes: list[int | None]) -> Alias:
         start[axis] += rest // step if step else 0
         rest %= step or 1
     whole = not strange and tuple(sizes) == layout.shape
-    return Alias(
-        layout.name, None if strange else tuple(axes), tuple(start), tuple(sizes), whole
-    )
+    return Alias(layout.name, None if strange else tuple(axes), tuple(start), tuple(sizes), whole)

@@ -21,8 +21,9 @@ def solve_binary(
 ) -> OptimizeResult:
     """Minimise costs . x over binary x, (n,), within linear constraints.
 
-    `seconds`, `nodes`: limits on time and branching; `gap`: relative gap at which to stop. Raises nothing: the result's
-    `status` and `x` (None without a solution) say how it went, as for `scipy.optimize.milp`.
+    `seconds`, `nodes`: limits on time and branching; `gap`: relative gap at which to stop.
+    Raises nothing: the result's `status` and `x` (None without a solution) say how it went, as
+    for `scipy.optimize.milp`.
 
     >>> int(solve_binary(np.array([2.0, 1.0]), [LinearConstraint([[1, 1]], 1, 1)], seconds=1).fun)
     1

@@ -1,4 +1,4 @@
-"""Solve the multiple-choice knapsack: dominance, Lagrangian, reduced costs, then HiGHS."""
+"""Solve the multiple-choice knapsack: dominance, Lagrangian, reduced costs, branching, HiGHS."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ import numpy as np
 from scipy import sparse
 from scipy.optimize import LinearConstraint, OptimizeResult
 
+from tnc.decide.branching import branch
 from tnc.decide.highs import solve_binary
 from tnc.decide.knapsack import Floats, Ints, Knapsack, Mask
-from tnc.decide.lagrangian import solve_dual
+from tnc.decide.lagrangian import Dual, solve_dual
 
 CORES = (150, 500, 1500)
 """Entries beyond one per site in the programs that come before the one that proves."""
@@ -58,24 +59,26 @@ class Answer:
 def solve(knapsack: Knapsack, effort: Effort) -> Answer:
     """Minimise the values within the limits, up to `effort.gap`.
 
-    Dominated entries and those that fit in no selection are closed; the Lagrangian gives a bound L and a selection of value U; an
-    entry whose reduced cost exceeds U - L is in no better selection and is closed too; HiGHS
-    solves what is left. None of the three loses an optimum.
+    Dominated entries and those that fit in no selection are closed; the Lagrangian gives a bound
+    L and a selection of value U; an entry whose reduced cost exceeds U - L is in no better
+    selection and is closed too; branching and HiGHS solve what is left. No step loses an optimum.
     """
-    keep = knapsack.affordable & knapsack.undominated
+    any_fit = effort.gap == np.inf
+    keep = knapsack.affordable if any_fit else knapsack.affordable & knapsack.undominated
     if not keep.any(axis=1).all():
         return Answer(None, np.inf, "trivial")
     compact, places = knapsack.compact(keep)
     small, offset, scale = compact.scaled()
-    dual = solve_dual(small, any_fit=effort.gap == np.inf)
+    dual = solve_dual(small, any_fit=any_fit)
     if dual.bound == np.inf:
         return Answer(None, np.inf, "lagrangian")
     known = Answer(dual.picks, dual.bound, "lagrangian")
     if effort.exact:
-        known = _programs(small, known, dual.multipliers, offset / scale, effort)
+        known = _programs(small, dual, offset / scale, effort)
     if known.picks is None:
         return replace(known, bound=offset + scale * known.bound)
-    picks = knapsack.ordered(places[knapsack.sites, known.picks])
+    picks = places[knapsack.sites, known.picks]
+    picks = picks if any_fit else knapsack.ordered(picks)
     bound = min(offset + scale * known.bound, knapsack.value(picks))
     return Answer(picks, bound, known.solver)
 
@@ -85,21 +88,23 @@ def feasible(knapsack: Knapsack, effort: Effort) -> Answer:
     return solve(knapsack, replace(effort, gap=np.inf))
 
 
-def _programs(
-    small: Knapsack, known: Answer, multipliers: Floats, offset: float, effort: Effort
-) -> Answer:
+def _programs(small: Knapsack, root: Dual, offset: float, effort: Effort) -> Answer:
     """Solve programs over ever more entries of small reduced cost, then over all that matter.
 
-    The small ones only improve the selection; the last, over every entry whose reduced cost is
-    within value - bound, also proves.
+    The small ones only improve the selection, as does branching on the sites that the Lagrangian
+    cannot decide, which also raises the bound; the last, over every entry whose reduced cost is
+    within value - root bound, proves.
     """
-    priced = small.values + small.weights @ multipliers
+    known = Answer(root.picks, root.bound, "lagrangian")
+    priced = small.values + small.weights @ root.multipliers
     reduced_cost = priced - priced.min(axis=1, keepdims=True)
-    for extra in (*CORES, None):
+    for step, extra in enumerate((*CORES, None)):
         accepted = _accepted(known, small, offset, effort)
-        if known.picks is not None and small.value(known.picks) - known.bound <= accepted:
+        if step == 1 and not _settled(known, small, accepted):
+            known = _branched(small, root, known, accepted)
+        if _settled(known, small, accepted):
             return known
-        keep = _entries_that_matter(small, known, reduced_cost)
+        keep = _entries_that_matter(small, known, root, reduced_cost)
         ranked = np.sort(reduced_cost[keep])
         count = len(ranked) if extra is None else len(small.values) + extra
         last = count >= len(ranked)
@@ -113,6 +118,17 @@ def _programs(
     return known
 
 
+def _settled(known: Answer, small: Knapsack, accepted: float) -> bool:
+    return known.picks is not None and small.value(known.picks) - known.bound <= accepted
+
+
+def _branched(small: Knapsack, root: Dual, known: Answer, accepted: float) -> Answer:
+    """Branch from the root with the best selection known; without one there is nothing to cut."""
+    dual = branch(small, replace(root, picks=known.picks), accepted)
+    solver = known.solver if dual.picks is known.picks else "branching"
+    return Answer(dual.picks, max(known.bound, dual.bound), solver)
+
+
 def _accepted(known: Answer, small: Knapsack, offset: float, effort: Effort) -> float:
     """Turn the relative gap of the true value into an absolute one of the scaled value."""
     if effort.gap == np.inf:
@@ -121,11 +137,13 @@ def _accepted(known: Answer, small: Knapsack, offset: float, effort: Effort) -> 
     return max(1e-12, effort.gap * abs(offset + value))
 
 
-def _entries_that_matter(small: Knapsack, known: Answer, reduced_cost: Floats) -> Mask:
-    """Drop the entries that are in no better selection: reduced cost above value - bound."""
+def _entries_that_matter(
+    small: Knapsack, known: Answer, root: Dual, reduced_cost: Floats
+) -> Mask:
+    """Drop the entries that are in no better selection: reduced cost above value - root bound."""
     if known.picks is None:
         return small.open.copy()
-    keep: Mask = reduced_cost <= small.value(known.picks) - known.bound + 1e-9
+    keep: Mask = reduced_cost <= small.value(known.picks) - root.bound + 1e-9
     keep[small.sites, known.picks] = True
     return keep & small.open
 

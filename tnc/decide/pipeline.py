@@ -20,7 +20,14 @@ from tnc.registry import Registry, normalise
 
 passes: Registry[type[Any]] = Registry("pass", "tnc.passes")
 
-DEFAULT = ("find-sites", "fold-batch-norm", "factorize", "keep-ties", "remove-dead")
+DEFAULT = (
+    "fold-batch-norm",
+    "merge-linear",
+    "find-sites",
+    "factorize",
+    "share-input-factors",
+    "keep-ties",
+)
 
 
 @cache

@@ -42,7 +42,7 @@ from tnc.net import digest
 from tnc.sources import DataSource, Evaluation, ModelSource, datas, evaluations, models
 from tnc.structures import Family, families
 
-Metric = Literal["none", "inputs", "both"]
+Metric = Literal["auto", "none", "inputs", "both"]
 Format = Literal["torch-export", "onnx", "dense"]
 _EXTENDS = "Files beside this one, or recipes, that it is laid over; resolved on reading."
 Patterns = Annotated[tuple[str, ...], AfterValidator(not_empty), OneOrMore()]
@@ -145,7 +145,9 @@ class Spec(Part):
     """
 
     version: Literal[1]
-    extends: Annotated[tuple[str, ...], OneOrMore()] = Field(default=(), exclude=True, description=_EXTENDS)
+    extends: Annotated[tuple[str, ...], OneOrMore()] = Field(
+        default=(), exclude=True, description=_EXTENDS
+    )
     seed: Whole = 0
     model: Annotated[ModelSource, Choice(models)] | None = None
     calibration: Annotated[DataSource, Choice(datas)] | None = None
@@ -153,10 +155,12 @@ class Spec(Part):
     budget: Budget | None = None
     objective: Literal["sum", "max"] = "sum"
     allocate: Literal["measured", "surrogate", "uniform"] = "measured"
-    metric: Metric = "both"
+    metric: Metric = "auto"
     shares: Flag = False
     round_to: Rank = 8
-    rules: Annotated[tuple[Rule, ...], AfterValidator(not_empty)]
+    rules: Annotated[tuple[Rule, ...], AfterValidator(not_empty)] = Field(
+        json_schema_extra={"minItems": 1}
+    )
     passes: tuple[Annotated[str, Step()], ...] = DEFAULT
     quality: Quality | None = None
     export: Annotated[tuple[Format, ...], OneOrMore()] = ()

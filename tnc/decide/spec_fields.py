@@ -63,7 +63,8 @@ class Ranks:
 
 def _full(value: Any, handler: Any) -> Any:
     if isinstance(value, str) and value != "full":
-        raise problem("value", f"expected ranks by name such as {{r: 64}}, or 'full', got {value!r}")
+        told = "expected ranks by name such as {r: 64}, or 'full'"
+        raise problem("value", f"{told}, got {value!r}")
     return value if value == "full" else handler(value)
 
 

@@ -13,11 +13,12 @@ from tnc.derive import adjoint, dense
 from tnc.derive.adjoint import WEIGHT
 from tnc.fit.conjugate import conjugate_gradients
 from tnc.fit.folding import crop, fold
+from tnc.fit.inverse import Inverse, Memo
 from tnc.fit.marginal import fold_moments
 from tnc.fit.method import Outcome
 from tnc.fit.metric import RIDGE, Metric
 from tnc.fit.named_einsum import contract
-from tnc.fit.normal import Gram, Inverse, gram
+from tnc.fit.normal import gram
 from tnc.net import Network, Structure
 
 EXACT = 1e-13
@@ -64,7 +65,8 @@ class Descent:
         ]
         self.moments = [fold_moments(metric, t, structure.signature) for t in structure.terms]
         self.parts = [self._part(term, self.cores) for term in structure.terms]
-        self.error = self._norm(self._residual(self.parts))
+        self.memos: list[tuple[Memo, Memo]] = [({}, {}) for _ in structure.terms]
+        self.weighted, self.error = self._judge(self.parts)
 
     def run(self) -> Outcome:
         """Sweep over the cores until the error settles."""
@@ -84,26 +86,27 @@ class Descent:
         term = self.structure.terms[place]
         pulled = contract(
             adjoint(term, name),
-            {**self.cores, WEIGHT: self._weighted(self._residual(self.parts), place)},
+            {**self.cores, WEIGHT: fold(self.weighted, term)},
         )
         change = self._solve(place, name, pulled)
         cores = {**self.cores, name: self.cores[name] + change}
         parts = [*self.parts]
         parts[place] = self._part(term, cores)
-        error = self._norm(self._residual(parts))
+        weighted, error = self._judge(parts)
         if error < self.error:
-            self.cores, self.parts, self.error = cores, parts, error
+            self.cores, self.parts = cores, parts
+            self.weighted, self.error = weighted, error
 
     def _solve(self, place: int, name: str, pulled: Tensor) -> Tensor:
         term, moments = self.structure.terms[place], self.moments[place]
         normal = gram(term, self.cores, name, moments)
         if normal.direct and normal.flops <= self._iterating_flops(term, name):
-            return Inverse(normal)(pulled)
+            return Inverse(normal, self.memos[place][0])(pulled)
         rough = gram(term, self.cores, name, moments, product=True)
         return conjugate_gradients(
             lambda change: self._normal_product(place, name, change),
             pulled,
-            _preconditioner(rough),
+            Inverse(rough, self.memos[place][1]) if rough.direct else None,
             self.settings.steps,
         )
 
@@ -124,9 +127,6 @@ class Descent:
             )
         return contract(adjoint(term, name), {**self.cores, WEIGHT: moved})
 
-    def _weighted(self, residual: Tensor, place: int) -> Tensor:
-        return fold(self._apply_metric(residual), self.structure.terms[place])
-
     def _apply_metric(self, tensor: Tensor) -> Tensor:
         """Return G E C."""
         matrix = tensor.reshape(_matrix_shape(self.structure))
@@ -145,15 +145,13 @@ class Descent:
     def _part(self, term: Network, cores: Mapping[str, Tensor]) -> Tensor:
         return crop(contract(dense(term), cores), term, self.structure.signature)
 
-    def _residual(self, parts: list[Tensor]) -> Tensor:
-        total = self.weight
+    def _judge(self, parts: list[Tensor]) -> tuple[Tensor, float]:
+        """Return G E C and the norm of the residual E that the terms leave."""
+        rest = self.weight
         for part in parts:
-            total = total - part
-        return total
-
-
-def _preconditioner(rough: Gram) -> Inverse | None:
-    return Inverse(rough) if rough.direct else None
+            rest = rest - part
+        weighted = self._apply_metric(rest)
+        return weighted, math.sqrt(max(0.0, float((rest * weighted).sum())))
 
 
 def _matrix_shape(structure: Structure) -> tuple[int, int]:

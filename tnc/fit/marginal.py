@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from tnc.fit.folding import fold_side, side_legs
-from tnc.fit.metric import SIDES, Metric, ridged_spectrum
+from tnc.fit.metric import SIDES, Metric, Moment, ridged_spectrum
 from tnc.fit.named_einsum import Named, einsum
 from tnc.net import Axis, Network, Signature
 
@@ -25,6 +25,8 @@ class FoldedMoment:
     side: str
     tensor: Tensor
     legs: Axis
+    source: Moment
+    padded: bool = False
 
     @property
     def full(self) -> bool:
@@ -39,6 +41,21 @@ class FoldedMoment:
         return _trace(self.tensor, self.legs, copies, (*blocks, *keep, *map(starred, keep)))
 
 
+    def roots(self, keep: Axis, blocks: Axis) -> tuple[Tensor, Tensor]:
+        """Return S and S^-1 of a marginal, of its shape, `S S = marginal + ridge`; kept for later."""
+        shape = self.tensor.shape[: len(self.legs)]
+        places = tuple(tuple(self.legs.index(n) for n in group) for group in (keep, blocks))
+        key = (tuple(shape), *places, self.padded)
+        if key not in self.source.memo:
+            if keep == self.legs and not self.padded:
+                root, back = self.source.whitener
+                found = (root.reshape(self.tensor.shape), back.reshape(self.tensor.shape))
+            else:
+                found = _roots(self.marginal(keep, blocks), len(blocks), len(keep))
+            self.source.memo[key] = found
+        return self.source.memo[key]
+
+
 def starred(name: str) -> str:
     """Return the name of the second copy of an index in a quadratic form."""
     return name + "*"
@@ -51,16 +68,12 @@ def fold_moments(metric: Metric, term: Network, signature: Signature) -> list[Fo
         moment = metric.moment(side)
         if moment is not None:
             tensor = fold_side(moment.ridged, term, signature, side)
-            found.append(FoldedMoment(side, tensor, side_legs(term, side)))
+            padded = term.signature != signature
+            found.append(FoldedMoment(side, tensor, side_legs(term, side), moment, padded))
     return found
 
 
-def roots(marginal: Tensor, blocks: int, legs: int) -> tuple[Tensor, Tensor]:
-    """Return S and S^-1 with `S S = M + ridge`, batched over the leading `blocks` dimensions.
-
-    `marginal` is `[*blocks, *legs]` (a diagonal, whose roots have the same shape) or
-    `[*blocks, *legs, *legs]`.
-    """
+def _roots(marginal: Tensor, blocks: int, legs: int) -> tuple[Tensor, Tensor]:
     lead, shape = marginal.shape[:blocks], marginal.shape[blocks : blocks + legs]
     size = int(torch.Size(shape).numel())
     if marginal.ndim == blocks + legs:

@@ -8,9 +8,10 @@ keeps `RIDGE` of the largest weight: what data do not see is fitted as the plain
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from math import prod
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,6 +28,8 @@ class Moment:
     """A positive semidefinite weight on one side: a matrix (n, n), or the diagonal of one (n,)."""
 
     given: Tensor
+    memo: dict[Any, tuple[Tensor, Tensor]] = field(default_factory=dict, repr=False)
+    """Roots of marginals that fits have asked for, by the legs they belong to."""
 
     @cached_property
     def _spectrum(self) -> tuple[Tensor, Tensor]:
@@ -41,6 +44,16 @@ class Moment:
             return self.given.clamp_min(0).sqrt()
         values, vectors = self._spectrum
         return vectors * values.sqrt()
+
+    @cached_property
+    def whitener(self) -> tuple[Tensor, Tensor]:
+        """The symmetric root of `ridged` and its inverse."""
+        if self.given.ndim == 1:
+            root = self.ridged.sqrt()
+            return root, 1 / root
+        values, vectors = self._spectrum
+        scale = ridged_spectrum(values).sqrt()
+        return (vectors * scale) @ vectors.T, (vectors / scale) @ vectors.T
 
     @cached_property
     def ridged(self) -> Tensor:

@@ -10,7 +10,7 @@ block tensor train a small matrix a block, without any of them being named here.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 
 import networkx as nx
@@ -24,7 +24,6 @@ from tnc.net import Axis, Network
 
 LARGEST = 2500  # rows of a matrix that is factorised
 _LARGEST_BYTES = 1 << 30
-_RIDGE = 1e-13
 
 
 @dataclass(frozen=True)
@@ -49,6 +48,8 @@ class Gram:
     operands: tuple[Named, ...]
     factors: tuple[Factor, ...]
     size: Mapping[str, int]
+    cores_end: int
+    """Operands from here on are moments: factors made of them alone never change."""
 
     @property
     def direct(self) -> bool:
@@ -110,7 +111,7 @@ def gram(
     weights: list[Named] = []
     doubled = {n for axes in whole.operands for n in axes} - set(whole.output)
     for moment in moments:
-        named = FoldedMoment(moment.side, moment.tensor, legs[moment.side])
+        named = replace(moment, legs=legs[moment.side])
         if not moment.full:
             weights.append((named.tensor, named.legs))
         elif product:
@@ -124,7 +125,7 @@ def gram(
     operands = (*env, *copies, *weights)
     mirrored = [(k, k + len(env)) for k in range(len(env))]
     size = dict(whole.sizes)
-    return Gram(core, operands, _factors(core, operands, mirrored, doubled), size)
+    return Gram(core, operands, _factors(core, operands, mirrored, doubled), size, 2 * len(env))
 
 
 def _factors(
@@ -157,82 +158,3 @@ def _operand(name: str, axes: Axis, whole: Contraction, cores: Mapping[str, Tens
         return cores[name]
     example = next(iter(cores.values()))
     return torch.eye(whole.size[axes[0]], dtype=example.dtype, device=example.device)
-
-
-class Inverse:
-    """The regularised inverse of a normal matrix, applied to tensors with the core's dimensions.
-
-    One factor: Cholesky with a relative ridge. Several: their eigenvectors diagonalise the
-    Kronecker product at once. Directions below the ridge are damped, not amplified.
-    """
-
-    def __init__(self, normal: Gram) -> None:
-        self._core = normal.core
-        self._size = normal.size
-        self._factors = normal.factors
-        self._batch = tuple(
-            n for n in self._core if not any(n in factor.rows for factor in normal.factors)
-        )
-        matrices = [normal.matrix(factor) for factor in self._factors]
-        self._cholesky = _cholesky(matrices[0]) if len(matrices) == 1 else None
-        if self._cholesky is None:
-            self._eigen = [torch.linalg.eigh(matrix) for matrix in matrices]
-            self._spread = self._reciprocal()
-
-    def __call__(self, tensor: Tensor) -> Tensor:
-        """Return `H^-1 tensor`."""
-        order = (*self._batch, *(n for factor in self._factors for n in factor.rows))
-        rows = [f"#{k}" for k in range(len(self._factors))]
-        shape = [self._size[n] for n in self._batch]
-        shape += [prod(self._size[n] for n in factor.rows) for factor in self._factors]
-        moved = tensor.permute([self._core.index(n) for n in order])
-        full = moved.shape
-        axes = (*self._batch, *rows)
-        found = self._apply(moved.reshape(shape), axes, rows)
-        back = [order.index(n) for n in self._core]
-        return found.reshape(full).permute(back)
-
-    def _apply(self, tensor: Tensor, axes: Axis, rows: list[str]) -> Tensor:
-        if self._cholesky is not None:
-            return self._by_cholesky(tensor, axes)
-        for transposed in (True, False):
-            for factor, (_, vectors), row in zip(self._factors, self._eigen, rows):
-                pair = (row, "##") if transposed else ("##", row)
-                to = tuple("##" if n == row else n for n in axes)
-                tensor = einsum([(tensor, axes), (vectors, (*factor.batch, *pair))], to)
-            if transposed:
-                tensor = tensor * self._spread
-        return tensor
-
-    def _by_cholesky(self, tensor: Tensor, axes: Axis) -> Tensor:
-        assert self._cholesky is not None
-        held = self._factors[0].batch
-        free = tuple(n for n in axes[:-1] if n not in held)
-        order = (*held, axes[-1], *free)
-        moved = tensor.permute([axes.index(n) for n in order])
-        flat = moved.reshape(*moved.shape[: len(held) + 1], -1)
-        solved = torch.cholesky_solve(flat, self._cholesky).reshape(moved.shape)
-        return solved.permute([order.index(n) for n in axes])
-
-    def _reciprocal(self) -> Tensor:
-        """Return 1 / (product of eigenvalues + ridge) over batch and rows."""
-        parts: list[Named] = [
-            (values.clamp_min(0), (*factor.batch, f"#{k}"))
-            for k, (factor, (values, _)) in enumerate(zip(self._factors, self._eigen))
-        ]
-        held = {n for _, axes in parts for n in axes}
-        parts += [(torch.ones(self._size[n], dtype=parts[0][0].dtype), (n,))
-                  for n in self._batch if n not in held]
-        rows = tuple(f"#{k}" for k in range(len(self._factors)))
-        product = einsum(parts, (*self._batch, *rows))
-        floor = product.amax().clamp_min(1e-300) * _RIDGE
-        return torch.where(product > floor, 1 / product.clamp_min(floor), torch.zeros_like(product))
-
-
-def _cholesky(matrix: Tensor) -> Tensor | None:
-    """Factorise with a ridge relative to each block's mean diagonal; None where that fails."""
-    diagonal = matrix.diagonal(dim1=-2, dim2=-1)
-    top = diagonal.abs().amax(-1, keepdim=True)
-    ridge = torch.where(top > 0, top * (_RIDGE * matrix.shape[-1] * 10), torch.ones_like(top))
-    lower, info = torch.linalg.cholesky_ex(matrix + torch.diag_embed(ridge.expand_as(diagonal)))
-    return None if bool((info != 0).any()) else lower

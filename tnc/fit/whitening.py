@@ -15,7 +15,7 @@ from torch import Tensor
 
 from tnc.derive import dense
 from tnc.fit.folding import side_legs
-from tnc.fit.marginal import fold_moments, roots, starred
+from tnc.fit.marginal import fold_moments, starred
 from tnc.fit.metric import Metric
 from tnc.fit.named_einsum import Named, einsum
 from tnc.net import Axis, Core, Network, Signature
@@ -55,7 +55,7 @@ def whiten(network: Network, signature: Signature, metric: Metric) -> Whitening:
             blocks = tuple(n for n in moment.legs if n in core.indices and n in others)
             if not own:
                 continue
-            root, back = roots(moment.marginal(own, blocks), len(blocks), len(own))
+            root, back = moment.roots(own, blocks)
             axes = (*blocks, *own, *(map(starred, own) if moment.full else ()))
             forth = tuple(copies.get(n, n) for n in axes)
             steps.append((core.name, (root, forth), (back, axes)))

@@ -14,8 +14,9 @@ from tnc.decide.candidates import Candidate, ladder, template_of
 from tnc.decide.matching import Target
 from tnc.decide.spec import Spec
 from tnc.derive.cost import Cost
+from tnc.derive.cut import cut
 from tnc.fit import Metric, tails
-from tnc.rewrite.fitting import fit_sites, metric_of, weight_of
+from tnc.rewrite.fitting import PLANNING, fit_sites, metric_of, weight_of
 from tnc.rewrite.subject import Subject
 from tnc.structures import Family
 
@@ -70,7 +71,7 @@ def options_of(subject: Subject, target: Target, spec: Spec) -> tuple[Option, ..
     layer's output relative to the output itself.
     """
     kind = metric_kind(subject, target, spec)
-    metric = metric_of(subject.model, target.sites, subject.measurements, kind)
+    metric = metric_of(subject.model, target.sites, subject.measurements, kind, PLANNING)
     weight = weight_of(subject.model, target.sites)
     energy = metric.norm(weight, target.signature) ** 2 or 1.0
     unit = 1.0 if metric.outputs is not None and kind == "both" else energy
@@ -120,9 +121,8 @@ def spectra(
     found = {}
     network = template.at({name: 1 for name, _ in template.bounds}).terms[0]
     for bond, _ in template.bounds:
-        values = tails(weight, network, bond, metric)
-        if values is not None:
-            found[bond] = values.cpu().numpy()
+        if cut(template.equation, bond) is not None:
+            found[bond] = tails(weight, network, bond, metric, target.signature).cpu().numpy()
     return found
 
 

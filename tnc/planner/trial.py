@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import torch
 from torch import Generator, Tensor
 
+from tnc.capture.batches import call
 from tnc.decide.matching import Target
 from tnc.planner.options import Option, metric_kind
 from tnc.rewrite.edit import bias_of, owner_of
@@ -30,13 +31,6 @@ class Evaluator(Protocol):
     def probe(self, output: Any, batch: Any, generator: Generator) -> Tensor:
         """Return a scalar whose gradient samples the Jacobian of the features."""
         ...
-
-
-def call(model: torch.nn.Module, batch: Any) -> Any:
-    """Call a model with a batch: a mapping is keyword arguments, a tuple positional ones."""
-    if isinstance(batch, Mapping):
-        return model(**batch)
-    return model(*batch) if isinstance(batch, (tuple, list)) else model(batch)
 
 
 class Trial:

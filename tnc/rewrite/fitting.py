@@ -15,8 +15,8 @@ from tnc.fit import Metric, fit_structure, reconstruct, relative_error
 from tnc.net import Signature, Structure
 from tnc.rewrite.edit import bias_of, owner_of
 
-DAMPING = 0.03
-"""Share of the mean output weight that every output direction gets: Gram matrices are estimates."""
+PLANNING, FITTING = 0.03, 0.3
+"""Damping of the output weights when errors are predicted, and when weights are fitted."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,9 +48,16 @@ def weight_of(model: nn.Module, sites: Sequence[Site]) -> Tensor:
 
 
 def metric_of(
-    model: nn.Module, sites: Sequence[Site], measurements: Measurements | None, kind: str
+    model: nn.Module,
+    sites: Sequence[Site],
+    measurements: Measurements | None,
+    kind: str,
+    damping: float = FITTING,
 ) -> Metric:
     """Return the metric of a (stacked) weight: 'none', 'inputs' or 'both'.
+
+    The output weights get `damping` times their mean on the diagonal: they are estimates. An
+    embedding's rows are weighted by how often they are looked up.
 
     Where every site has a bias of its own, the inputs are centred: the bias takes up the mean
     (`b' = b + (W - W') mean`), so only the covariance is left to fit. The output weights of stacked
@@ -59,6 +66,8 @@ def metric_of(
     if kind == "none" or measurements is None:
         return Metric()
     first = measurements.of(sites[0].name)
+    if sites[0].op == "embedding":
+        return Metric(first.features if kind == "both" else None, first.frequencies)
     inputs = first.moment
     if inputs is not None and inputs.dim() == 2 and _centred(model, sites, measurements):
         mean = first.mean.double()
@@ -67,10 +76,7 @@ def metric_of(
     if kind == "both":
         grams = [measurements.of(site.name).outputs for site in sites]
         if all(gram is not None for gram in grams):
-            outputs = _damped([gram for gram in grams if gram is not None])
-    if sites[0].op == "embedding":
-        outputs = first.moment if outputs is None else outputs
-        inputs = None
+            outputs = _damped([gram for gram in grams if gram is not None], damping)
     return Metric(inputs, outputs)
 
 
@@ -132,7 +138,9 @@ def _shifts(
     return tuple(shift.split([site.signature.outputs[0] for site in sites]))
 
 
-def _damped(grams: list[Tensor]) -> Tensor:
-    whole = torch.block_diag(*(gram.double() for gram in grams))
-    level = whole.diagonal().mean()
-    return whole + DAMPING * level * torch.eye(len(whole), dtype=whole.dtype)
+def _damped(grams: list[Tensor], damping: float) -> Tensor:
+    if any(gram.dim() == 1 for gram in grams):
+        flat = torch.cat([gram if gram.dim() == 1 else gram.diagonal() for gram in grams])
+        return flat + damping * flat.mean()
+    whole = torch.block_diag(*grams)
+    return whole + damping * whole.diagonal().mean() * torch.eye(len(whole), dtype=whole.dtype)

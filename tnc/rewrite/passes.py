@@ -5,9 +5,11 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import ClassVar
 
-from tnc.registry import Registry
+from tnc.decide.pipeline import passes
 from tnc.rewrite.contract import Contract
 from tnc.rewrite.subject import Subject
+
+__all__ = ["Pass", "passes"]
 
 
 class Pass(ABC):
@@ -23,6 +25,3 @@ class Pass(ABC):
     @abstractmethod
     def apply(self, subject: Subject) -> Subject:
         """Return the rewritten subject; its model may be edited in place."""
-
-
-passes: Registry[type[Pass]] = Registry("pass", "tnc.passes")

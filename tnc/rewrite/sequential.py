@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from tnc.capture import kept_rows
+from tnc.capture.batches import call, kept_rows
 from tnc.decide.plan import Entry
 from tnc.decide.site import Site
 from tnc.fit import Metric
@@ -121,8 +121,9 @@ def _stages(
 
         return read
 
-    with _hooked(model, {path: reader(entry) for path, entry in plain.items()}):
-        _call(model, batch)
+    readers = {path: reader(entry) for path, entry in plain.items()}
+    with torch.no_grad(), _hooked(model, readers):
+        call(model, batch)
     return [stage for _, stage in seen]
 
 
@@ -153,12 +154,11 @@ def _input_at(model: nn.Module, path: str, batch: Any) -> Tensor:
         found.append(args[0].detach())
         raise _Reached
 
-    with _hooked(model, {path: stop}):
-        try:
-            _call(model, batch)
-        except _Reached:
-            pass
-    return kept_rows(found[0], batch)
+    with torch.no_grad(), _hooked(model, {path: stop}), suppress(_Reached):
+        call(model, batch)
+    rows = found[0].flatten(0, -2)
+    count, kept = kept_rows(batch, "attention_mask")
+    return rows[kept] if kept is not None and len(rows) == count else rows
 
 
 @contextmanager
@@ -172,12 +172,3 @@ def _hooked(model: nn.Module, hooks: Mapping[str, Callable[..., None]]) -> Itera
         for handle in handles:
             handle.remove()
 
-
-def _call(model: nn.Module, batch: Any) -> None:
-    with torch.no_grad():
-        if isinstance(batch, Mapping):
-            model(**batch)
-        elif isinstance(batch, (tuple, list)):
-            model(*batch)
-        else:
-            model(batch)

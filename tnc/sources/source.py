@@ -107,6 +107,6 @@ def gaussian(like: Tensor, generator: Generator) -> Tensor:
     return drawn.to(device=like.device, dtype=like.dtype)
 
 
-models: Registry[type[ModelSource]] = Registry("model source", "tnc.sources.models")
+models: Registry[type[ModelSource]] = Registry("model source", "tnc.sources.model")
 datas: Registry[type[DataSource]] = Registry("data source", "tnc.sources.data")
-evaluations: Registry[type[Evaluation]] = Registry("evaluation", "tnc.sources.evaluations")
+evaluations: Registry[type[Evaluation]] = Registry("evaluation", "tnc.sources.evaluation")

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tnc.errors import SourceError
-from tnc.sources.models.callable import made_by
+from tnc.sources.model.callable import made_by
 from tnc.sources.reference import find_path
 from tnc.sources.source import Loaded, ModelSource, models
 

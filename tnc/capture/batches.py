@@ -1,0 +1,65 @@
+"""Calibration batches: how a model is called with one, how many samples it holds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+def arguments(batch: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Return (args, kwargs) of a batch: a mapping is kwargs, a tuple or list args, else one arg.
+
+    >>> arguments({"x": 1}), arguments((1, 2)), arguments(3)
+    (((), {'x': 1}), ((1, 2), {}), ((3,), {}))
+    """
+    if isinstance(batch, Mapping):
+        return (), dict(batch)
+    return (tuple(batch) if isinstance(batch, tuple | list) else (batch,)), {}
+
+
+def call(model: nn.Module, batch: Any) -> Any:
+    """Call a model with a batch."""
+    args, kwargs = arguments(batch)
+    return model(*args, **kwargs)
+
+
+def sample_count(batch: Any) -> int:
+    """Count the samples: the leading dimension of the first tensor of the batch."""
+    args, kwargs = arguments(batch)
+    for value in (*args, *kwargs.values()):
+        if isinstance(value, Tensor) and value.dim() > 0:
+            return int(value.shape[0])
+    return 1
+
+
+def kept_rows(batch: Any, masked: str | None) -> tuple[int, Tensor | None]:
+    """Return the number of rows that a batch's mask speaks of, and the indices of those to keep.
+
+    Without a mask, or one that keeps everything, there are no indices.
+    """
+    mask = batch.get(masked) if masked and isinstance(batch, Mapping) else None
+    if not isinstance(mask, Tensor) or mask.dim() != 2:
+        return 0, None
+    flat = mask.flatten().bool()
+    return flat.numel(), None if bool(flat.all()) else flat.nonzero().squeeze(1)
+
+
+def differentiable_batch(batch: Any) -> tuple[Any, list[Tensor]]:
+    """Return the batch with floating-point tensors that require gradients, and these tensors."""
+    leaves: list[Tensor] = []
+
+    def lift(value: Any) -> Any:
+        if isinstance(value, Tensor) and value.is_floating_point():
+            leaves.append(value.detach().clone().requires_grad_())
+            return leaves[-1] * 1  # models may write into their input, not into a leaf
+        return value
+
+    with torch.enable_grad():
+        if isinstance(batch, Mapping):
+            return {key: lift(value) for key, value in batch.items()}, leaves
+        if isinstance(batch, tuple | list):
+            return tuple(lift(value) for value in batch), leaves
+        return lift(batch), leaves

@@ -1,0 +1,199 @@
+"""Measure what flows through the sites of a model on calibration batches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Generator, Tensor, nn
+
+from tnc.capture.batches import call, differentiable_batch, kept_rows, sample_count
+from tnc.capture.meter import Meter
+from tnc.capture.observe import observe
+from tnc.capture.undisturbed import differentiable, evaluating
+from tnc.capture.weights import Weights
+from tnc.decide.site import Site
+from tnc.errors import CaptureError
+
+Probe = Callable[[Any, Any, Generator], Tensor]
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True, eq=False)
+class Measured:
+    """The figures of one site, float64 on the CPU; None where there is nothing to tell.
+
+    `rows` vectors x came in, over `samples` samples of the model's input (sentences, images).
+
+    - `moment` is `sum_rows x x^T / rows`, (n, n) over the flattened inputs (for convolutions the
+      patches, i*h*w), or its diagonal (n,) beyond the limit. A pure look-up multiplies one-hot
+      rows, so there it is the diagonal (vocabulary,): the `frequencies`.
+    - `mean` is `sum_rows x / rows`, (n,).
+    - `outputs` is `sum_rows g g^T / samples`, (o, o) or (o,), averaged over probes, with g the
+      gradient of a probe to the site's result in that row.
+    - `features` is the same for the results of a look-up, over its dimension (d, d).
+    - `frequencies` are the shares of the table's rows that were looked up (vocabulary,).
+
+    With a probe whose gradients sample the Jacobian of the model's output, independent from sample
+    to sample, `tr(G D C D^T)` with G = outputs, C = moment estimates the expected square of the
+    change of the model's output, per sample, that a change D of the weight makes. For a look-up
+    that is `tr(diag(frequencies) D features D^T)`.
+    """
+
+    site: str
+    rows: int
+    samples: int
+    moment: Tensor | None = None
+    mean: Tensor | None = None
+    outputs: Tensor | None = None
+    features: Tensor | None = None
+    frequencies: Tensor | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Measurements:
+    """Figures of all measured sites by name, and what could not be measured as asked."""
+
+    sites: Mapping[str, Measured]
+    samples: int
+    batches: int
+    notes: tuple[str, ...] = ()
+
+    @property
+    def has_outputs(self) -> bool:
+        """Whether the outputs of any site were weighed by gradients."""
+        return any(site.outputs is not None for site in self.sites.values())
+
+    def of(self, name: str) -> Measured:
+        """Return the figures of a site. Raises CaptureError for one that was not measured."""
+        if name not in self.sites:
+            raise CaptureError(
+                f"{name!r} was not measured", hint="measure the sites of the model's latest trace"
+            )
+        return self.sites[name]
+
+
+def measure(
+    model: nn.Module,
+    sites: Sequence[Site],
+    batches: Iterable[Any],
+    *,
+    gradients: Probe | None = None,
+    probes: int = 1,
+    seed: int = 0,
+    limit: int = 8192,
+    masked: str | None = "attention_mask",
+    samples: Callable[[Any], int] = sample_count,
+    progress: Progress | None = None,
+) -> Measurements:
+    """Stream batches through the model and sum up moments; memory does not grow with batches.
+
+    A batch is a mapping (kwargs), a tuple or list (args) or one tensor. `gradients(output, batch,
+    generator)` returns a scalar; it is called `probes` times a batch. Rows whose entry in the
+    batch's `masked` tensor is zero are left out of activations with as many rows as it has entries
+    (batch first); None keeps all. Sides of more than `limit` entries get the diagonal alone. The
+    model is as before afterwards. Raises CaptureError when there is no batch or a forward fails.
+    """
+    weights = Weights(model)
+    meter = Meter(model, weights, sites, limit)
+    meter.differentiate = gradients is not None
+    generator = Generator().manual_seed(seed)
+    total = len(batches) if isinstance(batches, Sequence) else 0
+    count = seen = 0
+    for batch in batches:
+        meter.batch(*kept_rows(batch, masked))
+        if gradients is None:
+            with evaluating(model):
+                observe(model, weights, meter, partial(call, model, batch))
+        else:
+            _differentiate(model, weights, meter, batch, gradients, probes, generator)
+        count, seen = count + 1, seen + samples(batch)
+        if progress:
+            progress("measure", count, total)
+    if not count:
+        raise CaptureError("there is no calibration batch", hint="give at least one batch")
+    found = {site.name: _measured(meter, site, seen, probes) for site in sites}
+    return Measurements(found, seen, count, _notes(meter, sites, found, limit))
+
+
+def _differentiate(
+    model: nn.Module,
+    weights: Weights,
+    meter: Meter,
+    batch: Any,
+    gradients: Probe,
+    probes: int,
+    generator: Generator,
+) -> None:
+    """Run one batch with gradients to activations.
+
+    Weights of products need none; vectors, tables and bare parameters keep theirs, so that every
+    result lies on a path to one of them. Nothing is written to `.grad`.
+    """
+    with evaluating(model), differentiable(model, _cheap(model, meter)) as leaves:
+        lifted, inputs = differentiable_batch(batch)
+        output, _ = observe(
+            model, weights, meter, lambda: call(model, lifted), around=torch.enable_grad
+        )
+        meter.before()
+        for number in range(probes):
+            with torch.enable_grad():
+                scalar = gradients(output, batch, generator)
+            if not scalar.requires_grad:
+                raise CaptureError(
+                    "the probe does not depend on the model's weights",
+                    hint="return a scalar computed from the model's output, without detach",
+                )
+            torch.autograd.grad(
+                scalar, [*leaves, *inputs], retain_graph=number + 1 < probes, allow_unused=True
+            )
+
+
+def _cheap(model: nn.Module, meter: Meter) -> set[int]:
+    """The ids of the parameters to keep gradients for: all but the weights of products."""
+    products = meter.products
+    return {
+        id(p)
+        for name, p in model.named_parameters()
+        if p.is_floating_point() and name not in products
+    }
+
+
+def _measured(meter: Meter, site: Site, samples: int, probes: int) -> Measured:
+    inputs = meter.inputs[meter.leader[site.name]]
+    frequencies = meter.tokens[site.name].share()
+    looked_up = int(meter.tokens[site.name].counts.sum())
+    pure = site.op == "embedding"
+    return Measured(
+        site=site.name,
+        rows=looked_up if pure else inputs.rows,
+        samples=samples,
+        moment=frequencies if pure else inputs.over(inputs.rows),
+        mean=None if pure else inputs.mean(),
+        outputs=meter.outputs[site.name].over(samples * probes),
+        features=meter.features[site.name].over(samples * probes),
+        frequencies=frequencies,
+    )
+
+
+def _notes(
+    meter: Meter, sites: Sequence[Site], found: Mapping[str, Measured], limit: int
+) -> tuple[str, ...]:
+    notes = []
+    for site in sites:
+        measured = found[site.name]
+        if site.groups > 1:
+            notes.append(f"{site.name}: no input moment for {site.groups} groups")
+        elif measured.rows == 0:
+            notes.append(f"{site.name}: not reached by the calibration batches")
+        for side in ("moment", "outputs", "features"):
+            tensor = getattr(measured, side)
+            if tensor is not None and tensor.dim() == 1 and site.op != "embedding":
+                notes.append(f"{site.name}: {side} is its diagonal, {len(tensor)} > {limit}")
+        reached = measured.outputs is not None or measured.features is not None
+        if meter.differentiate and (not reached or site.name in meter.unreached):
+            notes.append(f"{site.name}: no gradient of the probe reaches some of its results")
+    return tuple(sorted(notes))

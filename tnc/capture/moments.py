@@ -1,0 +1,81 @@
+"""Second moments, summed up over batches in bounded memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+CHUNK = 1 << 14
+PATCHES = 1 << 24
+
+
+class Moment:
+    """Sums of `x x^T` (or of its diagonal) and of x over rows: float32 products, float64 sums.
+
+    `total` is (n, n), or (n,) where `diagonal`. Float64 rows are multiplied in float64.
+    """
+
+    def __init__(self, size: int, diagonal: bool) -> None:
+        self.size, self.diagonal, self.rows = size, diagonal, 0
+        self._square: Tensor | None = None
+        self._sum: Tensor | None = None
+
+    def add(self, x: Tensor, first: int = 0) -> None:
+        """Add rows (r, k) that are the entries `first` to `first + k` of vectors of length n."""
+        if self._square is None or self._sum is None:
+            shape = (self.size,) if self.diagonal else (self.size, self.size)
+            self._square = torch.zeros(shape, dtype=torch.float64, device=x.device)
+            self._sum = torch.zeros(self.size, dtype=torch.float64, device=x.device)
+        part = slice(first, first + x.shape[1])
+        square = self._square[part] if self.diagonal else self._square[part, part]
+        for rows in torch.split(x, CHUNK):
+            rows = rows if rows.dtype == torch.float64 else rows.float()
+            square += rows.square().sum(0) if self.diagonal else rows.T @ rows
+            self._sum[part] += rows.sum(0)
+        self.rows += len(x)
+
+    def over(self, count: float) -> Tensor | None:
+        """Return the sum of `x x^T` divided by a count, on the CPU; None where nothing came."""
+        if self._square is None or not count:
+            return None
+        return (self._square / count).cpu()
+
+    def mean(self) -> Tensor | None:
+        """Return the mean row."""
+        return None if self._sum is None or not self.rows else (self._sum / self.rows).cpu()
+
+
+class Frequency:
+    """Counts of the rows of a table that were looked up."""
+
+    def __init__(self, size: int) -> None:
+        self.counts = torch.zeros(size, dtype=torch.float64)
+
+    def add(self, ids: Tensor) -> None:
+        """Count the ids."""
+        self.counts += torch.bincount(ids.flatten().cpu(), minlength=len(self.counts))
+
+    def share(self) -> Tensor | None:
+        """Return the share of every row of the table; None where nothing came."""
+        total = self.counts.sum()
+        return self.counts / total if total else None
+
+
+def patches(
+    x: Tensor, kernel: tuple[int, ...], options: dict[str, tuple[int, int]]
+) -> Iterator[Tensor]:
+    """Yield the rows (pixels, i*h*w) that a convolution multiplies, some images at a time."""
+    height, width = kernel
+    each = max(1, x[0].numel() * height * width)
+    for images in torch.split(x, max(1, PATCHES // each)):
+        rows = functional.unfold(
+            images.float() if images.dtype in (torch.bfloat16, torch.float16) else images,
+            (height, width),
+            dilation=options["dilation"],
+            padding=options["padding"],
+            stride=options["stride"],
+        )
+        yield rows.transpose(1, 2).flatten(0, 1)

@@ -1,0 +1,1 @@
+"""The commands of the command line, one file each. torch is imported when a command needs it."""

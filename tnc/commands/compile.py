@@ -1,0 +1,67 @@
+"""`tnc compile`: a whole recipe, from the model to the artifact."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from tnc.commands.terminal import AsJson, Sets, SpecName, print_json, print_result, working
+from tnc.errors import ArtifactError, QualityGate
+
+if TYPE_CHECKING:
+    from tnc.report.run_report import RunReport
+
+
+def compile(
+    spec: SpecName,
+    out: Annotated[Path, typer.Option(help="The folder of the artifact.")],
+    set_: Sets = None,
+    plan: Annotated[
+        Path | None, typer.Option(help="A plan to carry out exactly, from `tnc plan --out`.")
+    ] = None,
+    force: Annotated[bool, typer.Option(help="Replace an artifact that is there.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Compile a model as a spec says; measure before and after; write an artifact."""
+    from tnc.decide.plan import Plan
+    from tnc.decide.spec import read_spec
+
+    resolved = read_spec(spec, set_ or ())
+    given = Plan.read(plan) if plan else None
+    _check_free(out, force)
+    with working() as progress:
+        from tnc.recipe import run
+
+        report = run(resolved, out, given, progress, force=force)
+    if as_json and not report.gate:
+        print_json("run", report.as_json())
+    elif not as_json:
+        from tnc.report.table import plan_tables, run_tables
+
+        print_result(plan_tables(report.plan))
+        print_result("")
+        print_result(run_tables(report))
+    if report.gate:
+        raise GateClosed(report)
+
+
+class GateClosed(QualityGate):
+    """The quality gate of the spec; `report` is what the run found, as plain data."""
+
+    def __init__(self, report: RunReport) -> None:
+        super().__init__(
+            report.gate,
+            where="quality.max_error",
+            hint="raise the budget, or the bound; no artifact was written",
+        )
+        self.report = report.as_json()
+
+
+def _check_free(out: Path, force: bool) -> None:
+    """Refuse before minutes of work what saving would refuse after them."""
+    if out.is_file() or (out.is_dir() and any(out.iterdir()) and not force):
+        raise ArtifactError(
+            f"{out} is there already", hint="choose another --out, or replace it with --force"
+        )

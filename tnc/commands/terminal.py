@@ -1,0 +1,87 @@
+"""What commands print: results on stdout, everything else on stderr; JSON or for people."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, redirect_stdout
+from typing import Annotated, Any
+
+import typer
+
+VERSION = 1
+WIDE = 240
+"""Columns of tables that nobody sees on a terminal."""
+
+Progress = Callable[[str, int, int], None]
+SpecName = Annotated[str, typer.Argument(help="A spec file, or the bare name of a recipe.")]
+Sets = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Set a value of the spec; repeatable."),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
+
+
+def print_json(kind: str, content: Mapping[str, Any]) -> None:
+    """Print the one document of a `--json` run."""
+    document = {"version": VERSION, "kind": kind, **content}
+    print(json.dumps(document, indent=1), file=sys.__stdout__ if _redirected() else sys.stdout)
+
+
+def print_result(content: Any) -> None:
+    """Print text or a rich renderable on stdout."""
+    from rich.console import Console
+
+    console = Console(file=sys.stdout)
+    if not console.is_terminal:
+        console = Console(file=sys.stdout, width=WIDE, no_color=True)
+    console.print(content, markup=False, highlight=False)
+
+
+def print_note(text: str) -> None:
+    """Print a line on stderr."""
+    print(text, file=sys.stderr, flush=True)
+
+
+@contextmanager
+def working() -> Iterator[Progress]:
+    """Yield a progress function; while it lasts, what libraries print goes to stderr.
+
+    On a terminal a live line with a bar, else one line for each stage.
+    """
+    with redirect_stdout(sys.stderr):
+        if sys.stderr.isatty():
+            with _live() as progress:
+                yield progress
+        else:
+            yield _Lines()
+
+
+class _Lines:
+    def __init__(self) -> None:
+        self._stage = ""
+
+    def __call__(self, stage: str, done: int, total: int) -> None:
+        if stage != self._stage:
+            self._stage = stage
+            print_note(f"{stage} ...")
+
+
+@contextmanager
+def _live() -> Iterator[Progress]:
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
+        task = bars.add_task("starting", total=None)
+
+        def progress(stage: str, done: int, total: int) -> None:
+            bars.update(task, description=stage, completed=done, total=max(1, total))
+
+        yield progress
+
+
+def _redirected() -> bool:
+    return sys.stdout is sys.stderr
