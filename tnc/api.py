@@ -214,7 +214,7 @@ def _prepare(
             subject.model,
             sites,
             batches,
-            gradients=evaluation.probe if evaluation and spec.metric in ("both", "auto") else None,
+            gradients=evaluation.probe if evaluation and spec.metric == "both" else None,
             progress=progress,
         )
         subject = replace(subject, measurements=found)

@@ -11,7 +11,7 @@ import numpy as np
 
 from tnc.decide.allocate_max import cheapest_under, smallest_threshold
 from tnc.decide.infeasible import explain, explain_error_bound
-from tnc.decide.knapsack import from_choices
+from tnc.decide.knapsack import Floats, from_choices
 from tnc.decide.knapsack_solve import Answer, Effort, solve
 from tnc.errors import PlanError
 
@@ -122,22 +122,27 @@ def minimise_cost(
         return _trivial(len(budgets))
     target = tuple(budgets).index(cost)
     names, rows = _limited(budgets)
-    values = [[choice.cost[target] for choice in site] for site in sites]
-    weights = [[[c.cost[r] for r in rows] for c in site] for site in sites]
     limits = [budgets[name] for name in names]
+    weights = [[[c.cost[r] for r in rows] for c in site] for site in sites]
     if objective == "sum" and error_bound < inf:
         names, limits = (*names, "error"), [*limits, error_bound]
         weights = [[[*w, c.error] for w, c in zip(row, site)] for row, site in zip(weights, sites)]
-    knapsack = from_choices(values, weights, limits)
+    knapsack = from_choices([[c.cost[target] for c in site] for site in sites], weights, limits)
     if objective == "max":
-        errors = from_choices(_errors(sites), weights, limits).values
-        if len(over := np.flatnonzero(errors.min(axis=1) > error_bound)):
-            raise explain_error_bound(errors, int(over[0]), error_bound)
-        knapsack = cheapest_under(knapsack, errors, error_bound)
+        knapsack = cheapest_under(knapsack, _error_table(sites, error_bound), error_bound)
     answer = solve(knapsack, effort)
     if answer.picks is None:
         raise explain(knapsack, names, effort, answer)
     return _allocation(sites, answer, objective, len(budgets), target)
+
+
+def _error_table(sites: Sequence[Sequence[Choice]], bound: float) -> Floats:
+    """Give the errors, (sites, choices); refuse a bound that some site cannot meet."""
+    errors = from_choices(_errors(sites), [], []).values
+    over = np.flatnonzero(errors.min(axis=1) > bound)
+    if len(over):
+        raise explain_error_bound(errors, int(over[0]), bound)
+    return errors
 
 
 def _errors(sites: Sequence[Sequence[Choice]]) -> list[list[float]]:

@@ -91,20 +91,23 @@ def feasible(knapsack: Knapsack, effort: Effort) -> Answer:
 def _programs(small: Knapsack, root: Dual, offset: float, effort: Effort) -> Answer:
     """Solve programs over ever more entries of small reduced cost, then over all that matter.
 
-    The small ones only improve the selection, as does branching on the sites that the Lagrangian
-    cannot decide, which also raises the bound; the last, over every entry whose reduced cost is
-    within value - root bound, proves.
+    The small ones only improve the selection; branching on the sites that the Lagrangian cannot
+    decide, where too much is left for one program, also raises the bound; the last program, over
+    every entry whose reduced cost is within value - root bound, proves.
     """
     known = Answer(root.picks, root.bound, "lagrangian")
     priced = small.values + small.weights @ root.multipliers
     reduced_cost = priced - priced.min(axis=1, keepdims=True)
     for step, extra in enumerate((*CORES, None)):
         accepted = _accepted(known, small, offset, effort)
-        if step == 1 and not _settled(known, small, accepted):
-            known = _branched(small, root, known, accepted)
         if _settled(known, small, accepted):
             return known
         keep = _entries_that_matter(small, known, root, reduced_cost)
+        if step == 1 and keep.sum() > len(small.values) + CORES[1]:
+            known = _branched(small, root, known, accepted)
+            if _settled(known, small, accepted):
+                return known
+            keep = _entries_that_matter(small, known, root, reduced_cost)
         ranked = np.sort(reduced_cost[keep])
         count = len(ranked) if extra is None else len(small.values) + extra
         last = count >= len(ranked)

@@ -9,6 +9,12 @@ from scipy.optimize import linprog
 
 from tnc.decide.knapsack import Floats, Ints, Knapsack
 
+SAFETY = 2e-15
+"""Rounding of a Lagrangian, relative to its terms, that is taken off every bound."""
+
+BOX = 1e7
+"""Largest multipliers tried: with greater ones rounding outweighs what they prove."""
+
 
 @dataclass(frozen=True, eq=False)
 class Dual:
@@ -47,7 +53,7 @@ def solve_dual(
         if climb.bound > worst + 1e-6 * max(1.0, abs(worst)):
             return Dual(climb.best, np.inf, None)
         if settled or ceiling - climb.bound <= tolerance * max(1.0, abs(ceiling)):
-            if multipliers.max(initial=0.0) < 0.999 * box or box > 1e9:
+            if multipliers.max(initial=0.0) < 0.999 * box or box > BOX:
                 break
             box *= 16.0
     return Dual(climb.best, climb.bound, _best_repaired(knapsack, climb))
@@ -78,7 +84,9 @@ class _Climb:
         knapsack = self.knapsack
         priced = knapsack.values + knapsack.weights @ multipliers
         picks = priced.argmin(axis=1)
-        level = float(priced[knapsack.sites, picks].sum() - multipliers @ knapsack.limits)
+        chosen = priced[knapsack.sites, picks]
+        level = float(chosen.sum() - multipliers @ knapsack.limits)
+        level -= SAFETY * float(np.abs(chosen).sum() + multipliers @ np.abs(knapsack.limits))
         if level > self.bound:
             self.bound, self.best, self.best_picks = level, multipliers, picks
         return self._cut(picks)

@@ -52,7 +52,8 @@ def descend_canonical(tensor: Tensor, factors: list[Tensor], sweeps: int) -> Can
             factors = _extrapolated(tensor, former, factors, sweep, error, whole)
         former, before = factors, error
         factors, error = _sweep(tensor, factors, whole)
-        if before - error <= TOLERANCE * before or error <= 1e-8:
+        settled = sweep > 1 and before - error <= TOLERANCE * before
+        if settled or error <= 1e-8:
             return Canonical(factors, error, sweep, True)
     return Canonical(factors, error, sweeps, False)
 

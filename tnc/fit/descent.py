@@ -113,7 +113,7 @@ class Descent:
     def _iterating_flops(self, term: Network, name: str) -> float:
         whole = term.signature.parameters
         metric = sum(
-            2.0 * whole * m.tensor.numel() ** 0.5 for m in self.moments[0] if m.full
+            2.0 * whole * math.sqrt(m.tensor.numel()) for m in self.moments[0] if m.full
         )
         once = dense(term).order.flops + adjoint(term, name).order.flops + metric
         return 4.0 * self.settings.steps * once + 1e9

@@ -42,7 +42,7 @@ class FoldedMoment:
 
 
     def roots(self, keep: Axis, blocks: Axis) -> tuple[Tensor, Tensor]:
-        """Return S and S^-1 of a marginal, of its shape, `S S = marginal + ridge`; kept for later."""
+        """Return S and S^-1 of a marginal, in its shape, with `S S = marginal + ridge`; kept."""
         shape = self.tensor.shape[: len(self.legs)]
         places = tuple(tuple(self.legs.index(n) for n in group) for group in (keep, blocks))
         key = (tuple(shape), *places, self.padded)

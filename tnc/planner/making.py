@@ -47,7 +47,11 @@ def make_plan(
     budget = budget_of(subject.model, trace.sites, targets, spec, dense_seconds)
     allotment = _allot(subject, offers, budget, spec, seconds, batches, evaluation, notes, progress)
     if subject.measurements is None:
-        notes.append("no calibration: errors are of the weights alone (Frobenius norm)")
+        notes.append("nothing was measured: errors are of the weights alone (Frobenius norm)")
+    elif spec.metric == "both" and not subject.measurements.has_outputs:
+        notes.append("no evaluation was given: errors are of the layers' outputs, not the model's")
+    if subject.measurements is not None:
+        notes.extend(subject.measurements.notes)
     chosen = [(target, option.cost(target)) for target, option in allotment.chosen]
     return Plan(
         fingerprint=fingerprint,

@@ -49,12 +49,12 @@ def dense_of(target: Target) -> Cost:
 
 
 def metric_kind(subject: Subject, target: Target, spec: Spec) -> str:
-    """Return the metric that a target is fitted in: its rule's, the spec's, or what is possible."""
+    """Return the metric that a target is fitted in: what is asked for, as far as it was measured."""
     wanted = target.rule.metric or spec.metric
-    if wanted == "auto":
-        if subject.measurements is None:
-            return "none"
-        return "both" if subject.measurements.has_outputs else "inputs"
+    if subject.measurements is None:
+        return "none"
+    if wanted == "both" and not subject.measurements.has_outputs:
+        return "inputs"
     return wanted
 
 

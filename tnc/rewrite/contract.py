@@ -53,8 +53,10 @@ class Approximate(Contract):
     floor: float = 1e-4
 
     def breach(self, before: Outputs, after: Outputs, old: Subject, new: Subject) -> str:
+        dtypes = {name: p.dtype for name, p in new.model.named_parameters(remove_duplicate=False)}
         for reparam in new.reparams[len(old.reparams) :]:
-            allowed = reparam.promised * self.slack + self.floor
+            rounding = max(torch.finfo(dtypes[name]).eps for _, name in reparam.new)
+            allowed = reparam.promised * self.slack + self.floor + 4 * rounding
             if not reparam.residual <= allowed:
                 return (
                     f"{reparam.old[0]}: relative error {reparam.residual:.4g}, "

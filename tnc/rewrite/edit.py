@@ -80,7 +80,7 @@ def install_(
             continue  # a shared module whose parameter was replaced under another of its names
         kind = replaceable(module, attribute)
         shared = first.cores if first is not None else cores
-        view = view_for(site, kind or "linear", site.transposed)
+        view = view_for(site, kind or site.op, site.transposed)
         own_bias = _bias_of(module, kind, bias if first is None else None)
         layer = StructuredLayer(structure, view, dict(shared), own_bias)
         layer.train(module.training)

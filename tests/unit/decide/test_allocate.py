@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tnc.decide.allocate import Choice, Effort, allocate, minimise_cost
+from tnc.decide.branching import branch
 from tnc.decide.knapsack import from_choices
 from tnc.decide.lagrangian import solve_dual
 from tnc.errors import InfeasibleBudget, PlanError
@@ -65,7 +66,7 @@ def _is_right(sites, limits, objective, picks, error):
 
 
 @pytest.mark.parametrize("objective", ["sum", "max"])
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=800, deadline=None)
 @given(instance=instances())
 def test_the_least_error_is_found(objective, instance):
     sites, limits = instance
@@ -79,7 +80,7 @@ def test_the_least_error_is_found(objective, instance):
 
 
 @pytest.mark.parametrize("objective", ["sum", "max"])
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=800, deadline=None)
 @given(instance=instances(), share=st.floats(0.0, 1.2))
 def test_the_least_cost_is_found(objective, instance, share):
     sites, limits = instance
@@ -106,7 +107,7 @@ def test_the_oracle_rejects_wrong_answers():
     assert not _is_right([site, site], limits, "sum", (1, 1), 1.0)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=800, deadline=None)
 @given(instance=instances())
 def test_the_lagrangian_bounds_from_below_and_its_picks_fit(instance):
     sites, limits = instance
@@ -123,7 +124,24 @@ def test_the_lagrangian_bounds_from_below_and_its_picks_fit(instance):
         assert knapsack.value(dual.picks) >= best - 1e-9
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=800, deadline=None)
+@given(instance=instances(), nodes=st.integers(1, 40))
+def test_branching_bounds_from_below_and_only_improves(instance, nodes):
+    sites, limits = instance
+    knapsack = from_choices([[c.error for c in s] for s in sites],
+                            [[c.cost for c in s] for s in sites], list(limits.values()))
+    small, offset, scale = knapsack.scaled()
+    root = solve_dual(small)
+    if root.picks is None:
+        return
+    found, best = branch(small, root, 0.0, nodes=nodes), _brute_error(sites, limits, "sum")
+    assert root.bound <= found.bound <= small.value(found.picks) + 1e-9
+    assert offset + scale * found.bound <= best + 1e-6
+    assert knapsack.fits(found.picks)
+    assert best - 1e-9 <= knapsack.value(found.picks) <= knapsack.value(root.picks) + 1e-9
+
+
+@settings(max_examples=800, deadline=None)
 @given(instance=instances())
 def test_dominated_candidates_can_go(instance):
     sites, limits = instance
