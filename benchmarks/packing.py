@@ -21,9 +21,9 @@ SHAPES = {
     "coil-100": (7200, 128, 128, 3),
 }
 BUDGETS = (10_000, 40_000, 60_000, 100_000)
-DECAYS = (0.5, 1.0, 1.5)
+DECAYS = (0.5, 1.25)
 SEEDS = (0, 1)
-REPEATS = 9
+REPEATS = 15
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ def problem(sizes: tuple[int, ...], budget: int, decay: float, seed: int) -> Pac
 
 def run(arguments: Arguments) -> Outcome:
     """Compare the solvers on the paper's four shapes; goals: never worse, at most 10 ms."""
-    decays, seeds = (DECAYS[1:2], SEEDS[:1]) if arguments.quick else (DECAYS, SEEDS)
+    decays, seeds = (DECAYS[1:], SEEDS[:1]) if arguments.quick else (DECAYS, SEEDS)
     budgets = BUDGETS[::3] if arguments.quick else BUDGETS
     rows = [_case(data, budget, decay, seed)
             for data, budget, decay, seed in product(SHAPES, budgets, decays, seeds)]

@@ -205,7 +205,8 @@ def _prepare(
     early = [(name, step) for name, step in steps if step.stage == "prepare"]
     outcome = run_passes(subject, early, progress)
     subject = outcome.subject
-    subject = replace(subject, trace=_capture(subject.model, *probe))
+    if not any(name == "find-sites" for name, _ in early):
+        subject = replace(subject, trace=_capture(subject.model, *probe))
     targets, _ = match_rules(subject.trace.sites, spec, locations or {})
     if batches and spec.metric != "none":
         wanted = {site.name for target in targets for site in target.sites}

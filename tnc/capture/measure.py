@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -61,6 +61,8 @@ class Measurements:
     samples: int
     batches: int
     notes: tuple[str, ...] = ()
+    derived: dict[Any, Any] = field(default_factory=dict, repr=False)
+    """What others computed from these figures and want to keep (roots of moments)."""
 
     @property
     def has_outputs(self) -> bool:
@@ -115,7 +117,8 @@ def measure(
             progress("measure", count, total)
     if not count:
         raise CaptureError("there is no calibration batch", hint="give at least one batch")
-    found = {site.name: _measured(meter, site, seen, probes) for site in sites}
+    read = {name: _inputs(meter, name) for name in sorted(set(meter.leader.values()))}
+    found = {site.name: _measured(meter, site, seen, probes, read) for site in sites}
     return Measurements(found, seen, count, _notes(meter, sites, found, limit))
 
 
@@ -162,8 +165,21 @@ def _cheap(model: nn.Module, meter: Meter) -> set[int]:
     }
 
 
-def _measured(meter: Meter, site: Site, samples: int, probes: int) -> Measured:
+def _inputs(meter: Meter, leader: str) -> tuple[Tensor | None, Tensor | None]:
+    """Return moment and mean of what a group of sites reads, once for all of them."""
+    inputs = meter.inputs[leader]
+    return inputs.over(inputs.rows), inputs.mean()
+
+
+def _measured(
+    meter: Meter,
+    site: Site,
+    samples: int,
+    probes: int,
+    read: Mapping[str, tuple[Tensor | None, Tensor | None]],
+) -> Measured:
     inputs = meter.inputs[meter.leader[site.name]]
+    moment, mean = read[meter.leader[site.name]]
     frequencies = meter.tokens[site.name].share()
     looked_up = int(meter.tokens[site.name].counts.sum())
     pure = site.op == "embedding"
@@ -171,8 +187,8 @@ def _measured(meter: Meter, site: Site, samples: int, probes: int) -> Measured:
         site=site.name,
         rows=looked_up if pure else inputs.rows,
         samples=samples,
-        moment=frequencies if pure else inputs.over(inputs.rows),
-        mean=None if pure else inputs.mean(),
+        moment=frequencies if pure else moment,
+        mean=None if pure else mean,
         outputs=meter.outputs[site.name].over(samples * probes),
         features=meter.features[site.name].over(samples * probes),
         frequencies=frequencies,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from math import prod
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,15 +18,21 @@ CHUNK = 1 << 16
 
 @dataclass(frozen=True)
 class _Part:
-    """Partial core shapes: ranks (count, depth), their product, sum of factors, packed energy."""
+    """Partial core shapes, each array (count,).
 
-    ranks: Ints
+    `codes`: the ranks as one number in the mixed base of the caps; `largest`: the largest of
+    them; `entries`: their product; `factors`: sum of factor sizes; `packed`: energy.
+    """
+
+    codes: Ints
+    largest: Ints
     entries: Ints
     factors: Ints
     packed: Floats
 
     def take(self, keep: NDArray[np.bool_] | slice) -> _Part:
-        return _Part(self.ranks[keep], self.entries[keep], self.factors[keep], self.packed[keep])
+        return _Part(self.codes[keep], self.largest[keep], self.entries[keep], self.factors[keep],
+                     self.packed[keep])
 
 
 @dataclass
@@ -42,6 +49,8 @@ class _Search:
 
     def __post_init__(self) -> None:
         sizes = [self.problem.sizes[mode] for mode in self.order]
+        if prod(self.problem.caps[mode] for mode in self.order) >> 62:
+            self.count(self.limit + 1)
         self.rest = tuple(sum(sizes[depth:]) for depth in range(len(sizes) + 1))
 
     def count(self, shapes: int) -> None:
@@ -77,8 +86,8 @@ def pack_exact(problem: Packing, *, limit: int = 50_000_000) -> CoreShape:
     slack = 1e-12 * max(1e-300, problem.packed(problem.sizes))
     search = _Search(problem, order, limit, start, slack)
     closed = float(sum(problem.prefixes[mode][-1] for mode in problem.fixed))
-    root = _Part(np.zeros((1, 0), np.int64), np.array([problem.whole]), np.zeros(1, np.int64),
-                 np.array([closed]))
+    none = np.zeros(1, np.int64)
+    root = _Part(none, none, np.array([problem.whole]), none, np.array([closed]))
     _descend(search, root, 0)
     return problem.shape(_trim(problem, search.best.ranks), "exact")
 
@@ -106,11 +115,14 @@ def _open(search: _Search, part: _Part, depth: int) -> _Part:
     most = np.minimum((problem.budget - left - part.factors) // (part.entries + size),
                       problem.caps[mode])
     most = np.maximum(most, 0)
-    parent = np.repeat(np.arange(len(most)), most)
-    rank = np.arange(len(parent)) - np.repeat(np.cumsum(most) - most, most) + 1
-    ranks = np.concatenate((part.ranks[parent], rank[:, None]), axis=1)
-    return _Part(ranks, part.entries[parent] * rank, part.factors[parent] + size * rank,
-                 part.packed[parent] + problem.prefixes[mode][rank])
+    rank = np.arange(1, most.sum() + 1) - np.repeat(np.cumsum(most) - most, most)
+    return _Part(
+        np.repeat(part.codes * problem.caps[mode] - 1, most) + rank,
+        np.maximum(np.repeat(part.largest, most), rank),
+        np.repeat(part.entries, most) * rank,
+        np.repeat(part.factors, most) + size * rank,
+        np.repeat(part.packed, most) + problem.prefixes[mode][rank],
+    )
 
 
 def _promising(search: _Search, part: _Part, depth: int) -> NDArray[np.bool_]:
@@ -136,12 +148,9 @@ def _close(search: _Search, part: _Part) -> None:
         return
     part, last, packed = part.take(keep), last[keep], packed[keep]
     entries = part.entries * last
-    if part.ranks.shape[1]:
-        bounded = part.ranks.max(axis=1) ** 2 <= entries
-        part, last, packed, entries = (part.take(bounded), last[bounded], packed[bounded],
-                                       entries[bounded])
-    if len(last):
-        _keep_best(search, part, last, packed, entries)
+    bounded = part.largest**2 <= entries
+    if bounded.any():
+        _keep_best(search, part.take(bounded), last[bounded], packed[bounded], entries[bounded])
 
 
 def _keep_best(search: _Search, part: _Part, last: Ints, packed: Floats, entries: Ints) -> None:
@@ -151,8 +160,11 @@ def _keep_best(search: _Search, part: _Part, last: Ints, packed: Floats, entries
     params = part.factors + problem.sizes[search.order[-1]] * last + entries
     table = np.empty((len(last), len(problem.sizes)), np.int64)
     table[:] = problem.sizes
-    table[:, search.order[:-1]] = part.ranks
     table[:, search.order[-1]] = last
+    codes = part.codes
+    for mode in search.order[-2::-1]:
+        codes, digit = np.divmod(codes, problem.caps[mode])
+        table[:, mode] = digit + 1
     first = np.lexsort((*table.T[::-1], params))[0]
     found = problem.shape(tuple(table[first]), "exact")
     gain = found.packed - search.best.packed

@@ -8,7 +8,7 @@ from tnc.fit.als import polish
 from tnc.fit.fitting import choose, fit_structure
 from tnc.fit.folding import reconstruct
 from tnc.fit.method import DirectFit, Fit, Fitted, Outcome, fits
-from tnc.fit.metric import Metric, relative_error
+from tnc.fit.metric import Metric, Moment, relative_error
 from tnc.fit.spectra import spectrum, tails
 
 __all__ = [
@@ -16,6 +16,7 @@ __all__ = [
     "Fit",
     "Fitted",
     "Metric",
+    "Moment",
     "Outcome",
     "choose",
     "fit_structure",

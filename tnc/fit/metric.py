@@ -30,9 +30,21 @@ class Moment:
     given: Tensor
     memo: dict[Any, tuple[Tensor, Tensor]] = field(default_factory=dict, repr=False)
     """Roots of marginals that fits have asked for, by the legs they belong to."""
+    base: Moment | None = field(default=None, repr=False)
+
+    def damped(self, share: float) -> Moment:
+        """Return the moment with `share` of its mean diagonal added to it; eigenvectors are kept."""
+        if self.given.ndim == 1:
+            return Moment(self.given + share * self.given.mean())
+        level = share * self.given.diagonal().mean()
+        eye = torch.eye(len(self.given), dtype=self.given.dtype, device=self.given.device)
+        return Moment(self.given + level * eye, base=self)
 
     @cached_property
     def _spectrum(self) -> tuple[Tensor, Tensor]:
+        if self.base is not None:
+            values, vectors = self.base._spectrum
+            return values + (self.given - self.base.given).diagonal().mean(), vectors
         symmetric = (self.given + self.given.T) / 2
         values, vectors = torch.linalg.eigh(symmetric)
         return values.clamp_min(0), vectors
@@ -70,11 +82,12 @@ class Metric:
 
     `inputs` is C, the second moment (n, n) of the flattened inputs, n = prod(signature.inputs), or
     the vector (n,) of its diagonal; `outputs` is G, (m, m) or (m,). Roots are computed once and
-    kept. A moment that vanishes says nothing and counts as None.
+    kept. A moment that vanishes says nothing and counts as None. Metrics that are given
+    the same `Moment` share its roots.
     """
 
-    inputs: Tensor | None = None
-    outputs: Tensor | None = None
+    inputs: Tensor | Moment | None = None
+    outputs: Tensor | Moment | None = None
 
     @property
     def plain(self) -> bool:
@@ -92,9 +105,10 @@ class Metric:
     def check(self, signature: Signature) -> None:
         """Raise FitError where a moment has the wrong shape or entries that are not finite."""
         for side in SIDES:
-            given: Tensor | None = getattr(self, side)
-            if given is None:
+            told: Tensor | Moment | None = getattr(self, side)
+            if told is None:
                 continue
+            given = told.given if isinstance(told, Moment) else told
             size = prod(getattr(signature, side))
             if tuple(given.shape) not in ((size,), (size, size)):
                 raise FitError(
@@ -141,7 +155,9 @@ def ridged_spectrum(values: Tensor) -> Tensor:
     return torch.where(top > 0, values + RIDGE * top, torch.ones_like(values))
 
 
-def _moment(given: Tensor | None) -> Moment | None:
+def _moment(given: Tensor | Moment | None) -> Moment | None:
+    if isinstance(given, Moment):
+        return given if bool((given.given != 0).any()) else None
     if given is None or not bool((given != 0).any()):
         return None
     return Moment(given.detach().double())

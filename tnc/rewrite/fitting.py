@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from tnc.capture import Measurements
 from tnc.decide.site import Site
-from tnc.fit import Metric, fit_structure, reconstruct, relative_error
+from tnc.fit import Metric, Moment, fit_structure, reconstruct, relative_error
 from tnc.net import Signature, Structure
 from tnc.rewrite.edit import bias_of, owner_of
 
@@ -68,16 +68,41 @@ def metric_of(
     first = measurements.of(sites[0].name)
     if sites[0].op == "embedding":
         return Metric(first.features if kind == "both" else None, first.frequencies)
-    inputs = first.moment
-    if inputs is not None and inputs.dim() == 2 and _centred(model, sites, measurements):
-        mean = first.mean.double()
-        inputs = inputs.double() - torch.outer(mean, mean)
-    outputs = None
-    if kind == "both":
-        grams = [measurements.of(site.name).outputs for site in sites]
-        if all(gram is not None for gram in grams):
-            outputs = _damped([gram for gram in grams if gram is not None], damping)
-    return Metric(inputs, outputs)
+    inputs = _inputs(measurements, sites[0].name, _centred(model, sites, measurements))
+    outputs = _outputs(measurements, sites) if kind == "both" else None
+    return Metric(inputs, outputs.damped(damping) if outputs is not None else None)
+
+
+def _inputs(measurements: Measurements, site: str, centred: bool) -> Moment | None:
+    """Return the moment of a site's inputs, centred or not; made once for all that read them."""
+    first = measurements.of(site)
+    if first.moment is None:
+        return None
+    key = ("inputs", id(first.moment), centred)
+    if key not in measurements.derived:
+        moment = first.moment
+        if centred and moment.dim() == 2 and first.mean is not None:
+            moment = moment - torch.outer(first.mean, first.mean)
+        measurements.derived[key] = Moment(moment)
+    found: Moment = measurements.derived[key]
+    return found
+
+
+def _outputs(measurements: Measurements, sites: Sequence[Site]) -> Moment | None:
+    """Return the output weights of (stacked) sites, block by block."""
+    names = tuple(site.name for site in sites)
+    key = ("outputs", names)
+    if key not in measurements.derived:
+        grams = [measurements.of(name).outputs for name in names]
+        known = [gram for gram in grams if gram is not None]
+        whole = None
+        if len(known) == len(grams) and any(gram.dim() == 1 for gram in known):
+            whole = torch.cat([g if g.dim() == 1 else g.diagonal() for g in known])
+        elif len(known) == len(grams):
+            whole = torch.block_diag(*known) if len(known) > 1 else known[0]
+        measurements.derived[key] = None if whole is None else Moment(whole)
+    found: Moment | None = measurements.derived[key]
+    return found
 
 
 def fit_sites(
@@ -137,10 +162,3 @@ def _shifts(
     shift = gap @ mean.double().to(gap.device)
     return tuple(shift.split([site.signature.outputs[0] for site in sites]))
 
-
-def _damped(grams: list[Tensor], damping: float) -> Tensor:
-    if any(gram.dim() == 1 for gram in grams):
-        flat = torch.cat([gram if gram.dim() == 1 else gram.diagonal() for gram in grams])
-        return flat + damping * flat.mean()
-    whole = torch.block_diag(*grams)
-    return whole + damping * whole.diagonal().mean() * torch.eye(len(whole), dtype=whole.dtype)

@@ -23,7 +23,11 @@ def sentences(text: str, shortest: int = 40, longest: int = 300) -> list[str]:
 
 
 def tokenize(loaded: Loaded, texts: Sequence[str], batch: int, max_length: int) -> list[Batch]:
-    """Return batches of padded token ids as keyword arguments. Raises SourceError."""
+    """Return batches of padded token ids as keyword arguments. Raises SourceError.
+
+    Texts of like length share a batch, which leaves little padding; a batch of median length comes
+    first, since it serves as the example input.
+    """
     if loaded.tokenizer is None:
         raise SourceError(
             "the model came without a tokenizer, so text cannot be fed to it",
@@ -41,5 +45,10 @@ def tokenize(loaded: Loaded, texts: Sequence[str], batch: int, max_length: int) 
                 return_tensors="pt",
             )
         )
-        for part in in_batches(texts, batch)
+        for part in _by_length(texts, batch)
     ]
+
+
+def _by_length(texts: Sequence[str], batch: int) -> list[Sequence[str]]:
+    parts = in_batches(sorted(texts, key=lambda text: (len(text), text)), batch)
+    return parts[len(parts) // 2 :] + parts[: len(parts) // 2]

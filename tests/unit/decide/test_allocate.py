@@ -66,7 +66,7 @@ def _is_right(sites, limits, objective, picks, error):
 
 
 @pytest.mark.parametrize("objective", ["sum", "max"])
-@settings(max_examples=800, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(instance=instances())
 def test_the_least_error_is_found(objective, instance):
     sites, limits = instance
@@ -80,7 +80,7 @@ def test_the_least_error_is_found(objective, instance):
 
 
 @pytest.mark.parametrize("objective", ["sum", "max"])
-@settings(max_examples=800, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(instance=instances(), share=st.floats(0.0, 1.2))
 def test_the_least_cost_is_found(objective, instance, share):
     sites, limits = instance
@@ -107,7 +107,7 @@ def test_the_oracle_rejects_wrong_answers():
     assert not _is_right([site, site], limits, "sum", (1, 1), 1.0)
 
 
-@settings(max_examples=800, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(instance=instances())
 def test_the_lagrangian_bounds_from_below_and_its_picks_fit(instance):
     sites, limits = instance
@@ -124,7 +124,7 @@ def test_the_lagrangian_bounds_from_below_and_its_picks_fit(instance):
         assert knapsack.value(dual.picks) >= best - 1e-9
 
 
-@settings(max_examples=800, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(instance=instances(), nodes=st.integers(1, 40))
 def test_branching_bounds_from_below_and_only_improves(instance, nodes):
     sites, limits = instance
@@ -141,7 +141,7 @@ def test_branching_bounds_from_below_and_only_improves(instance, nodes):
     assert best - 1e-9 <= knapsack.value(found.picks) <= knapsack.value(root.picks) + 1e-9
 
 
-@settings(max_examples=800, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(instance=instances())
 def test_dominated_candidates_can_go(instance):
     sites, limits = instance

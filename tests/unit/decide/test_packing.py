@@ -148,6 +148,11 @@ def test_too_many_shapes_are_refused_with_a_way_out():
     assert "pack_program" in caught.value.hint
 
 
+def test_shapes_that_no_number_can_code_are_refused():
+    with pytest.raises(PlanError, match="partial core shapes"):
+        pack_exact(Packing((np.ones(16),) * 17, (16,) * 17, 10**6))
+
+
 def test_an_infeasible_budget_names_the_smallest():
     spectrum = np.ones(4)
     with pytest.raises(InfeasibleBudget) as caught:

@@ -151,8 +151,9 @@ def test_safetensors_fill_every_parameter(tmp_path: Path) -> None:
     source = models.get("safetensors")(f"{HERE}:make_model", str(file))
     loaded = source.load()
     assert torch.equal(loaded.model[0].weight, state["0.weight"])
-    save_file({"0.weight": state["0.weight"], "other": state["0.bias"]}, file)
-    with pytest.raises(SourceError, match=r"no '0.bias' in the file; .*no 'other' in the model"):
+    del state["0.bias"]
+    save_file({**state, "other": torch.ones(1)}, file)
+    with pytest.raises(SourceError, match=r"no '0.bias' in the file; no 'other' in the model"):
         source.load()
 
 
@@ -256,15 +257,15 @@ def test_probe_gradients_sample_the_curvature_of_the_figure(name: str) -> None:
     evaluation = evaluations.get(name)()
     output, batch = outputs(name)
     step = 1e-4 * torch.randn(output.shape, generator=torch.Generator().manual_seed(2)).double()
-    generator = torch.Generator().manual_seed(3)
-    squares = []
-    for _ in range(3000):
-        at = output.clone().requires_grad_()
-        (gradient,) = torch.autograd.grad(evaluation.probe(at, batch, generator), at)
-        squares.append(float((gradient * step).sum()) ** 2)
+    many = 4000
+    at = output.repeat(many, 1, 1).requires_grad_()
+    repeated = {"attention_mask": batch["attention_mask"].repeat(many, 1)}
+    drawn = evaluation.probe(at, repeated, torch.Generator().manual_seed(3))
+    (gradients,) = torch.autograd.grad(drawn, at)
+    squares = (gradients.view(many, *step.shape) * step).sum((1, 2, 3)).square()
     old, new = (evaluation.features(y, batch) for y in (output, output + step))
     actual = float(evaluation.distance(new, old).sum())
-    assert evaluation.curvature * np.mean(squares) == pytest.approx(actual, rel=0.1)
+    assert evaluation.curvature * float(squares.mean()) == pytest.approx(actual, rel=0.1)
 
 
 def test_figures_are_the_textbook_ones() -> None:
@@ -308,6 +309,6 @@ def test_latency_times_both_models_at_both_sizes() -> None:
     data = datas.get("random")(shapes=((64,),))
     spec = type("S", (), {"calibration": data})()
     inputs = Inputs(PLAIN, spec, (), (), evaluations.get("output")())  # type: ignore[arg-type]
-    timings = latency(Sleeper(200), Sleeper(1), timing_batches(inputs), seconds=0.2)
+    timings = latency(Sleeper(100), Sleeper(1), timing_batches(inputs), seconds=0.1)
     assert [timing.batch for timing in timings] == [1, 32]
     assert all(timing.speedup > 3 and timing.rounds >= 5 for timing in timings)
