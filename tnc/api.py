@@ -208,14 +208,14 @@ def _prepare(
     if not any(name == "find-sites" for name, _ in early):
         subject = replace(subject, trace=_capture(subject.model, *probe))
     targets, _ = match_rules(subject.trace.sites, spec, locations or {})
-    if batches and spec.metric != "none":
+    if batches and any((rule.metric or spec.metric) != "none" for rule in spec.rules):
         wanted = {site.name for target in targets for site in target.sites}
         sites = [site for site in subject.trace.sites if site.name in wanted]
         found = _measure(
             subject.model,
             sites,
             batches,
-            gradients=evaluation.probe if evaluation and spec.metric == "both" else None,
+            gradients=evaluation.probe if evaluation and _wants_outputs(spec) else None,
             progress=progress,
         )
         subject = replace(subject, measurements=found)
@@ -229,6 +229,10 @@ def _prepare(
         progress=progress,
     )
     return _Work(subject, made, steps, outcome.records)
+
+
+def _wants_outputs(spec: Spec) -> bool:
+    return any((rule.metric or spec.metric) in ("both", "auto") for rule in spec.rules)
 
 
 def _example(example: Example | Tensor | None, batches: tuple[Any, ...]) -> Example:

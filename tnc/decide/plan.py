@@ -87,10 +87,13 @@ class Plan:
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 of everything but timings and notes: equal decisions, equal digests."""
+        """SHA-256 of what was decided: not of timings, and not of how it was explained."""
         data = self.to_json()
-        for volatile in ("digest", "measured", "notes"):
-            data.pop(volatile, None)
+        for told in ("digest", "measured", "notes"):
+            data.pop(told, None)
+        for entry in (*data["entries"], *data["skips"]):
+            entry.pop("reason", None)
+            entry.pop("rule", None)
         return digest(_rounded(data))
 
     def entry(self, site: str) -> Entry:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from tnc.fit.named_einsum import Named, einsum
 
-TOLERANCE = 1e-8
+TOLERANCE = 1e-6
 _RIDGE = 1e-12
 _EXTRAPOLATE_EVERY = 4
 

@@ -78,8 +78,8 @@ class Inverse:
             for k, (factor, (values, _)) in enumerate(zip(self._factors, self._eigen))
         ]
         held = {n for _, axes in parts for n in axes}
-        parts += [(torch.ones(self._size[n], dtype=parts[0][0].dtype), (n,))
-                  for n in self._batch if n not in held]
+        loose = [n for n in self._batch if n not in held]
+        parts += [(torch.ones(self._size[n], dtype=torch.float64), (n,)) for n in loose]
         rows = tuple(f"#{k}" for k in range(len(self._factors)))
         product = einsum(parts, (*self._batch, *rows))
         floor = product.amax().clamp_min(1e-300) * _RIDGE

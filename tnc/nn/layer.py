@@ -67,12 +67,21 @@ class StructuredLayer(nn.Module):
         generator: torch.Generator | None = None,
         dtype: torch.dtype | None = None,
     ) -> StructuredLayer:
-        """Build a layer with normal cores such that the dense weight has root mean square `std`."""
+        """Build a layer with normal cores such that the dense weight has root mean square `std`.
+
+        Core variances follow from the equation (`derive.core_std`); what is left of chance in small
+        cores is taken out by one common factor, so the root mean square is `std` to rounding.
+        """
         deviations = core_std(structure, std)
         cores = {
             name: torch.randn(shape, generator=generator, dtype=dtype) * deviations.get(name, 1.0)
             for name, shape in structure.shapes.items()
         }
+        found = float(rebuild(structure, cores).pow(2).mean().sqrt())
+        free = [name for name in cores if name in deviations]
+        if found > 0 and len(structure.terms) == 1 and free:
+            for name in free:
+                cores[name] = cores[name] * (std / found) ** (1 / len(free))
         return cls(structure, view, cores, bias)
 
     @property

@@ -67,7 +67,7 @@ def by_knapsack(
         try:
             found = allocate(choices, budgets, objective=spec.objective)
         except InfeasibleBudget as error:
-            raise _whole_scope(error, budget) from error
+            raise _whole_scope(error, offers, budget) from error
     remark = f"solver {found.solver}, gap {found.gap:.1g}"
     return Allotment(_take(offers, found.picks), name, remark)
 
@@ -147,12 +147,25 @@ def _take(offers: Offers, picks: Sequence[int]) -> Chosen:
     return tuple((target, options[pick]) for (target, options), pick in zip(offers, picks))
 
 
-def _whole_scope(error: InfeasibleBudget, budget: Budget) -> InfeasibleBudget:
-    """Say an infeasibility in the terms of the spec: with what the plan cannot change."""
-    fixed = ", ".join(
-        f"{budget.fixed[name]:,.0f} of {budget.dense[name]:,.0f} {name} lie outside of the rules"
-        for name in budget.limits
+def _whole_scope(error: InfeasibleBudget, offers: Offers, budget: Budget) -> InfeasibleBudget:
+    """Say an infeasibility in the spec's terms: of the whole scope, with the tightest that is met."""
+    told = []
+    for name, limit in budget.limits.items():
+        least = sum(
+            min(cost_vector(option.cost(target), 0.0, (name,), budget.counts(target))[0]
+                for option in options)
+            for target, options in offers
+        )
+        fixed, dense = budget.fixed[name], budget.dense[name]
+        smallest = least + fixed
+        share = f" ({smallest / dense:.4g} of {dense:,.0f})" if dense else ""
+        told.append(
+            f"{name} {limit + fixed:,.0f} is asked for, {fixed:,.0f} lie outside of the rules, "
+            f"the least that can be met is {smallest:,.0f}{share}"
+        )
+    return InfeasibleBudget(
+        "no plan meets the budget: " + "; ".join(told),
+        where=f"budget, scope {budget.scope!r}",
+        hint="raise the budget, let rules match more of the scope, or offer smaller structures"
+        + ("" if len(told) == 1 else "; together the budgets may be tighter than each alone"),
     )
-    return InfeasibleBudget(error.message, where=f"budget ({fixed})", hint=error.hint)
-
-

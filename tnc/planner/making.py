@@ -38,17 +38,18 @@ def make_plan(
     trace, notes = subject.trace, []
     targets, skips = match_rules(trace.sites, spec, locations or {}, trace.shared_inputs)
     offers = []
+    curvature = evaluation.curvature if evaluation is not None else 1.0
     for number, target in enumerate(targets):
         if progress:
             progress("candidates", number, len(targets))
-        offers.append((target, options_of(subject, target, spec)))
+        offers.append((target, options_of(subject, target, spec, curvature)))
     seconds = _timed(offers, spec)
     dense_seconds = {t.name: seconds(t, Option(None, 0.0, 0.0)) for t in targets}
     budget = budget_of(subject.model, trace.sites, targets, spec, dense_seconds)
     allotment = _allot(subject, offers, budget, spec, seconds, batches, evaluation, notes, progress)
-    if subject.measurements is None:
+    if subject.measurements is None and spec.metric != "none":
         notes.append("nothing was measured: errors are of the weights alone (Frobenius norm)")
-    elif spec.metric == "both" and not subject.measurements.has_outputs:
+    elif spec.metric == "auto" and not subject.measurements.has_outputs:
         notes.append("no evaluation was given: errors are of the layers' outputs, not the model's")
     if subject.measurements is not None:
         notes.extend(subject.measurements.notes)

@@ -15,8 +15,9 @@ from tnc.decide.matching import Target
 from tnc.decide.spec import Spec
 from tnc.derive.cost import Cost
 from tnc.derive.cut import cut
+from tnc.errors import PlanError
 from tnc.fit import Metric, tails
-from tnc.rewrite.fitting import PLANNING, fit_sites, metric_of, weight_of
+from tnc.rewrite.fitting import fit_sites, metric_of, weight_of
 from tnc.rewrite.subject import Subject
 from tnc.structures import Family
 
@@ -49,13 +50,27 @@ def dense_of(target: Target) -> Cost:
 
 
 def metric_kind(subject: Subject, target: Target, spec: Spec) -> str:
-    """Return the metric that a target is fitted in: what is asked for, as far as it was measured."""
+    """Return the metric that a target is fitted in: 'none', 'inputs' or 'both'.
+
+    `auto` takes the best that was measured. Raises PlanError where a metric is asked for by name
+    and nothing was measured for it.
+    """
     wanted = target.rule.metric or spec.metric
-    if subject.measurements is None:
-        return "none"
-    if wanted == "both" and not subject.measurements.has_outputs:
-        return "inputs"
+    measured = subject.measurements
+    best = "none" if measured is None else "both" if measured.has_outputs else "inputs"
+    if wanted == "auto":
+        return best
+    if _METRICS.index(wanted) > _METRICS.index(best):
+        missing = "calibration data" if measured is None else "an evaluation (`evaluation:`)"
+        raise PlanError(
+            f"the metric {wanted!r} needs {missing}",
+            where=target.where,
+            hint=f"give {missing}, or set `metric: {best}`",
+        )
     return wanted
+
+
+_METRICS = ("none", "inputs", "both")
 
 
 def is_fixed(target: Target) -> bool:
@@ -63,18 +78,21 @@ def is_fixed(target: Target) -> bool:
     return target.rule.fixed
 
 
-def options_of(subject: Subject, target: Target, spec: Spec) -> tuple[Option, ...]:
+def options_of(
+    subject: Subject, target: Target, spec: Spec, curvature: float = 1.0
+) -> tuple[Option, ...]:
     """Return what a target could become; staying dense comes first, unless the spec fixes ranks.
 
-    With output weights (metric 'both') the error is the expected squared change of the model's
-    features a sample, so errors of different layers add up. Without, it is the squared error of the
-    layer's output relative to the output itself.
+    With output weights (metric 'both') the error is `curvature` times the expected squared change of
+    the model's features a sample: the distance that the evaluation would measure, to second order,
+    so errors of different layers add up. Without, it is the squared error of the layer's output
+    relative to the output itself.
     """
     kind = metric_kind(subject, target, spec)
-    metric = metric_of(subject.model, target.sites, subject.measurements, kind, PLANNING)
+    metric = metric_of(subject.model, target.sites, subject.measurements, kind)
     weight = weight_of(subject.model, target.sites)
     energy = metric.norm(weight, target.signature) ** 2 or 1.0
-    unit = 1.0 if metric.outputs is not None and kind == "both" else energy
+    unit = 1 / curvature if metric.outputs is not None and kind == "both" else energy
     options = [] if is_fixed(target) else [Option(None, 0.0, 0.0)]
     for family in target.rule.structure:
         found = spectra(weight, target, family, metric)

@@ -20,6 +20,11 @@ from tnc.rewrite.subject import Subject
 class Evaluator(Protocol):
     """What tells how far a model is from the original: see `tnc.sources`."""
 
+    @property
+    def curvature(self) -> float:
+        """Return c in `distance ~ c E[(change of probe)^2]`."""
+        ...
+
     def features(self, output: Any, batch: Any) -> Tensor:
         """Return one vector a sample, `[samples, d]`."""
         ...

@@ -15,8 +15,8 @@ from tnc.fit import Metric, Moment, fit_structure, reconstruct, relative_error
 from tnc.net import Signature, Structure
 from tnc.rewrite.edit import bias_of, owner_of
 
-PLANNING, FITTING = 0.03, 0.3
-"""Damping of the output weights when errors are predicted, and when weights are fitted."""
+DAMPING = 0.1
+"""Share of the mean output weight that every output direction gets: they are estimates."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,14 +52,10 @@ def metric_of(
     sites: Sequence[Site],
     measurements: Measurements | None,
     kind: str,
-    damping: float = FITTING,
 ) -> Metric:
     """Return the metric of a (stacked) weight: 'none', 'inputs' or 'both'.
 
-    The output weights get `damping` times their mean on the diagonal: they are estimates. An
-    embedding's rows are weighted by how often they are looked up.
-
-    Where every site has a bias of its own, the inputs are centred: the bias takes up the mean
+    An embedding's rows are weighted by how often they are looked up. Where every site has a bias of its own, the inputs are centred: the bias takes up the mean
     (`b' = b + (W - W') mean`), so only the covariance is left to fit. The output weights of stacked
     sites form a block diagonal.
     """
@@ -70,7 +66,7 @@ def metric_of(
         return Metric(first.features if kind == "both" else None, first.frequencies)
     inputs = _inputs(measurements, sites[0].name, _centred(model, sites, measurements))
     outputs = _outputs(measurements, sites) if kind == "both" else None
-    return Metric(inputs, outputs.damped(damping) if outputs is not None else None)
+    return Metric(inputs, outputs.damped(DAMPING) if outputs is not None else None)
 
 
 def _inputs(measurements: Measurements, site: str, centred: bool) -> Moment | None:

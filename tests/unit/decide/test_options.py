@@ -135,3 +135,12 @@ def test_wrong_options_are_told(value: object, message: str) -> None:
 def test_an_instance_of_something_else_is_refused() -> None:
     with pytest.raises(SpecProblems, match="Plugged is no registered structure"):
         build(families, Plugged(1))
+
+
+def test_a_pass_lies_in_the_file_of_its_name() -> None:
+    """Specs know passes by file name, so that checking one needs no torch."""
+    from tnc.decide.pipeline import canonical, passes, pipeline, shipped
+
+    assert set(passes.all()) == set(shipped())
+    for name, thing in pipeline(shipped()):
+        assert canonical(thing) == canonical({"kind": name}) == canonical(name) == name
