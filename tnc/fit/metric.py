@@ -123,8 +123,18 @@ class Metric:
                 )
 
     def norm(self, tensor: Tensor, signature: Signature) -> float:
-        """Return `||sqrt(G) E sqrt(C)||_F` of a tensor of `signature.shape`."""
-        return float(torch.linalg.norm(self.whitened(tensor, signature)))
+        """Return `||sqrt(G) E sqrt(C)||_F` of a tensor of `signature.shape`, without any root."""
+        matrix = tensor.double().reshape(prod(signature.outputs), prod(signature.inputs))
+        weighed = matrix
+        for side, moment in ((s, self.moment(s)) for s in SIDES):
+            if moment is None:
+                continue
+            given = moment.given if side == "outputs" else moment.given.T
+            if given.ndim == 1:
+                weighed = weighed * (given[:, None] if side == "outputs" else given)
+            else:
+                weighed = given @ weighed if side == "outputs" else weighed @ given
+        return float((weighed * matrix).sum().clamp_min(0).sqrt())
 
     def whitened(self, tensor: Tensor, signature: Signature) -> Tensor:
         """Return `S_G^T E S_C` as a matrix (m, n), with `S S^T` the moments."""

@@ -74,13 +74,18 @@ def solve_pair(folded: Tensor, network: Network, pair: Pair) -> Outcome:
     """Return the best two cores in the plain norm (Eckart and Young, 1936), equally large."""
     rank = prod(network.size[n] for n in pair.bonds)
     left, right = split(blocks_of(folded, network, pair), rank)
+    return Outcome(assembled(network, pair, left, right))
+
+
+def assembled(network: Network, pair: Pair, left: Tensor, right: Tensor) -> dict[str, Tensor]:
+    """Fold `[.., left, rank]` and `[.., rank, right]` into the two cores of a pair."""
     sizes = network.size
     found = {}
     for core, legs, factor in zip(pair.cores, pair.legs, (left, right.mT)):
         axes = (*pair.batch, *legs, *pair.bonds)
         tensor = factor.reshape([sizes[n] for n in axes])
         found[core.name] = tensor.permute([axes.index(n) for n in core.indices]).contiguous()
-    return Outcome(found)
+    return found
 
 
 def split(blocks: Tensor, rank: int) -> tuple[Tensor, Tensor]:

@@ -13,6 +13,7 @@ from tnc.fit.folding import fold
 from tnc.fit.metric import Metric
 from tnc.fit.named_einsum import Named, einsum
 from tnc.fit.pair import Pair, blocks_of
+from tnc.fit.projection import project
 from tnc.fit.whitening import trace_scale, whiten
 from tnc.net import Core, Equation, Network, Signature
 
@@ -62,11 +63,27 @@ def tails(
     The sum of squared singular values beyond r, over all blocks. See `spectrum` for when it is
     exact; `tails[0]` is then the squared norm of the weight. Entries decrease to zero.
     """
-    squares = spectrum(weight, network, bond, metric, signature).square()
+    found = _projected(weight, network, bond, metric, signature)
+    squares = spectrum(weight, network, bond, metric, signature).square() if found is None else found
     if squares.ndim == 2:
         squares = squares.sum(0)
     beyond = squares.flip(0).cumsum(0).flip(0)
     return torch.cat([beyond, beyond.new_zeros(1)])
+
+
+def _projected(
+    weight: Tensor, network: Network, bond: str, metric: Metric | None, signature: Signature | None
+) -> Tensor | None:
+    """Return squared singular values by the smaller side, where a metric parts like the bond."""
+    parted = cut(network.equation, bond)
+    own = signature or _own_signature(weight, network)
+    if metric is None or metric.plain or parted is None or parted.batch:
+        return None
+    outputs = set(network.equation.output_indices)
+    if outputs not in (set(parted.left), set(parted.right)) or network.signature != own:
+        return None
+    metric.check(own)
+    return project(weight.detach().double().reshape(prod(own.outputs), -1), metric)[2]
 
 
 def _own_signature(weight: Tensor, network: Network) -> Signature:

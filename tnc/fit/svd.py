@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
-from torch import Tensor
+from math import prod
 
-from tnc.fit.method import DirectFit, Outcome, fits
-from tnc.fit.pair import pair_of, solve_pair
-from tnc.net import Network
+from torch import Tensor
+from torch.nn import functional
+
+from tnc.fit.method import DirectFit, Outcome, fits, saturated
+from tnc.fit.metric import Metric
+from tnc.fit.modes import equalised
+from tnc.fit.pair import assembled, pair_of, solve_pair
+from tnc.fit.projection import project
+from tnc.net import Network, Structure
 
 
 class SVD(DirectFit):
     """`W = B A`: the optimum in any two-sided metric.
 
-    With roots S_G, S_C of the moments, `S_G^T W S_C = U s V^T` is cut at the rank and carried back
-    (Eckart and Young, 1936; whitened as in Wang et al., SVD-LLM, 2024, without their Cholesky).
+    In the plain norm the truncated SVD (Eckart and Young, 1936). In a metric, the projection of
+    `projection.project`: the optimum of Wang et al., SVD-LLM, 2024, on both sides, without an
+    inverse or a Cholesky factor of a moment that may be singular.
     """
 
     name = "svd"
@@ -30,6 +37,26 @@ class SVD(DirectFit):
         if set(pair.legs[0]) not in sides:
             return "the two cores do not part outputs from inputs"
         return ""
+
+    def outcome(self, weight: Tensor, structure: Structure, metric: Metric, seed: int) -> Outcome:
+        (term,) = structure.terms
+        pair = pair_of(term)
+        assert not isinstance(pair, str)  # accepted
+        sides = (term.equation.output_indices, term.equation.input_indices)
+        in_order = pair.legs in (sides, sides[::-1])
+        if metric.plain or saturated(term) or structure.padded or not in_order:
+            return super().outcome(weight, structure, metric, seed)
+        rank = prod(term.size[n] for n in pair.bonds)
+        rows = prod(structure.signature.outputs)
+        left, right, _ = project(weight.reshape(rows, -1), metric)
+        left, right = left[:, :rank], right[:rank]
+        if left.shape[1] < rank:
+            missing = rank - left.shape[1]
+            left = functional.pad(left, (0, missing))
+            right = functional.pad(right, (0, 0, 0, missing))
+        if pair.legs[0] != sides[0]:
+            left, right = right.T, left.T
+        return Outcome(equalised(term, assembled(term, pair, left, right)))
 
     def solve(self, folded: Tensor, network: Network, seed: int) -> Outcome:
         pair = pair_of(network)
