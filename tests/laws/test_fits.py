@@ -57,7 +57,7 @@ def metrics(signature: Signature) -> dict[str, Metric]:
     return {
         "plain": Metric(),
         "inputs": Metric(calibration(inputs, 4 * inputs)),
-        "both": Metric(few, calibration(outputs, 3, dead=2)),
+        "both": Metric(few, calibration(outputs, outputs - 2, dead=2)),
         "diagonal": Metric(few.diagonal().clone(), calibration(outputs, 30).diagonal().clone()),
     }
 

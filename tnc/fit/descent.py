@@ -22,6 +22,7 @@ from tnc.fit.normal import gram
 from tnc.net import Network, Structure
 
 EXACT = 1e-13
+_LARGE = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -119,21 +120,25 @@ class Descent:
         return 4.0 * self.settings.steps * once + 1e9
 
     def _normal_product(self, place: int, name: str, change: Tensor) -> Tensor:
+        """Return J^T (G J(change) C); large moments multiply in float32, steps are judged in 64."""
         term = self.structure.terms[place]
         moved = contract(dense(term), {**self.cores, name: change})
         if self.moments[place]:
             moved = fold(
-                self._apply_metric(crop(moved, term, self.structure.signature)), term
+                self._apply_metric(crop(moved, term, self.structure.signature), quick=True), term
             )
         return contract(adjoint(term, name), {**self.cores, WEIGHT: moved})
 
-    def _apply_metric(self, tensor: Tensor) -> Tensor:
+    def _apply_metric(self, tensor: Tensor, quick: bool = False) -> Tensor:
         """Return G E C."""
         matrix = tensor.reshape(_matrix_shape(self.structure))
         ingoing, outgoing = self.metric.moment("inputs"), self.metric.moment("outputs")
         if ingoing is not None:
             moment = ingoing.ridged
-            matrix = matrix @ moment if moment.ndim == 2 else matrix * moment
+            if quick and moment.numel() > _LARGE:
+                matrix = (matrix.float() @ ingoing.single).double()
+            else:
+                matrix = matrix @ moment if moment.ndim == 2 else matrix * moment
         if outgoing is not None:
             moment = outgoing.ridged
             matrix = moment @ matrix if moment.ndim == 2 else moment[:, None] * matrix

@@ -33,7 +33,7 @@ class Moment:
     base: Moment | None = field(default=None, repr=False)
 
     def damped(self, share: float) -> Moment:
-        """Return the moment with `share` of its mean diagonal added to it; eigenvectors are kept."""
+        """Return the moment with `share` of its mean diagonal added; eigenvectors are kept."""
         if self.given.ndim == 1:
             return Moment(self.given + share * self.given.mean())
         level = share * self.given.diagonal().mean()
@@ -66,6 +66,11 @@ class Moment:
         values, vectors = self._spectrum
         scale = ridged_spectrum(values).sqrt()
         return (vectors * scale) @ vectors.T, (vectors / scale) @ vectors.T
+
+    @cached_property
+    def single(self) -> Tensor:
+        """`ridged` in float32, for products that need few digits."""
+        return self.ridged.float()
 
     @cached_property
     def ridged(self) -> Tensor:
@@ -129,7 +134,7 @@ class Metric:
         for side, moment in ((s, self.moment(s)) for s in SIDES):
             if moment is None:
                 continue
-            given = moment.given if side == "outputs" else moment.given.T
+            given = moment.given if side == "outputs" or moment.given.ndim == 1 else moment.given.T
             if given.ndim == 1:
                 weighed = weighed * (given[:, None] if side == "outputs" else given)
             else:

@@ -64,7 +64,9 @@ def tails(
     exact; `tails[0]` is then the squared norm of the weight. Entries decrease to zero.
     """
     found = _projected(weight, network, bond, metric, signature)
-    squares = spectrum(weight, network, bond, metric, signature).square() if found is None else found
+    if found is None:
+        found = spectrum(weight, network, bond, metric, signature).square()
+    squares = found
     if squares.ndim == 2:
         squares = squares.sum(0)
     beyond = squares.flip(0).cumsum(0).flip(0)

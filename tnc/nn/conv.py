@@ -7,6 +7,7 @@ its output channels, kept legs its groups, and legs that the core ignores join t
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from math import prod
 from typing import TYPE_CHECKING
 
@@ -22,21 +23,33 @@ if TYPE_CHECKING:
     from tnc.nn.views import Conv2dView
 
 
+@dataclass(frozen=True)
+class ConvPlan:
+    """The terms of a convolution, each with its chain, or None where the weight is rebuilt."""
+
+    structure: Structure
+    chains: tuple[Chain | None, ...]
+
+
+def plan_convolution(view: Conv2dView, structure: Structure) -> ConvPlan:
+    """Choose the chain of every term."""
+    return ConvPlan(structure, tuple(chosen(view, structure, term) for term in structure.terms))
+
+
 def convolve(
     view: Conv2dView,
-    structure: Structure,
+    plan: ConvPlan,
     cores: Mapping[str, Tensor],
     bias: Tensor | None,
     x: Tensor,
 ) -> Tensor:
     """Convolve `x[b, i, y, x]`, or `x[i, y, x]`, with the weight of a structure."""
-    single = x.dim() == 3
+    single, structure = x.dim() == 3, plan.structure
     if single:
         x = x.unsqueeze(0)
     x, padding = _prepared(view, structure, x)
     total: Tensor | None = None
-    for term in structure.terms:
-        stages = chosen(view, structure, term)
+    for term, stages in zip(structure.terms, plan.chains):
         if stages is None:
             weight = rebuild(Structure(structure.signature, (term,)), cores)
             part = functional.conv2d(

@@ -55,6 +55,7 @@ class StructuredLayer(nn.Module):
         self.register_parameter("bias", _as_parameter(bias))
         for name, value in view.attributes(structure).items():
             setattr(self, name, value)
+        self._prepared = view.prepare(structure)
 
     @classmethod
     def initialised(
@@ -90,7 +91,15 @@ class StructuredLayer(nn.Module):
         return self.view.layout(rebuild(self.structure, self.cores))
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.view.apply(self.structure, self.cores, self.bias, x)
+        return self.view.apply(self._prepared, self.cores, self.bias, x)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave the lowered programs out of pickles: they follow from structure and view."""
+        return {name: value for name, value in self.__dict__.items() if name != "_prepared"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._prepared = self.view.prepare(self.structure)
 
     def extra_repr(self) -> str:
         return f"{self.structure}, view={type(self.view).__name__}, bias={self.bias is not None}"

@@ -49,9 +49,19 @@ class Program:
     final: tuple[int, ...]
     legs: int
 
-    def run(self, operands: Sequence[Tensor]) -> Tensor:
-        """Run on operands in the order of `names`; leading rows may have any shape."""
+    @property
+    def takes_bias(self) -> bool:
+        """Whether a bias can ride on the last matrix product."""
+        last = self.instructions[-1] if self.instructions else None
+        return last is not None and last.form == "rows" and not self.final and len(last.split) == 1
+
+    def run(self, operands: Sequence[Tensor], bias: Tensor | None = None) -> Tensor:
+        """Run on operands in the order of `names`; leading rows may have any shape.
+
+        A `bias` is for programs that take one.
+        """
         slots = list(operands)
+        final = self.instructions[-1] if self.instructions else None
         for step in self.instructions:
             left, right = slots[step.left], slots[step.right]
             if step.form == "einsum":
@@ -61,7 +71,7 @@ class Program:
                 left = left.flatten(-step.width)
             matrix = right if right.dim() == 2 else right.reshape(step.shape)
             if step.form == "rows":
-                result = functional.linear(left, matrix)
+                result = functional.linear(left, matrix, bias if step is final else None)
             else:
                 result = torch.matmul(left, matrix)
             slots.append(result.unflatten(-1, step.split) if len(step.split) > 1 else result)

@@ -11,17 +11,81 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from tnc.derive.contraction import Contraction
 from tnc.derive.cost import Work, rebuild_flops
 from tnc.derive.dense import forward
 from tnc.derive.gather import gathered
 from tnc.errors import KernelError
 from tnc.net import Network, Structure
-from tnc.nn.conv import convolve
+from tnc.nn.conv import ConvPlan, convolve, plan_convolution
 from tnc.nn.dense import rebuild
-from tnc.nn.program import lower
+from tnc.nn.program import Program, lower
 
 Cores = Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class LinearTerm:
+    """One network of a linear weight, ready to run: pad, split legs, contract, join legs, crop.
+
+    With `dense` set the weight is rebuilt first: that is cheaper for this structure and these rows.
+    """
+
+    dense: Structure | None
+    program: Program
+    pad: int
+    legs: tuple[int, ...]
+    width: int
+    covers: int
+    takes_bias: bool
+
+    def run(self, cores: Cores, x: Tensor, bias: Tensor | None = None) -> Tensor:
+        """Return the term's part of `x W^T`, plus a bias where the term takes one."""
+        if self.dense is not None:
+            return functional.linear(x, rebuild(self.dense, cores), bias)
+        if self.pad:
+            x = functional.pad(x, (0, self.pad))
+        if len(self.legs) > 1:
+            x = x.unflatten(-1, self.legs)
+        y = self.program.run([x, *(cores[name] for name in self.program.names[1:])], bias)
+        if self.program.legs > 1:
+            y = y.flatten(-self.program.legs)
+        return y if self.covers == self.width else y.narrow(-1, 0, self.width)
+
+
+def _linear_term(term: Network, structure: Structure, rows: int) -> LinearTerm:
+    contraction = forward(term, rows)
+    rebuilt = rebuild_flops(term, structure.signature, Work("linear", rows))
+    (have,), (want,) = structure.signature.inputs, structure.signature.outputs
+    program = lower(contraction)
+    dense = rebuilt < contraction.order.flops
+    cropped = term.signature.outputs[0] != want
+    return LinearTerm(
+        Structure(structure.signature, (term,)) if dense else None,
+        program,
+        term.signature.inputs[0] - have,
+        tuple(term.size[name] for name in term.equation.inputs[0]),
+        want,
+        term.signature.outputs[0],
+        dense or (program.takes_bias and not cropped),
+    )
+
+
+@dataclass(frozen=True)
+class LookUp:
+    """One network of a table, ready to be read by row numbers."""
+
+    term: Network
+    names: tuple[str, ...]
+    program: Program
+    width: int
+
+    def run(self, cores: Cores, x: Tensor) -> Tensor:
+        """Return the rows of the term's table."""
+        digits = _digits(self.term, x)
+        y = self.program.run([_pick(self.term, name, cores, digits) for name in self.names])
+        if self.program.legs > 1:
+            y = y.flatten(-self.program.legs)
+        return y if y.shape[-1] == self.width else y.narrow(-1, 0, self.width)
 
 
 @dataclass(frozen=True)
@@ -31,8 +95,12 @@ class View(ABC):
     name: ClassVar[str]
 
     @abstractmethod
-    def apply(self, structure: Structure, cores: Cores, bias: Tensor | None, x: Tensor) -> Tensor:
-        """Apply the weight to the layer's input."""
+    def prepare(self, structure: Structure) -> Any:
+        """Search orders and lower programs: everything that does not depend on tensors."""
+
+    @abstractmethod
+    def apply(self, prepared: Any, cores: Cores, bias: Tensor | None, x: Tensor) -> Tensor:
+        """Apply the weight to the layer's input, by what `prepare` returned."""
 
     def attributes(self, structure: Structure) -> dict[str, Any]:
         """Return attributes of the replaced layer that other code may read."""
@@ -59,29 +127,20 @@ class LinearView(View):
     rows: int = 128
     transposed: bool = False
 
-    def apply(self, structure: Structure, cores: Cores, bias: Tensor | None, x: Tensor) -> Tensor:
-        total: Tensor | None = None
-        for term in structure.terms:
-            part = self._term(term, structure, cores, x)
-            total = part if total is None else total + part
-        assert total is not None
-        return total if bias is None else total + bias
+    def prepare(self, structure: Structure) -> tuple[LinearTerm, ...]:
+        return tuple(_linear_term(term, structure, self.rows) for term in structure.terms)
 
-    def _term(self, term: Network, structure: Structure, cores: Cores, x: Tensor) -> Tensor:
-        if _rebuilds(term, structure, self.rows):
-            return functional.linear(x, rebuild(Structure(structure.signature, (term,)), cores))
-        (have,), (cover,) = structure.signature.inputs, term.signature.inputs
-        if cover != have:
-            x = functional.pad(x, (0, cover - have))
-        legs = term.equation.inputs[0]
-        if len(legs) > 1:
-            x = x.unflatten(-1, [term.size[name] for name in legs])
-        program = lower(forward(term, self.rows))
-        y = program.run([x, *(cores[name] for name in program.names[1:])])
-        if program.legs > 1:
-            y = y.flatten(-program.legs)
-        (want,) = structure.signature.outputs
-        return y if y.shape[-1] == want else y.narrow(-1, 0, want)
+    def apply(
+        self, prepared: tuple[LinearTerm, ...], cores: Cores, bias: Tensor | None, x: Tensor
+    ) -> Tensor:
+        first = prepared[0]
+        if bias is not None and first.takes_bias:
+            total, bias = first.run(cores, x, bias), None
+        else:
+            total = first.run(cores, x)
+        for term in prepared[1:]:
+            total = total + term.run(cores, x)
+        return total if bias is None else total + bias
 
     def attributes(self, structure: Structure) -> dict[str, Any]:
         (outputs,), (inputs,) = structure.signature.outputs, structure.signature.inputs
@@ -109,8 +168,11 @@ class Conv2dView(View):
     pixels_in: int = 1024
     pixels_out: int = 1024
 
-    def apply(self, structure: Structure, cores: Cores, bias: Tensor | None, x: Tensor) -> Tensor:
-        return convolve(self, structure, cores, bias, x)
+    def prepare(self, structure: Structure) -> ConvPlan:
+        return plan_convolution(self, structure)
+
+    def apply(self, prepared: ConvPlan, cores: Cores, bias: Tensor | None, x: Tensor) -> Tensor:
+        return convolve(self, prepared, cores, bias, x)
 
     def attributes(self, structure: Structure) -> dict[str, Any]:
         channels, *kernel = structure.signature.inputs
@@ -133,27 +195,23 @@ class EmbeddingView(View):
     name: ClassVar[str] = "embedding"
     padding_idx: int | None = None
 
-    def apply(self, structure: Structure, cores: Cores, bias: Tensor | None, x: Tensor) -> Tensor:
-        total: Tensor | None = None
-        for term in structure.terms:
-            part = self._term(term, structure, cores, x)
-            total = part if total is None else total + part
-        assert total is not None
+    def prepare(self, structure: Structure) -> tuple[LookUp, ...]:
+        (width,) = structure.signature.inputs
+        return tuple(
+            LookUp(term, contraction.names, lower(contraction), width)
+            for term, contraction in ((term, gathered(term, 128)) for term in structure.terms)
+        )
+
+    def apply(
+        self, prepared: tuple[LookUp, ...], cores: Cores, bias: Tensor | None, x: Tensor
+    ) -> Tensor:
+        total = prepared[0].run(cores, x)
+        for term in prepared[1:]:
+            total = total + term.run(cores, x)
         if self.padding_idx is not None and total.requires_grad:
             padding = (x == self.padding_idx).unsqueeze(-1)
             total = torch.where(padding, total.detach(), total)
         return total
-
-    def _term(self, term: Network, structure: Structure, cores: Cores, x: Tensor) -> Tensor:
-        contraction = gathered(term, 128)
-        program = lower(contraction)
-        digits = _digits(term, x)
-        operands = [_pick(term, name, cores, digits) for name in contraction.names]
-        y = program.run(operands)
-        if program.legs > 1:
-            y = y.flatten(-program.legs)
-        (want,) = structure.signature.inputs
-        return y if y.shape[-1] == want else y.narrow(-1, 0, want)
 
     def attributes(self, structure: Structure) -> dict[str, Any]:
         (rows,), (width,) = structure.signature.outputs, structure.signature.inputs
@@ -176,11 +234,6 @@ def view_from_json(data: Mapping[str, Any]) -> View:
     if data.get("view") not in kinds:
         raise KernelError(f"unknown view {data.get('view')!r}", hint=f"known: {sorted(kinds)}")
     return kinds[data["view"]](**options)
-
-
-def _rebuilds(term: Network, structure: Structure, rows: int) -> bool:
-    work = Work("linear", rows)
-    return rebuild_flops(term, structure.signature, work) < forward(term, rows).order.flops
 
 
 def _digits(term: Network, x: Tensor) -> dict[str, Tensor]:
@@ -211,7 +264,3 @@ def _pick(term: Network, name: str, cores: Cores, digits: Mapping[str, Tensor]) 
     rest = [place for place, n in enumerate(indices) if n not in digits]
     return cores[name].permute(*front, *rest)[tuple(digits[n] for n in picked)]
 
-
-def contraction_of(structure: Structure, rows: int) -> tuple[Contraction, ...]:
-    """Return the forward contractions of a structure, for printing."""
-    return tuple(forward(term, rows) for term in structure.terms)
