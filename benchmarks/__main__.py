@@ -34,8 +34,11 @@ def found() -> dict[str, tuple[str, str]]:
 
 def _name(tree: ast.Module) -> str | None:
     for node in tree.body:
-        if (isinstance(node, ast.Assign) and isinstance(node.value, ast.Constant)
-                and any(isinstance(t, ast.Name) and t.id == "NAME" for t in node.targets)):
+        if (
+            isinstance(node, ast.Assign)
+            and isinstance(node.value, ast.Constant)
+            and any(isinstance(t, ast.Name) and t.id == "NAME" for t in node.targets)
+        ):
             return str(node.value.value)
     return None
 
@@ -71,10 +74,17 @@ def _report(name: str, outcome: Outcome) -> int:
 
 
 def _write(path: Path, name: str, quick: bool, outcome: Outcome) -> None:
-    goals = [{"figure": g.figure, "value": g.value, "sense": g.sense, "goal": g.goal, "met": g.met}
-             for g in outcome.goals]
-    document = {"benchmark": name, "quick": quick, "machine": describe(), "goals": goals,
-                "figures": dict(outcome.figures)}
+    goals = [
+        {"figure": g.figure, "value": g.value, "sense": g.sense, "goal": g.goal, "met": g.met}
+        for g in outcome.goals
+    ]
+    document = {
+        "benchmark": name,
+        "quick": quick,
+        "machine": describe(),
+        "goals": goals,
+        "figures": dict(outcome.figures),
+    }
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(document, indent=1, default=str) + "\n", encoding="utf-8")
 

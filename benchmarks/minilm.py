@@ -54,8 +54,14 @@ def run(arguments: Arguments) -> Outcome:
         goals.append(Goal(f"error over uniform whitened SVD at {share:.0%}", ratio, GOALS[share]))
         figures[f"{share:.0%}"] = {**found, "ratio": ratio}
     goals.append(Goal("seconds to plan and compile", slowest, PLANNING_SECONDS))
-    columns = ("size", "plan", "parameters kept", "mean 1 - cosine", "seconds",
-               *(f"latency / dense, batch {size}" for size in BATCHES))
+    columns = (
+        "size",
+        "plan",
+        "parameters kept",
+        "mean 1 - cosine",
+        "seconds",
+        *(f"latency / dense, batch {size}" for size in BATCHES),
+    )
     return Outcome((table(columns, rows),), tuple(goals), figures)
 
 

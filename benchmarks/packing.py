@@ -57,15 +57,27 @@ def run(arguments: Arguments) -> Outcome:
     """Compare the solvers on the paper's four shapes; goals: never worse, at most 10 ms."""
     decays, seeds = (DECAYS[1:], SEEDS[:1]) if arguments.quick else (DECAYS, SEEDS)
     budgets = BUDGETS[::3] if arguments.quick else BUDGETS
-    rows = [_case(data, budget, decay, seed)
-            for data, budget, decay, seed in product(SHAPES, budgets, decays, seeds)]
+    rows = [
+        _case(data, budget, decay, seed)
+        for data, budget, decay, seed in product(SHAPES, budgets, decays, seeds)
+    ]
     worst_time = max(1e3 * row.exact_seconds for row in rows)
     best_program = max(row.program_ratio for row in rows)
     speedups = [row.program_seconds / row.exact_seconds for row in rows]
-    columns = ("data", "budget", "cases", "exact ms", "worst ms", "b4b ms", "program s",
-               "program/exact packed", "b4b/exact packed")
-    printed = table(columns, [_summary(data, budget, rows)
-                              for data, budget in product(SHAPES, budgets)])
+    columns = (
+        "data",
+        "budget",
+        "cases",
+        "exact ms",
+        "worst ms",
+        "b4b ms",
+        "program s",
+        "program/exact packed",
+        "b4b/exact packed",
+    )
+    printed = table(
+        columns, [_summary(data, budget, rows) for data, budget in product(SHAPES, budgets)]
+    )
     goals = (
         Goal("worst-exact-over-program-packed", 1 / best_program, 1 - 1e-12, "at least"),
         Goal("worst-exact-milliseconds", worst_time, 10.0),
@@ -95,14 +107,26 @@ def _case(data: str, budget: int, decay: float, seed: int) -> Row:
     started = time.perf_counter()
     buck = bang_for_buck(case)
     buck_seconds = time.perf_counter() - started
-    return Row(data, budget, decay, seed, exact.ranks, median(seconds), program_seconds,
-               buck_seconds, program.packed / exact.packed, buck.packed / exact.packed)
+    return Row(
+        data,
+        budget,
+        decay,
+        seed,
+        exact.ranks,
+        median(seconds),
+        program_seconds,
+        buck_seconds,
+        program.packed / exact.packed,
+        buck.packed / exact.packed,
+    )
 
 
 def _summary(data: str, budget: int, rows: list[Row]) -> tuple[object, ...]:
     own = [row for row in rows if (row.data, row.budget) == (data, budget)]
     return (
-        data, budget, len(own),
+        data,
+        budget,
+        len(own),
         1e3 * median(row.exact_seconds for row in own),
         1e3 * max(row.exact_seconds for row in own),
         1e3 * median(row.buck_seconds for row in own),

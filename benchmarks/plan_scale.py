@@ -71,10 +71,24 @@ def model(
 def run(arguments: Arguments) -> Outcome:
     """Solve models of growing size under two budgets; goal: the largest in at most 2 s."""
     seeds = SEEDS[:1] if arguments.quick else SEEDS
-    rows = [_case(sites, candidates, seed, shares)
-            for (sites, candidates), seed, shares in product(SIZES, seeds, SHARES)]
-    columns = ("sites", "candidates", "cases", "sum s", "worst s", "worst gap", "lagrangian s",
-               "its worst excess", "max s", "worst s", "cost s", "worst s")
+    rows = [
+        _case(sites, candidates, seed, shares)
+        for (sites, candidates), seed, shares in product(SIZES, seeds, SHARES)
+    ]
+    columns = (
+        "sites",
+        "candidates",
+        "cases",
+        "sum s",
+        "worst s",
+        "worst gap",
+        "lagrangian s",
+        "its worst excess",
+        "max s",
+        "worst s",
+        "cost s",
+        "worst s",
+    )
     printed = table(columns, [_summary(size, rows) for size in SIZES])
     large = [row for row in rows if (row.sites, row.candidates) == SIZES[-1]]
     goals = (
@@ -94,10 +108,23 @@ def _case(sites: int, candidates: int, seed: int, shares: tuple[float, float]) -
     most, max_seconds = _timed(lambda: allocate(built, budgets, objective="max", effort=effort))
     free = dict(budgets, params=float("inf"))
     least, cost_seconds = _timed(
-        lambda: minimise_cost(built, "params", 1.1 * found.error, free, effort=effort))
-    return Row(sites, candidates, seed, shares, found.solver, sum_seconds, found.gap,
-               alone_seconds, alone.error / found.bound - 1, max_seconds, most.gap,
-               cost_seconds, least.gap)
+        lambda: minimise_cost(built, "params", 1.1 * found.error, free, effort=effort)
+    )
+    return Row(
+        sites,
+        candidates,
+        seed,
+        shares,
+        found.solver,
+        sum_seconds,
+        found.gap,
+        alone_seconds,
+        alone.error / found.bound - 1,
+        max_seconds,
+        most.gap,
+        cost_seconds,
+        least.gap,
+    )
 
 
 def _timed(solve: Callable[[], Allocation]) -> tuple[Allocation, float]:
@@ -112,11 +139,15 @@ def _timed(solve: Callable[[], Allocation]) -> tuple[Allocation, float]:
 def _summary(size: tuple[int, int], rows: list[Row]) -> tuple[object, ...]:
     own = [row for row in rows if (row.sites, row.candidates) == size]
     return (
-        *size, len(own),
-        median(row.sum_seconds for row in own), max(row.sum_seconds for row in own),
+        *size,
+        len(own),
+        median(row.sum_seconds for row in own),
+        max(row.sum_seconds for row in own),
         max(row.sum_gap for row in own),
         median(row.lagrangian_seconds for row in own),
         max(row.lagrangian_excess for row in own),
-        median(row.max_seconds for row in own), max(row.max_seconds for row in own),
-        median(row.cost_seconds for row in own), max(row.cost_seconds for row in own),
+        median(row.max_seconds for row in own),
+        max(row.max_seconds for row in own),
+        median(row.cost_seconds for row in own),
+        max(row.cost_seconds for row in own),
     )

@@ -25,17 +25,22 @@ def write_text(path: Path, text: str) -> None:
         raise
 
 
+ATTEMPTS = 5
+
+
 @contextmanager
 def replaced_folder(path: Path) -> Iterator[Path]:
     """Yield a fresh folder that takes the place of `path` when the block ends without an error.
 
     An old folder of that name is moved aside for the moment of the exchange and then removed; a
     kill in that moment leaves it under `.NAME.old`, from where `recover_folder` brings it back.
+    What killed writers left behind is removed by the next one.
     """
     path = path.resolve()
     path.parent.mkdir(parents=True, exist_ok=True)
     recover_folder(path)
-    fresh = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.new-"))
+    _remove_leftovers(path)
+    fresh = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.new-{os.getpid()}-"))
     try:
         yield fresh
         for file in sorted(fresh.rglob("*")):
@@ -43,9 +48,7 @@ def replaced_folder(path: Path) -> Iterator[Path]:
                 _flush(file)
         _flush(fresh)
         old = _old(path)
-        if path.exists():
-            os.rename(path, old)
-        os.rename(fresh, path)
+        _exchange(fresh, path, old)
         _flush(path.parent)
         shutil.rmtree(old, ignore_errors=True)
     except BaseException:
@@ -61,6 +64,39 @@ def recover_folder(path: Path) -> bool:
         os.rename(old, path)
         return True
     return False
+
+
+def _exchange(fresh: Path, path: Path, old: Path) -> None:
+    """Put `fresh` in the place of `path`; again if a reader brings the old one back meanwhile."""
+    for attempt in range(ATTEMPTS):
+        if path.exists():
+            os.rename(path, old)
+        try:
+            os.rename(fresh, path)
+            return
+        except OSError:
+            if attempt == ATTEMPTS - 1 or not path.exists():
+                raise
+
+
+def _remove_leftovers(path: Path) -> None:
+    """Remove an old folder that was replaced, and new ones whose writers are no more."""
+    if path.exists():
+        shutil.rmtree(_old(path), ignore_errors=True)
+    for left in path.parent.glob(f".{path.name}.new-*-*"):
+        writer = left.name.removeprefix(f".{path.name}.new-").partition("-")[0]
+        if writer.isdigit() and not _runs(int(writer)):
+            shutil.rmtree(left, ignore_errors=True)
+
+
+def _runs(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return True
 
 
 def _old(path: Path) -> Path:

@@ -15,8 +15,13 @@ from tnc.rewrite.contract import outputs_of
 FULL = [
     {"match": "*", "op": "linear", "structure": "low-rank", "ranks": "full", "allow_empty": True},
     {"match": "*", "op": "conv", "structure": "tucker", "ranks": "full", "allow_empty": True},
-    {"match": "*", "op": "embedding", "structure": "low-rank", "ranks": "full",
-     "allow_empty": True},
+    {
+        "match": "*",
+        "op": "embedding",
+        "structure": "low-rank",
+        "ranks": "full",
+        "allow_empty": True,
+    },
 ]
 
 

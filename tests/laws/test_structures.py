@@ -22,8 +22,9 @@ from tnc.nn import Conv2dView, EmbeddingView, LinearView, StructuredLayer
 from tnc.nn.dense import rebuild
 
 ALL = list(structures())
-each = pytest.mark.parametrize(("family", "signature"), [(f, s) for _, f, s in ALL],
-                               ids=[name for name, _, _ in ALL])
+each = pytest.mark.parametrize(
+    ("family", "signature"), [(f, s) for _, f, s in ALL], ids=[name for name, _, _ in ALL]
+)
 
 
 def small(family, signature) -> Structure:
@@ -35,7 +36,11 @@ def layer(structure: Structure, view, bias: bool = True, seed: int = 0) -> Struc
     generator = torch.Generator().manual_seed(seed)
     extra = torch.randn(structure.signature.outputs[0], generator=generator, dtype=torch.float64)
     made = StructuredLayer.initialised(
-        structure, view, 0.3, bias=extra if bias else None, generator=generator,
+        structure,
+        view,
+        0.3,
+        bias=extra if bias else None,
+        generator=generator,
         dtype=torch.float64,
     )
     return made
@@ -49,7 +54,8 @@ def einsum_oracle(structure: Structure, cores) -> torch.Tensor:
         letters = {n: chr(97 + k) for k, n in enumerate(sorted(contraction.size))}
         operands = [
             torch.eye(contraction.size[ix[0]], dtype=torch.float64)
-            if name.startswith("identity:") else cores[name].detach()
+            if name.startswith("identity:")
+            else cores[name].detach()
             for name, ix in zip(contraction.names, contraction.operands)
         ]
         text = ",".join("".join(letters[n] for n in ix) for ix in contraction.operands)
@@ -74,8 +80,11 @@ def test_rebuilt_weight_is_the_naive_einsum(family, signature) -> None:
 def test_forward_is_the_dense_forward(family, signature) -> None:
     structure = small(family, signature)
     if len(signature.inputs) > 1:
-        for options in ({}, {"stride": (2, 1), "padding": (1, 2), "dilation": (1, 2)},
-                        {"padding": (1, 1), "padding_mode": "reflect"}):
+        for options in (
+            {},
+            {"stride": (2, 1), "padding": (1, 2), "dilation": (1, 2)},
+            {"padding": (1, 1), "padding_mode": "reflect"},
+        ):
             made = layer(structure, Conv2dView(**options))
             kernel = signature.inputs[1:]
             conv = nn.Conv2d(signature.inputs[0], signature.outputs[0], kernel, **options).double()
@@ -101,8 +110,11 @@ def test_gradients_are_those_of_the_dense_layer_and_of_finite_differences(
     structure = small(family, signature)
     conv = len(signature.inputs) > 1
     made = layer(structure, Conv2dView(padding=(1, 1)) if conv else LinearView())
-    x = torch.randn(*((2, signature.inputs[0], 5, 4) if conv else (3, signature.inputs[0])),
-                    dtype=torch.float64, requires_grad=True)
+    x = torch.randn(
+        *((2, signature.inputs[0], 5, 4) if conv else (3, signature.inputs[0])),
+        dtype=torch.float64,
+        requires_grad=True,
+    )
     out = made(x)
     probe = torch.randn_like(out)
     parameters_ = list(made.parameters())
@@ -142,8 +154,11 @@ def test_adjoints_are_the_gradients_of_the_weight(family, signature) -> None:
         letters = {n: chr(97 + k) for k, n in enumerate(sorted(contraction.size))}
         operands = [covector.reshape([contraction.size[n] for n in contraction.operands[0]])]
         for other, ix in zip(contraction.names[1:], contraction.operands[1:]):
-            operands.append(torch.eye(contraction.size[ix[0]], dtype=torch.float64)
-                            if other.startswith("identity:") else made.cores[other])
+            operands.append(
+                torch.eye(contraction.size[ix[0]], dtype=torch.float64)
+                if other.startswith("identity:")
+                else made.cores[other]
+            )
         text = ",".join("".join(letters[n] for n in ix) for ix in contraction.operands)
         out = "".join(letters[n] for n in contraction.output)
         assert close(torch.einsum(f"{text}->{out}", *operands), want)
@@ -205,8 +220,10 @@ def test_the_oracle_can_fail() -> None:
     _, family, signature = ALL[0]
     structure = small(family, signature)
     made = layer(structure, LinearView() if len(signature.inputs) == 1 else Conv2dView())
-    wrong = {name: core.detach() * (2 if k == 0 else 1) for k, (name, core) in
-             enumerate(made.cores.items())}
+    wrong = {
+        name: core.detach() * (2 if k == 0 else 1)
+        for k, (name, core) in enumerate(made.cores.items())
+    }
     assert not close(rebuild(structure, wrong), einsum_oracle(structure, made.cores))
     assert prod(signature.shape) == signature.parameters
 

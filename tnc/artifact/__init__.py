@@ -3,20 +3,25 @@
 No pickle anywhere. Loading needs the layers and this loader alone, no passes and no search.
 """
 
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from tnc.artifact.loading import load
 from tnc.artifact.manifest import Manifest
-from tnc.artifact.verifying import Verified, verify
+
+if TYPE_CHECKING:
+    from tnc.artifact.exporting import export
+    from tnc.artifact.saving import save
+    from tnc.artifact.verifying import Verified, verify
 
 __all__ = ["Manifest", "Verified", "export", "load", "save", "verify"]
 
+_LATER = {"Verified": "verifying", "export": "exporting", "save": "saving", "verify": "verifying"}
 
-def __getattr__(name: str) -> object:
-    if name == "save":
-        from tnc.artifact.saving import save
 
-        return save
-    if name == "export":
-        from tnc.artifact.exporting import export
-
-        return export
-    raise AttributeError(f"module 'tnc.artifact' has no attribute {name!r}")
+def __getattr__(name: str) -> Any:
+    if name not in _LATER:
+        raise AttributeError(f"module 'tnc.artifact' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"tnc.artifact.{_LATER[name]}"), name)

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from tnc.artifact.loading import load
-from tnc.artifact.manifest import PROBE
+from tnc.artifact.manifest import PROBE, Manifest
 from tnc.artifact.probing import probe_inputs
 from tnc.errors import ArtifactError, MissingExtra
 from tnc.rewrite.contract import outputs_of
@@ -20,9 +20,7 @@ from tnc.rewrite.contract import outputs_of
 ONNX_RTOL = 1e-3
 
 
-def export(
-    folder: str | Path, to: str, out: str | Path, model: nn.Module | None = None
-) -> Path:
+def export(folder: str | Path, to: str, out: str | Path, model: nn.Module | None = None) -> Path:
     """Export an artifact `to` 'torch-export' (.pt2), 'onnx' or 'dense' (a safetensors state dict).
 
     The first dimension of every input is dynamic where the model allows it. ONNX files are run with
@@ -36,7 +34,8 @@ def export(
     if to not in formats:
         raise ArtifactError(f"unknown format {to!r}", hint=f"formats are {', '.join(formats)}")
     loaded = load(folder, model).eval()
-    probe = probe_inputs(load_file(Path(folder) / PROBE))
+    form = Manifest.read(Path(folder)).probe
+    probe = probe_inputs(form, load_file(Path(folder) / PROBE))
     path = Path(out)
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".part-{path.name}")
@@ -82,8 +81,9 @@ def _onnx(model: nn.Module, probe: Any, path: Path) -> None:
             f"the ONNX export needs {', '.join(missing)}", hint="pip install 'tnc[onnx]'"
         )
     args, kwargs = probe
-    program = torch.onnx.export(exported(model, probe), args, kwargs=kwargs, dynamo=True,
-                                verbose=False)
+    program = torch.onnx.export(
+        exported(model, probe), args, kwargs=kwargs, dynamo=True, verbose=False
+    )
     assert program is not None
     program.save(str(path))
     _check_onnx(model, probe, path)
@@ -111,6 +111,7 @@ def _dense(model: nn.Module, probe: Any, path: Path) -> None:
     from tnc.passes.densify import densify_
 
     densify_(model)
-    state = {name: value.detach().clone().contiguous() for name, value in
-             model.state_dict().items()}
+    state = {
+        name: value.detach().clone().contiguous() for name, value in model.state_dict().items()
+    }
     save_file(state, path)

@@ -32,8 +32,9 @@ def load(folder: str | Path, model: nn.Module | None = None) -> nn.Module:
     frozen = set(manifest.frozen)
     for name, parameter in skeleton.named_parameters():
         parameter.requires_grad_(name not in frozen)
-    if not manifest.training:
-        skeleton.eval()
+    skeleton.train(manifest.training)
+    for name in manifest.modes:
+        skeleton.get_submodule(name).training = not manifest.training
     return skeleton
 
 

@@ -24,7 +24,8 @@ class Manifest:
 
     `modules` lists replaced modules in the order in which they are put back; `tensors` says in
     which file every state-dict entry lies; `tied` groups names that are one tensor; `files` holds
-    the SHA-256 of every file.
+    the SHA-256 of every file. `modes` are the modules that are not in the model's own mode
+    (`training`); `probe` is the form of the example input, whose tensors lie in a file.
     """
 
     plan: Mapping[str, Any]
@@ -38,6 +39,8 @@ class Manifest:
     metrics: Mapping[str, Any] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
     training: bool = False
+    modes: tuple[str, ...] = ()
+    probe: Mapping[str, Any] = field(default_factory=dict)
     format: int = FORMAT
 
     def text(self) -> str:
@@ -60,7 +63,9 @@ class Manifest:
             stated = data.pop("digest")
             known = data["format"]
         except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
-            raise ArtifactError(f"the manifest cannot be read: {error!r}", where=str(path)) from error
+            raise ArtifactError(
+                f"the manifest cannot be read: {error!r}", where=str(path)
+            ) from error
         if known != FORMAT:
             raise ArtifactError(
                 f"the artifact has format {known!r}, this tnc reads {FORMAT}",
@@ -74,7 +79,8 @@ class Manifest:
                 where=str(path),
                 hint="copy the artifact again, or compile again",
             )
-        data["modules"], data["frozen"] = tuple(data["modules"]), tuple(data["frozen"])
+        for name in ("modules", "frozen", "modes"):
+            data[name] = tuple(data[name])
         data["tied"] = tuple(tuple(group) for group in data["tied"])
         return cls(**data)
 

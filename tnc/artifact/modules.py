@@ -1,5 +1,4 @@
-"""Describe the modules that a compiled model has in other places than its source, and put them in.
-"""
+"""Describe the modules that a compiled model has in other places than its source, and put them in."""
 
 from __future__ import annotations
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 import tnc
 from tnc.artifact.manifest import NAME, PROBE, Manifest, checksum
 from tnc.artifact.modules import describe_modules
+from tnc.artifact.probing import probe_data
 from tnc.errors import ArtifactError
 from tnc.files import replaced_folder
 from tnc.rewrite.contract import outputs_of
@@ -42,7 +43,9 @@ def save(
     where the folder exists and is no artifact, or `force` is not set.
     """
     path = Path(out)
-    if path.exists() and not (path / NAME).is_file() and any(path.iterdir()):
+    if path.is_file() or (
+        path.exists() and not (path / NAME).is_file() and any(path.iterdir())
+    ):
         raise ArtifactError(
             f"{path} exists and is no artifact, so it is not replaced", hint="choose another folder"
         )
@@ -53,7 +56,7 @@ def save(
     state, tied = _state(compiled.model)
     with replaced_folder(path) as folder:
         tensors = _write_shards(folder, state, shard_bytes)
-        _write_probe(folder, compiled)
+        probe = _write_probe(folder, compiled)
         for file in files:
             shutil.copy(file, folder / Path(file).name)
         (folder / "README.md").write_text(_card(compiled, source, report), encoding="utf-8")
@@ -71,6 +74,8 @@ def save(
             metrics=dict(report or {}),
             versions={"tnc": tnc.__version__, "torch": version("torch")},
             training=compiled.model.training,
+            modes=_modes(compiled.model),
+            probe=probe,
         )
         (folder / NAME).write_text(manifest.text(), encoding="utf-8")
     return path
@@ -111,30 +116,39 @@ def _write_shards(folder: Path, state: dict[str, Tensor], limit: int) -> dict[st
     return tensors
 
 
-def _write_probe(folder: Path, compiled: Compiled) -> None:
-    args, kwargs = compiled.probe
-    data = {f"args.{k}": v for k, v in enumerate(args) if isinstance(v, Tensor)}
-    data |= {f"kwargs.{k}": v for k, v in kwargs.items() if isinstance(v, Tensor)}
+def _modes(model: nn.Module) -> tuple[str, ...]:
+    """Return the paths of modules that are not in the model's own mode."""
+    return tuple(
+        path
+        for path, module in model.named_modules(remove_duplicate=False)
+        if module.training != model.training
+    )
+
+
+def _write_probe(folder: Path, compiled: Compiled) -> dict[str, Any]:
     outputs = outputs_of(compiled.model, compiled.probe)
-    data |= {f"outputs.{k}": v for k, v in enumerate(outputs)}
-    save_file({k: v.detach().contiguous().cpu().clone() for k, v in data.items()}, folder / PROBE)
+    form, tensors = probe_data(compiled.probe, outputs)
+    save_file(tensors, folder / PROBE)
+    return form
 
 
 def _card(
     compiled: Compiled, source: Mapping[str, Any] | None, report: Mapping[str, Any] | None
 ) -> str:
     total = compiled.plan.total
-    rows = "\n".join(f"| {key} | {value} |" for key, value in sorted((report or {}).items())
-                     if isinstance(value, (int, float, str)))
+    rows = "\n".join(
+        f"| {key} | {value} |"
+        for key, value in sorted((report or {}).items())
+        if isinstance(value, (int, float, str))
+    )
     return (
         "# A model compiled by tnc\n\n"
         f"{total.dense_params:,} parameters became {total.params:,}, "
         f"{total.dense_flops:,} FLOPs (of the weights, on the example input) {total.flops:,}.\n\n"
         f"Source: {dict(source) if source else 'a model given in Python'}.\n\n"
-        "```python\nimport tnc\n\nmodel = tnc.load(\"path/to/this/folder\")\n```\n\n"
+        '```python\nimport tnc\n\nmodel = tnc.load("path/to/this/folder")\n```\n\n'
         "`tnc verify DIR` checks every file and the outputs on a stored probe; `tnc inspect DIR` "
         "shows the plan. The tensors are named `tnc-*.safetensors`, so that a loader that does not "
         "know tnc stops instead of filling in random weights.\n"
         + (f"\n| figure | value |\n|---|---|\n{rows}\n" if rows else "")
     )
-

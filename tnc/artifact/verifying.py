@@ -49,11 +49,13 @@ def verify(folder: str | Path, model: nn.Module | None = None, rtol: float = 1e-
         if not file.is_file():
             checks.append((name, "missing"))
         else:
-            checks.append((name, "ok" if checksum(file) == wanted else "changed since it was saved"))
+            checks.append(
+                (name, "ok" if checksum(file) == wanted else "changed since it was saved")
+            )
     if any(result != "ok" for name, result in checks if name.endswith(".safetensors")):
         return Verified(tuple(checks))
     loaded = load(path, model)
     stored = load_file(path / PROBE)
-    outputs = outputs_of(loaded, probe_inputs(stored))
+    outputs = outputs_of(loaded, probe_inputs(manifest.probe, stored))
     checks.append(("outputs on the probe", same_outputs(outputs, stored, rtol) or "ok"))
     return Verified(tuple(checks))

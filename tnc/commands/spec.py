@@ -12,7 +12,7 @@ from tnc.errors import SpecError
 
 app = typer.Typer(no_args_is_help=True, help="Check specs, print their schema, write a starter.")
 
-STARTER = '''\
+STARTER = """\
 # A spec for tnc: which weights become what, within which budget.
 # `tnc spec check FILE` checks it, `tnc plan FILE` shows what would be done.
 version: 1
@@ -46,7 +46,7 @@ rules:
 
 # quality: {max_error: 0.05}     # stop with exit code 4 above this error on held-out data
 # export: [onnx]                 # also: torch-export, dense
-'''
+"""
 
 
 @app.command()

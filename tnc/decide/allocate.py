@@ -116,8 +116,11 @@ def minimise_cost(
     """
     _check(sites, tuple(budgets), (*budgets.values(), error_bound), objective)
     if cost not in budgets:
-        raise PlanError(f"no cost is named {cost!r}", where=f"budgets {tuple(budgets)}",
-                        hint="minimise one of the named costs")
+        raise PlanError(
+            f"no cost is named {cost!r}",
+            where=f"budgets {tuple(budgets)}",
+            hint="minimise one of the named costs",
+        )
     if not sites:
         return _trivial(len(budgets))
     target = tuple(budgets).index(cost)
@@ -160,7 +163,10 @@ def _trivial(rows: int) -> Allocation:
 
 
 def _allocation(
-    sites: Sequence[Sequence[Choice]], answer: Answer, objective: Objective, rows: int,
+    sites: Sequence[Sequence[Choice]],
+    answer: Answer,
+    objective: Objective,
+    rows: int,
     target: int | None,
 ) -> Allocation:
     """Read costs and error off the caller's own numbers; the gap is of what was minimised."""
@@ -177,25 +183,37 @@ def _allocation(
 
 
 def _check(
-    sites: Sequence[Sequence[Choice]], names: tuple[str, ...], limits: tuple[float, ...],
+    sites: Sequence[Sequence[Choice]],
+    names: tuple[str, ...],
+    limits: tuple[float, ...],
     objective: str,
 ) -> None:
     if objective not in get_args(Objective):
-        raise PlanError(f"objective {objective!r} is not known", where="allocation",
-                        hint="use 'sum' or 'max'")
+        raise PlanError(
+            f"objective {objective!r} is not known", where="allocation", hint="use 'sum' or 'max'"
+        )
     if any(isnan(limit) or limit == -inf for limit in limits):
-        raise PlanError(f"limits {limits} are not all numbers", where=f"budgets {names}",
-                        hint="give a number, or inf for no limit")
+        raise PlanError(
+            f"limits {limits} are not all numbers",
+            where=f"budgets {names}",
+            hint="give a number, or inf for no limit",
+        )
     for index, site in enumerate(sites):
         where = f"site {index}"
         if not site:
-            raise PlanError("a site has no candidate", where=where,
-                            hint="keeping it dense is always one")
+            raise PlanError(
+                "a site has no candidate", where=where, hint="keeping it dense is always one"
+            )
         for position, choice in enumerate(site):
             if len(choice.cost) != len(names):
                 raise PlanError(
                     f"candidate {position} has {len(choice.cost)} costs for {len(names)} budgets",
-                    where=where, hint=f"give one cost for each of {names}")
+                    where=where,
+                    hint=f"give one cost for each of {names}",
+                )
             if not isfinite(choice.error) or not all(map(isfinite, choice.cost)):
-                raise PlanError(f"candidate {position} has a cost or error that is not finite",
-                                where=where, hint="leave candidates that cannot be used out")
+                raise PlanError(
+                    f"candidate {position} has a cost or error that is not finite",
+                    where=where,
+                    hint="leave candidates that cannot be used out",
+                )

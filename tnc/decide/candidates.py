@@ -152,9 +152,7 @@ def _packed(
 
 def _mode(template: Template, centre: str, bond: str) -> int:
     legs = dict(template.legs)
-    factor = next(
-        c for c in template.equation.cores if bond in c.indices and c.name != centre
-    )
+    factor = next(c for c in template.equation.cores if bond in c.indices and c.name != centre)
     return prod(legs.get(name, 1) for name in factor.indices)
 
 

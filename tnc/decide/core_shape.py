@@ -105,8 +105,9 @@ class Packing:
 
     def packed(self, ranks: Sequence[int]) -> float:
         """Add up the energy that a core shape packs, sum_n sum_{i <= R_n} a_n[i]."""
-        return float(sum(self.prefixes[n][min(r, len(self.spectra[n]))]
-                         for n, r in enumerate(ranks)))
+        return float(
+            sum(self.prefixes[n][min(r, len(self.spectra[n]))] for n, r in enumerate(ranks))
+        )
 
     def why_not(self, ranks: Sequence[int]) -> str:
         """Say why a core shape is not allowed; empty when it is."""
@@ -142,8 +143,11 @@ class Packing:
         """
         ranks = tuple(int(rank) for rank in ranks)
         if reason := self.why_not(ranks):
-            raise PlanError(f"{solver} gave core shape {ranks}: {reason}",
-                            where=f"tensor of shape {self.sizes}", hint="report this as a bug")
+            raise PlanError(
+                f"{solver} gave core shape {ranks}: {reason}",
+                where=f"tensor of shape {self.sizes}",
+                hint="report this as a bug",
+            )
         return CoreShape(ranks, self.params(ranks), self.packed(ranks), solver, error)
 
     def _modes(self) -> list[tuple[int, int]]:
@@ -169,24 +173,40 @@ def _order(shape: CoreShape) -> tuple[float, int, tuple[int, ...]]:
 def _check_modes(sizes: tuple[int, ...], fixed: tuple[int, ...], spectra: int) -> None:
     where = f"tensor of shape {sizes}"
     if not sizes or min(sizes) < 1:
-        raise PlanError(f"mode sizes {sizes} are not all positive", where=where,
-                        hint="give one positive size per mode")
+        raise PlanError(
+            f"mode sizes {sizes} are not all positive",
+            where=where,
+            hint="give one positive size per mode",
+        )
     if spectra != len(sizes):
-        raise PlanError(f"{spectra} spectra for {len(sizes)} modes", where=where,
-                        hint="give one array of squared singular values per mode")
+        raise PlanError(
+            f"{spectra} spectra for {len(sizes)} modes",
+            where=where,
+            hint="give one array of squared singular values per mode",
+        )
     if fixed and not 0 <= fixed[0] <= fixed[-1] < len(sizes):
-        raise PlanError(f"modes to keep whole {fixed} are not among 0..{len(sizes) - 1}",
-                        where=where, hint="count modes from 0")
+        raise PlanError(
+            f"modes to keep whole {fixed} are not among 0..{len(sizes) - 1}",
+            where=where,
+            hint="count modes from 0",
+        )
 
 
 def _check_spectrum(spectrum: Floats, size: int, mode: int) -> None:
     where = f"spectrum of mode {mode}"
     if spectrum.ndim != 1 or not 1 <= spectrum.size <= size:
-        raise PlanError(f"an array of shape {spectrum.shape} is no spectrum of a mode of {size}",
-                        where=where, hint=f"give 1 to {size} squared singular values, 1-D")
+        raise PlanError(
+            f"an array of shape {spectrum.shape} is no spectrum of a mode of {size}",
+            where=where,
+            hint=f"give 1 to {size} squared singular values, 1-D",
+        )
     if not np.all(np.isfinite(spectrum)) or spectrum.min() < 0:
-        raise PlanError("squared singular values must be finite and not negative", where=where,
-                        hint="clip rounding errors to 0")
+        raise PlanError(
+            "squared singular values must be finite and not negative",
+            where=where,
+            hint="clip rounding errors to 0",
+        )
     if np.any(np.diff(spectrum) > 1e-12 * spectrum[0]):
-        raise PlanError("squared singular values must descend", where=where,
-                        hint="sort them, largest first")
+        raise PlanError(
+            "squared singular values must descend", where=where, hint="sort them, largest first"
+        )

@@ -16,7 +16,11 @@ Floats = NDArray[np.float64]
 
 
 def solve_binary(
-    costs: Floats, constraints: Sequence[LinearConstraint], *, seconds: float, gap: float = 0.0,
+    costs: Floats,
+    constraints: Sequence[LinearConstraint],
+    *,
+    seconds: float,
+    gap: float = 0.0,
     nodes: int | None = None,
 ) -> OptimizeResult:
     """Minimise costs . x over binary x, (n,), within linear constraints.

@@ -11,9 +11,7 @@ from tnc.decide.knapsack_solve import Answer, Effort, solve
 from tnc.errors import InfeasibleBudget, PlanError, TncError
 
 
-def explain(
-    knapsack: Knapsack, names: tuple[str, ...], effort: Effort, answer: Answer
-) -> TncError:
+def explain(knapsack: Knapsack, names: tuple[str, ...], effort: Effort, answer: Answer) -> TncError:
     """Make the error for a knapsack without a selection.
 
     Names the smallest sets of budgets that no allocation meets together and, for each budget, the
@@ -56,9 +54,12 @@ def _clashes(
     """Give the smallest sets of budgets that cannot be met together."""
     rows = range(len(names))
     for size in range(1, len(names)):
-        found = [rows_ for rows_ in combinations(rows, size)
-                 if _least(knapsack, rows_[0], rows_[1:], effort)[0]
-                 > knapsack.limits[rows_[0]] + knapsack.rounding[rows_[0]]]
+        found = [
+            rows_
+            for rows_ in combinations(rows, size)
+            if _least(knapsack, rows_[0], rows_[1:], effort)[0]
+            > knapsack.limits[rows_[0]] + knapsack.rounding[rows_[0]]
+        ]
         if found:
             return tuple(tuple(_limit(knapsack, names, row) for row in rows_) for rows_ in found)
     return (tuple(_limit(knapsack, names, row) for row in rows),)

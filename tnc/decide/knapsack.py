@@ -62,8 +62,11 @@ class Knapsack:
     def restrict(self, keep: Mask) -> Knapsack:
         """Close all entries outside of `keep`, (sites, choices)."""
         keep = keep & self.open
-        return Knapsack(np.where(keep, self.values, np.inf),
-                        np.where(keep[:, :, None], self.weights, 0.0), self.limits)
+        return Knapsack(
+            np.where(keep, self.values, np.inf),
+            np.where(keep[:, :, None], self.weights, 0.0),
+            self.limits,
+        )
 
     def compact(self, keep: Mask) -> tuple[Knapsack, Ints]:
         """Move the entries of `keep` to the front of their sites and drop empty columns.
@@ -75,8 +78,9 @@ class Knapsack:
         places = np.argsort(~keep, axis=1, kind="stable")[:, :width]
         small = self.restrict(keep)
         rows = self.sites[:, None]
-        return Knapsack(small.values[rows, places], small.weights[rows, places],
-                        self.limits), places
+        return Knapsack(
+            small.values[rows, places], small.weights[rows, places], self.limits
+        ), places
 
     @cached_property
     def affordable(self) -> Mask:
@@ -133,13 +137,15 @@ class Knapsack:
         largest = np.abs(self.weights).max(axis=(0, 1), initial=0.0)
         rows = np.where(np.abs(self.limits) > 1e-9 * largest, np.abs(self.limits), largest)
         rows = np.where(rows > 0, rows, 1.0)
-        small = Knapsack((self.values - lowest[:, None]) / scale, self.weights / rows,
-                         self.limits / rows)
+        small = Knapsack(
+            (self.values - lowest[:, None]) / scale, self.weights / rows, self.limits / rows
+        )
         return small, float(lowest.sum()), scale
 
 
 def from_choices(
-    values: Sequence[Sequence[float]], weights: Sequence[Sequence[Sequence[float]]],
+    values: Sequence[Sequence[float]],
+    weights: Sequence[Sequence[Sequence[float]]],
     limits: Sequence[float],
 ) -> Knapsack:
     """Pad ragged lists, per site and choice a value and one weight per row, to arrays.

@@ -140,9 +140,7 @@ def _accepted(known: Answer, small: Knapsack, offset: float, effort: Effort) -> 
     return max(1e-12, effort.gap * abs(offset + value))
 
 
-def _entries_that_matter(
-    small: Knapsack, known: Answer, root: Dual, reduced_cost: Floats
-) -> Mask:
+def _entries_that_matter(small: Knapsack, known: Answer, root: Dual, reduced_cost: Floats) -> Mask:
     """Drop the entries that are in no better selection: reduced cost above value - root bound."""
     if known.picks is None:
         return small.open.copy()
@@ -157,8 +155,14 @@ def _program(
     """Run HiGHS; on rounding beyond a limit tighten that limit a little and run again."""
     margin = np.full(len(small.limits), 0.0 if proves else 1.2 * TOLERANCE)
     for _ in range(4):
-        result, floor = _milp(small, margin, known, accepted if proves else accepted / 8, effort,
-                              None if proves else CORE_NODES)
+        result, floor = _milp(
+            small,
+            margin,
+            known,
+            accepted if proves else accepted / 8,
+            effort,
+            None if proves else CORE_NODES,
+        )
         proves = proves and not margin.any()
         if result.x is None:
             none = proves and result.status == 2 and known.picks is None
@@ -180,7 +184,11 @@ def _undecided(small: Knapsack) -> Ints:
 
 
 def _milp(
-    small: Knapsack, margin: Floats, known: Answer, accepted: float, effort: Effort,
+    small: Knapsack,
+    margin: Floats,
+    known: Answer,
+    accepted: float,
+    effort: Effort,
     nodes: int | None,
 ) -> tuple[OptimizeResult, Callable[[float], float]]:
     """Solve the sparse program over the sites that still have a choice.
@@ -197,11 +205,13 @@ def _milp(
     count = len(rows)
     if count == 0:
         fits = bool(np.all(used <= small.limits + 1e-9))
-        empty = OptimizeResult(x=np.zeros(0) if fits else None, status=0 if fits else 2,
-                               mip_dual_bound=0.0)
+        empty = OptimizeResult(
+            x=np.zeros(0) if fits else None, status=0 if fits else 2, mip_dual_bound=0.0
+        )
         return empty, lambda bound: decided_value
-    one_hot = sparse.csr_array((np.ones(count), (rows, np.arange(count))),
-                               shape=(len(sites), count))
+    one_hot = sparse.csr_array(
+        (np.ones(count), (rows, np.arange(count))), shape=(len(sites), count)
+    )
     weights = sparse.csr_array(small.weights[sites[rows], choices].T)
     constraints = [LinearConstraint(one_hot, 1, 1)]
     if len(small.limits):
@@ -209,8 +219,13 @@ def _milp(
     value = 1.0 if known.picks is None else small.value(known.picks)
     value = max(value - decided_value, 1e-9)
     relative, unit = accepted / value, 1e3 / value
-    result = solve_binary(unit * small.values[sites[rows], choices], constraints,
-                          seconds=effort.seconds, gap=min(relative, 1e6), nodes=nodes)
+    result = solve_binary(
+        unit * small.values[sites[rows], choices],
+        constraints,
+        seconds=effort.seconds,
+        gap=min(relative, 1e6),
+        nodes=nodes,
+    )
     return result, lambda bound: decided_value + (bound - 2 * TOLERANCE) / unit
 
 

@@ -79,9 +79,7 @@ def match_rules(
 
 def _matches(rule: Rule, site: Site) -> bool:
     named = any(
-        fnmatchcase(name, pattern)
-        for pattern in rule.match
-        for name in (site.path, *site.aliases)
+        fnmatchcase(name, pattern) for pattern in rule.match for name in (site.path, *site.aliases)
     )
     return named and (rule.op is None or rule.op == site.op)
 
@@ -106,7 +104,9 @@ def _check_counts(
         raise PlanError(
             f"rule {', '.join(map(repr, rule.match))}{only} matches no site",
             where=where,
-            hint="sites are " + ", ".join(near or paths[:3]) + (", ..." if paths[3:] else "")
+            hint="sites are "
+            + ", ".join(near or paths[:3])
+            + (", ..." if paths[3:] else "")
             + "; or set allow_empty: true",
         )
 

@@ -12,8 +12,17 @@ from tnc.decide.packing_exact import pack_exact
 from tnc.decide.packing_program import pack_program
 
 __all__ = (
-    "CoreShape", "Packing", "bang_for_buck", "core_spectra", "energy_table", "greedy",
-    "pack_by_energy", "pack_exact", "pack_program", "rescore", "shortlist",
+    "CoreShape",
+    "Packing",
+    "bang_for_buck",
+    "core_spectra",
+    "energy_table",
+    "greedy",
+    "pack_by_energy",
+    "pack_exact",
+    "pack_program",
+    "rescore",
+    "shortlist",
 )
 
 Solver = Callable[[Packing], CoreShape]

@@ -41,8 +41,7 @@ def core_spectra(core: Floats) -> tuple[Floats, ...]:
     [[4.0, 1.0], [4.0, 1.0]]
     """
     letters = "".join(chr(ord("a") + mode) for mode in range(core.ndim))
-    sums: list[Floats] = [np.einsum(f"{letters},{letters}->{kept}", core, core)
-                          for kept in letters]
+    sums: list[Floats] = [np.einsum(f"{letters},{letters}->{kept}", core, core) for kept in letters]
     return tuple(np.sort(energies)[::-1] for energies in sums)
 
 
@@ -73,16 +72,20 @@ def pack_by_energy(
     return problem.shape(ranks, "energy", error)
 
 
-def _problem(
-    core: Floats, sizes: tuple[int, ...], budget: int, fixed: tuple[int, ...]
-) -> Packing:
+def _problem(core: Floats, sizes: tuple[int, ...], budget: int, fixed: tuple[int, ...]) -> Packing:
     where = f"core of shape {core.shape} for a tensor of shape {sizes}"
     if core.ndim != len(sizes) or any(r > size for r, size in zip(core.shape, sizes)):
-        raise PlanError("the core does not fit the tensor", where=where,
-                        hint="give one size per mode, each at least the core's")
+        raise PlanError(
+            "the core does not fit the tensor",
+            where=where,
+            hint="give one size per mode, each at least the core's",
+        )
     if any(core.shape[mode] != sizes[mode] for mode in fixed if mode < len(sizes)):
-        raise PlanError("a mode kept whole is cut in the core", where=where,
-                        hint="leave the fixed modes of the core as they are in the tensor")
+        raise PlanError(
+            "a mode kept whole is cut in the core",
+            where=where,
+            hint="leave the fixed modes of the core as they are in the tensor",
+        )
     return Packing(core_spectra(core), sizes, budget, fixed)
 
 

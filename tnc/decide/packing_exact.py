@@ -31,8 +31,13 @@ class _Part:
     packed: Floats
 
     def take(self, keep: NDArray[np.bool_] | slice) -> _Part:
-        return _Part(self.codes[keep], self.largest[keep], self.entries[keep], self.factors[keep],
-                     self.packed[keep])
+        return _Part(
+            self.codes[keep],
+            self.largest[keep],
+            self.entries[keep],
+            self.factors[keep],
+            self.packed[keep],
+        )
 
 
 @dataclass
@@ -112,8 +117,9 @@ def _open(search: _Search, part: _Part, depth: int) -> _Part:
     """Give the mode at `depth` every rank that the budget allows with all later ranks at 1."""
     problem, mode = search.problem, search.order[depth]
     size, left = problem.sizes[mode], search.rest[depth + 1]
-    most = np.minimum((problem.budget - left - part.factors) // (part.entries + size),
-                      problem.caps[mode])
+    most = np.minimum(
+        (problem.budget - left - part.factors) // (part.entries + size), problem.caps[mode]
+    )
     most = np.maximum(most, 0)
     rank = np.arange(1, most.sum() + 1) - np.repeat(np.cumsum(most) - most, most)
     return _Part(
@@ -140,8 +146,10 @@ def _close(search: _Search, part: _Part) -> None:
     """Give the last mode its largest rank, drop shapes out of bounds, keep the best."""
     problem, mode = search.problem, search.order[-1]
     size = problem.sizes[mode]
-    last = np.minimum((problem.budget - part.factors) // (part.entries + size),
-                      np.minimum(problem.caps[mode], part.entries))
+    last = np.minimum(
+        (problem.budget - part.factors) // (part.entries + size),
+        np.minimum(problem.caps[mode], part.entries),
+    )
     packed = part.packed + problem.prefixes[mode][np.maximum(last, 0)]
     keep = (last >= 1) & (packed >= search.best.packed - search.slack)
     if not keep.any():
@@ -169,7 +177,9 @@ def _keep_best(search: _Search, part: _Part, last: Ints, packed: Floats, entries
     found = problem.shape(tuple(table[first]), "exact")
     gain = found.packed - search.best.packed
     tied = gain >= -search.slack and (found.params, found.ranks) < (
-        search.best.params, search.best.ranks)
+        search.best.params,
+        search.best.ranks,
+    )
     if gain > search.slack or tied:
         search.best = found
 

@@ -47,8 +47,10 @@ def pack_program(problem: Packing, *, eps: float = 0.5, seconds: float = 60.0) -
 
 def _candidates(problem: Packing, eps: float, seconds: float) -> list[tuple[int, ...]]:
     small = ceil(1 / eps)
-    sides = [(size,) if mode in problem.fixed else range(1, min(small, problem.caps[mode]) + 1)
-             for mode, size in enumerate(problem.sizes)]
+    sides = [
+        (size,) if mode in problem.fixed else range(1, min(small, problem.caps[mode]) + 1)
+        for mode, size in enumerate(problem.sizes)
+    ]
     found = list(product(*sides))
     for k in range(int(log(problem.budget) / log(1 + eps))):
         part = (1 + eps) ** k
@@ -76,15 +78,19 @@ def _solve_split(
     one_hot = sparse.csr_matrix((np.ones(len(members)), (members, np.arange(len(members)))))
     answer = solve_binary(
         -gains,
-        (LinearConstraint(rows, -np.inf, [log(entries / problem.whole), factors]),
-         LinearConstraint(one_hot, 1, 1)),
+        (
+            LinearConstraint(rows, -np.inf, [log(entries / problem.whole), factors]),
+            LinearConstraint(one_hot, 1, 1),
+        ),
         seconds=seconds,
     )
     if answer.x is None:
         return None
     starts = np.cumsum([0, *lengths[:-1]])
-    chosen = [int(np.argmax(answer.x[start : start + length])) + 1
-              for start, length in zip(starts, lengths)]
+    chosen = [
+        int(np.argmax(answer.x[start : start + length])) + 1
+        for start, length in zip(starts, lengths)
+    ]
     full = list(problem.sizes)
     for mode, rank in zip(problem.free, chosen):
         full[mode] = rank

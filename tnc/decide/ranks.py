@@ -75,6 +75,9 @@ def _best_move(
 
 
 def _ranked(template: Template, tails: Mapping[str, Tails], ranks: dict[str, int]) -> Ranked:
-    error = sum(float(tails[name][min(rank, len(tails[name]) - 1)])
-                for name, rank in ranks.items() if name in tails)
+    error = sum(
+        float(tails[name][min(rank, len(tails[name]) - 1)])
+        for name, rank in ranks.items()
+        if name in tails
+    )
     return Ranked(tuple(sorted(ranks.items())), parameters(template.at(ranks)), error)

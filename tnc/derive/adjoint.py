@@ -23,9 +23,7 @@ def adjoint(network: Network, core: str) -> Contraction:
     (('o', 'i'), ('o', 'r'))
     """
     whole = dense(network)
-    kept = [
-        (name, operand) for name, operand in zip(whole.names, whole.operands) if name != core
-    ]
+    kept = [(name, operand) for name, operand in zip(whole.names, whole.operands) if name != core]
     return Contraction(
         (WEIGHT, *(name for name, _ in kept)),
         (whole.output, *(operand for _, operand in kept)),

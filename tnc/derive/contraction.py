@@ -48,9 +48,7 @@ class Order:
         for step in self.steps:
             left, right = slots[step.left], slots[step.right]
             slots.append(step.indices)
-            lines.append(
-                f"[{' '.join(left)}] * [{' '.join(right)}] -> [{' '.join(step.indices)}]"
-            )
+            lines.append(f"[{' '.join(left)}] * [{' '.join(right)}] -> [{' '.join(step.indices)}]")
         return "\n".join([*lines, f"{self.flops:,} FLOPs, peak {self.peak:,} elements"])
 
 

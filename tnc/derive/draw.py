@@ -76,8 +76,11 @@ def _bond(
 ) -> list[str]:
     label = escape(f"{name}={network.size[name]}")
     equation = network.equation
-    arrows = [a for a, legs in (("→", equation.output_indices), ("←", equation.input_indices))
-              if name in legs]
+    arrows = [
+        a
+        for a, legs in (("→", equation.output_indices), ("←", equation.input_indices))
+        if name in legs
+    ]
     parts: list[str] = []
     if len(ends) > 2:
         hub = (sum(x for x, _ in ends) / len(ends), sum(y for _, y in ends) / len(ends))

@@ -113,9 +113,7 @@ class Descent:
 
     def _iterating_flops(self, term: Network, name: str) -> float:
         whole = term.signature.parameters
-        metric = sum(
-            2.0 * whole * math.sqrt(m.tensor.numel()) for m in self.moments[0] if m.full
-        )
+        metric = sum(2.0 * whole * math.sqrt(m.tensor.numel()) for m in self.moments[0] if m.full)
         once = dense(term).order.flops + adjoint(term, name).order.flops + metric
         return 4.0 * self.settings.steps * once + 1e9
 
@@ -163,5 +161,3 @@ def _matrix_shape(structure: Structure) -> tuple[int, int]:
     signature = structure.signature
     rows = int(torch.Size(signature.outputs).numel())
     return rows, signature.parameters // rows
-
-

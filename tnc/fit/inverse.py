@@ -86,9 +86,7 @@ class Inverse:
         return torch.where(product > floor, 1 / product.clamp_min(floor), torch.zeros_like(product))
 
 
-def _eigen(
-    normal: Gram, factor: Factor, memo: Memo
-) -> tuple[Tensor, Tensor]:
+def _eigen(normal: Gram, factor: Factor, memo: Memo) -> tuple[Tensor, Tensor]:
     constant = min(factor.operands) >= normal.cores_end
     known = memo.get(factor) if constant else None
     if known is None:

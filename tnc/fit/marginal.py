@@ -40,7 +40,6 @@ class FoldedMoment:
         copies = tuple(starred(n) if n in keep else n for n in self.legs)
         return _trace(self.tensor, self.legs, copies, (*blocks, *keep, *map(starred, keep)))
 
-
     def roots(self, keep: Axis, blocks: Axis) -> tuple[Tensor, Tensor]:
         """Return S and S^-1 of a marginal, in its shape, with `S S = marginal + ridge`; kept."""
         shape = self.tensor.shape[: len(self.legs)]

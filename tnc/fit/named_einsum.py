@@ -24,7 +24,8 @@ def contract(contraction: Contraction, tensors: Mapping[str, Tensor]) -> Tensor:
     """
     example = next(iter(tensors.values()))
     found = [
-        _identity(name, operand, contraction, example) if name.startswith(_IDENTITY)
+        _identity(name, operand, contraction, example)
+        if name.startswith(_IDENTITY)
         else tensors[name]
         for name, operand in zip(contraction.names, contraction.operands)
     ]
@@ -49,8 +50,10 @@ def follow(contraction: Contraction, tensors: Sequence[Tensor]) -> Tensor:
     for step in contraction.order.steps:
         pair = [slots[step.left], slots[step.right]]
         slots.append((_letters(pair, step.indices), step.indices))
-    return slots[-1][0] if slots[-1][1] == contraction.output else _letters(
-        slots[-1:], contraction.output
+    return (
+        slots[-1][0]
+        if slots[-1][1] == contraction.output
+        else _letters(slots[-1:], contraction.output)
     )
 
 

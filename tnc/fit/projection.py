@@ -28,9 +28,7 @@ def project(matrix: Tensor, metric: Metric) -> tuple[Tensor, Tensor, Tensor]:
     return _rows(matrix, metric.moment("outputs"), metric.moment("inputs"))
 
 
-def _rows(
-    matrix: Tensor, near: Moment | None, far: Moment | None
-) -> tuple[Tensor, Tensor, Tensor]:
+def _rows(matrix: Tensor, near: Moment | None, far: Moment | None) -> tuple[Tensor, Tensor, Tensor]:
     weighed = _weigh(matrix, far) @ matrix.T
     root, back = near.whitener if near is not None else (None, None)
     if root is None or back is None:

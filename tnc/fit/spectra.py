@@ -115,9 +115,7 @@ def _pair(sides: Network, parted: Cut) -> Pair:
     return Pair((first, second), (parted.left, parted.right), sides.equation.bonds, parted.batch)
 
 
-def _block_weights(
-    sides: Network, parted: Cut, signature: Signature, metric: Metric
-) -> Tensor:
+def _block_weights(sides: Network, parted: Cut, signature: Signature, metric: Metric) -> Tensor:
     """Return what product whitening leaves out, for each block."""
     ones: Named = (
         torch.ones([sides.size[n] for n in parted.batch], dtype=torch.float64),

@@ -114,5 +114,3 @@ def _weight_names(network: Network, side: str) -> dict[str, str]:
 def _mapped(axes: Axis, root: Named) -> Axis:
     """Return `axes` after a root has acted: its starred copies stand for the originals."""
     return tuple(starred(n) if starred(n) in root[1] else n for n in axes)
-
-

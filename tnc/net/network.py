@@ -135,9 +135,7 @@ class Structure:
     @cached_property
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Shape of every core by name, in order."""
-        return {
-            core.name: term.shape(core) for term in self.terms for core in term.equation.cores
-        }
+        return {core.name: term.shape(core) for term in self.terms for core in term.equation.cores}
 
     @cached_property
     def kinds(self) -> dict[str, str]:

@@ -75,9 +75,7 @@ def chosen(view: Conv2dView, structure: Structure, term: Network) -> Chain | Non
     return stages
 
 
-def _prepared(
-    view: Conv2dView, structure: Structure, x: Tensor
-) -> tuple[Tensor, tuple[int, int]]:
+def _prepared(view: Conv2dView, structure: Structure, x: Tensor) -> tuple[Tensor, tuple[int, int]]:
     """Apply paddings that a convolution of one axis cannot: modes, and 'same' of even kernels."""
     kernel = structure.signature.inputs[1:]
     if isinstance(view.padding, str):

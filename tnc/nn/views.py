@@ -263,4 +263,3 @@ def _pick(term: Network, name: str, cores: Cores, digits: Mapping[str, Tensor]) 
     front = [indices.index(n) for n in picked]
     rest = [place for place, n in enumerate(indices) if n not in digits]
     return cores[name].permute(*front, *rest)[tuple(digits[n] for n in picked)]
-

@@ -28,8 +28,12 @@ class Allotment:
 
 
 def by_knapsack(
-    offers: Offers, budget: Budget, spec: Spec, seconds: Callable[[Target, Option], float],
-    power: float = 1.0, name: str = "knapsack",
+    offers: Offers,
+    budget: Budget,
+    spec: Spec,
+    seconds: Callable[[Target, Option], float],
+    power: float = 1.0,
+    name: str = "knapsack",
 ) -> Allotment:
     """Choose by the multiple-choice knapsack on errors raised to `power`.
 
@@ -42,8 +46,9 @@ def by_knapsack(
     choices = [
         [
             Choice(
-                cost_vector(option.cost(target), seconds(target, option), names,
-                            budget.counts(target)),
+                cost_vector(
+                    option.cost(target), seconds(target, option), names, budget.counts(target)
+                ),
                 option.error**power,
                 place,
             )
@@ -132,7 +137,7 @@ def shortlist(
     found = [run(1.0, "knapsack")]
     if found[0].how == "fixed by the spec":
         return tuple(found)
-    found += [run(power, f"knapsack on errors^{power}") for power in (0.8, 0.6)]
+    found += [run(power, f"knapsack on errors^{power}") for power in (0.75,)]
     even = uniform(offers, budget) if "latency" not in budget.limits else None
     if even is not None and (spec.budget is None or spec.budget.error is None):
         found.append(even)
@@ -152,8 +157,10 @@ def _whole_scope(error: InfeasibleBudget, offers: Offers, budget: Budget) -> Inf
     told = []
     for name, limit in budget.limits.items():
         least = sum(
-            min(cost_vector(option.cost(target), 0.0, (name,), budget.counts(target))[0]
-                for option in options)
+            min(
+                cost_vector(option.cost(target), 0.0, (name,), budget.counts(target))[0]
+                for option in options
+            )
             for target, options in offers
         )
         fixed, dense = budget.fixed[name], budget.dense[name]

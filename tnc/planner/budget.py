@@ -78,7 +78,9 @@ def budget_of(
     return Budget(limits, fixed, dense, scope)
 
 
-def cost_vector(cost: Cost, seconds: float, names: Sequence[str], counted: bool) -> tuple[float, ...]:
+def cost_vector(
+    cost: Cost, seconds: float, names: Sequence[str], counted: bool
+) -> tuple[float, ...]:
     """Return the entries of a cost that budgets name; zero outside of the scope."""
     values = {
         "params": float(cost.params),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from tnc.capture.batches import sample_count
 from tnc.decide.matching import Target, match_rules
 from tnc.decide.plan import Entry, Plan, Skip
 from tnc.decide.spec import Spec
@@ -15,6 +16,9 @@ from tnc.planner.options import Option, dense_of, metric_kind, options_of
 from tnc.planner.timing import layer_seconds
 from tnc.planner.trial import Evaluator, Trial
 from tnc.rewrite.subject import Subject
+
+RESCORED = 192
+"""On how many calibration samples the shortlist is rescored."""
 
 Progress = Callable[[str, int, int], None]
 
@@ -61,10 +65,16 @@ def make_plan(
             _entry(subject, spec, target, option, allotment)
             for target, option in sorted(allotment.chosen, key=lambda pair: pair[0].name)
         ),
-        skips=tuple(sorted((*skips, *(Skip(p, r) for p, r in trace.untraced)),
-                           key=lambda skip: (skip.site, skip.reason))),
+        skips=tuple(
+            sorted(
+                (*skips, *(Skip(p, r) for p, r in trace.untraced)),
+                key=lambda skip: (skip.site, skip.reason),
+            )
+        ),
         passes=tuple(spec.passes),
-        budgets=tuple(sorted((n, float(budget.limits[n] + budget.fixed[n])) for n in budget.limits)),
+        budgets=tuple(
+            sorted((n, float(budget.limits[n] + budget.fixed[n])) for n in budget.limits)
+        ),
         objective=spec.objective,
         total=totals(subject.model, trace.sites, "*", chosen),
         scope=totals(subject.model, trace.sites, budget.scope, chosen),
@@ -100,7 +110,7 @@ def _allot(
     lists = shortlist(offers, budget, spec, seconds)
     if len(lists) == 1:
         return lists[0]
-    trial = Trial(subject, batches, evaluation, spec)
+    trial = Trial(subject, some_of(batches, RESCORED), evaluation, spec)
     scored = []
     for number, allotment in enumerate(lists):
         if progress:
@@ -109,6 +119,13 @@ def _allot(
     told = ", ".join(f"{allotment.how} {figure:.4g}" for figure, _, allotment in scored)
     notes.append(f"rescored on the model, mean distance on calibration data: {told}")
     return min(scored, key=lambda item: item[:2])[2]
+
+
+def some_of(batches: Sequence[Any], samples: int) -> tuple[Any, ...]:
+    """Return evenly spaced batches of about `samples` samples in all, at least one."""
+    total = sum(sample_count(batch) for batch in batches)
+    step = max(1, total // samples)
+    return tuple(batches[step // 2 :: step])
 
 
 def _timed(

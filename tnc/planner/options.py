@@ -126,9 +126,7 @@ def squared_errors(
 
     sizes = [log(candidates[p].cost.params) for p in places]
     ratios = [log(max(fitted(candidates[p]), floor) / base(candidates[p])) for p in places]
-    return [
-        base(c) * exp(float(np.interp(log(c.cost.params), sizes, ratios))) for c in candidates
-    ]
+    return [base(c) * exp(float(np.interp(log(c.cost.params), sizes, ratios))) for c in candidates]
 
 
 def spectra(

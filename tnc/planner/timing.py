@@ -24,8 +24,11 @@ def layer_seconds(target: Target, structure: Structure | None) -> float:
     outputs, inputs = target.signature.outputs, target.signature.inputs
     layer: nn.Module
     if structure is None:
-        layer = nn.Conv2d(inputs[0], outputs[0], inputs[1:]) if kind == "conv" else nn.Linear(
-            inputs[0], outputs[0])
+        layer = (
+            nn.Conv2d(inputs[0], outputs[0], inputs[1:])
+            if kind == "conv"
+            else nn.Linear(inputs[0], outputs[0])
+        )
     else:
         deviations = core_std(structure, 0.02)
         cores = {

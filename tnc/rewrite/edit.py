@@ -126,9 +126,15 @@ def _bias_of(module: nn.Module, kind: str, new: Tensor | None) -> Tensor | None:
 
 def _keep_hooks(old: nn.Module, new: nn.Module) -> None:
     """Hand a user's hooks on; the dictionaries themselves, so that their handles go on working."""
-    for name in ("_forward_hooks", "_forward_hooks_with_kwargs", "_forward_hooks_always_called",
-                 "_forward_pre_hooks", "_forward_pre_hooks_with_kwargs", "_backward_hooks",
-                 "_backward_pre_hooks"):
+    for name in (
+        "_forward_hooks",
+        "_forward_hooks_with_kwargs",
+        "_forward_hooks_always_called",
+        "_forward_pre_hooks",
+        "_forward_pre_hooks_with_kwargs",
+        "_backward_hooks",
+        "_backward_pre_hooks",
+    ):
         setattr(new, name, getattr(old, name))
 
 

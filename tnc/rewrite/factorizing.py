@@ -55,8 +55,10 @@ def factorize_entry(
         own_shift = shift(fitting.dense) if shift is not None else fitting.shifts[number]
         bias = _moved(subject.model, site, own_shift)
         shared = reparams[0][1].cores if reparams else {}
-        cores = {name: shared[name] if _is_shared(name, structure, entry, shared) else value
-                 for name, value in cores.items()}
+        cores = {
+            name: shared[name] if _is_shared(name, structure, entry, shared) else value
+            for name, value in cores.items()
+        }
         layer, path = install_(subject.model, site, structure, cores, bias)
         reparams.append((_reparam(site, structure, path, entry, fitting), layer))
         lines.append(f"{site.name} -> {structure}")

@@ -114,9 +114,7 @@ def fit_sites(
     """Fit one structure to the (stacked) weight of sites, or to `weight` in its place."""
     own = weight_of(model, sites)
     target = own if weight is None else weight
-    found = fit_structure(
-        target, structure, fit, metric, seed=seed_for(seed, sites[0].name, "fit")
-    )
+    found = fit_structure(target, structure, fit, metric, seed=seed_for(seed, sites[0].name, "fit"))
     dense = reconstruct(structure, found.cores)
     shifts = _shifts(model, sites, target, dense, measurements)
     plain = relative_error(target, dense, structure.signature)
@@ -157,4 +155,3 @@ def _shifts(
     gap = (weight.double() - dense.double()).flatten(1)
     shift = gap @ mean.double().to(gap.device)
     return tuple(shift.split([site.signature.outputs[0] for site in sites]))
-

@@ -21,6 +21,10 @@ from tnc.rewrite.fitting import metric_of, weight_of
 from tnc.rewrite.subject import Subject
 
 
+KEEP_BYTES = 2 << 30
+"""How many bytes of the original's activations are kept; beyond it they are computed again."""
+
+
 @dataclass(frozen=True, eq=False)
 class Moments:
     """Second moments of what a layer read in the original (x) and reads now (x'), with means.
@@ -51,10 +55,13 @@ def refitted_weights(subject: Subject, entries: Sequence[Entry], strength: float
     for entry in entries:
         if entry.site not in later:
             subject = factorize_entry(subject, entry)
-            subject = subject.edited(f"{entry.site}: no sequential refit, it is not one plain linear")
-    for stage in stages:
-        path = sites[stage[0].site].path
-        moments = _moments(original, subject.model, path, subject.batches)
+            subject = subject.edited(
+                f"{entry.site}: no sequential refit, it is not one plain linear"
+            )
+    paths = [sites[stage[0].site].path for stage in stages]
+    known = _Originals(original, paths, subject.batches)
+    for stage, path in zip(stages, paths):
+        moments = _moments(known, subject.model, path, subject.batches)
         for entry in stage:
             subject = _refit(subject, entry, sites[entry.site], moments, strength)
     return subject
@@ -133,17 +140,53 @@ def _is_plain(model: nn.Module, site: Site) -> bool:
 
 
 def _moments(
-    original: nn.Module, current: nn.Module, path: str, batches: Sequence[Any]
+    original: _Originals, current: nn.Module, path: str, batches: Sequence[Any]
 ) -> Moments:
+    """Sum up products in float32 (float64 inputs in float64), sums in float64."""
     sums: list[Tensor] = []
     rows = 0
     current.eval()
-    for batch in batches:
-        x, y = (_input_at(model, path, batch).double() for model in (original, current))
-        parts = [x.T @ x, x.T @ y, y.T @ y, x.sum(0), y.sum(0)]
+    for number, batch in enumerate(batches):
+        x, y = original.rows(path, number), _input_at(current, path, batch)
+        parts = [p.double() for p in (x.T @ x, x.T @ y, y.T @ y, x.sum(0), y.sum(0))]
         sums = [a + b for a, b in zip(sums, parts)] if sums else parts
         rows += len(x)
     return Moments(*(part / rows for part in sums))
+
+
+class _Originals:
+    """What the layers of the original read, kept where it fits into `KEEP_BYTES`."""
+
+    def __init__(self, model: nn.Module, paths: Sequence[str], batches: Sequence[Any]) -> None:
+        self._model, self._batches = model, batches
+        self._kept: dict[tuple[str, int], Tensor] = {}
+        room = KEEP_BYTES
+        for number, batch in enumerate(batches):
+            found = _inputs_at(model, paths, batch)
+            room -= sum(rows.numel() * rows.element_size() for rows in found.values())
+            if room < 0:
+                break
+            self._kept.update({(path, number): rows for path, rows in found.items()})
+
+    def rows(self, path: str, number: int) -> Tensor:
+        """Return the rows that a layer reads in a batch."""
+        kept: Tensor | None = self._kept.pop((path, number), None)
+        return kept if kept is not None else _input_at(self._model, path, self._batches[number])
+
+
+def _inputs_at(model: nn.Module, paths: Sequence[str], batch: Any) -> dict[str, Tensor]:
+    """Run a model once and return the rows that several layers read."""
+    found: dict[str, Tensor] = {}
+
+    def keep(path: str) -> Callable[..., None]:
+        def hook(module: nn.Module, args: tuple[Tensor, ...]) -> None:
+            found[path] = args[0].detach()
+
+        return hook
+
+    with torch.no_grad(), _hooked(model, {path: keep(path) for path in paths}):
+        call(model, batch)
+    return {path: _rows(tensor, batch) for path, tensor in found.items()}
 
 
 def _input_at(model: nn.Module, path: str, batch: Any) -> Tensor:
@@ -156,7 +199,14 @@ def _input_at(model: nn.Module, path: str, batch: Any) -> Tensor:
 
     with torch.no_grad(), _hooked(model, {path: stop}), suppress(_Reached):
         call(model, batch)
-    rows = found[0].flatten(0, -2)
+    return _rows(found[0], batch)
+
+
+def _rows(tensor: Tensor, batch: Any) -> Tensor:
+    """Return the vectors of a tensor, without those that the batch's mask leaves out."""
+    rows = tensor.flatten(0, -2)
+    if rows.dtype != torch.float64:
+        rows = rows.float()
     count, kept = kept_rows(batch, "attention_mask")
     return rows[kept] if kept is not None and len(rows) == count else rows
 
@@ -171,4 +221,3 @@ def _hooked(model: nn.Module, hooks: Mapping[str, Callable[..., None]]) -> Itera
     finally:
         for handle in handles:
             handle.remove()
-

@@ -30,13 +30,9 @@ class BlockTensorTrain(Family):
         i2, i1 = factorise(i, 2)
         taps = ["d", "h", "w"][3 - len(kernel) :] if kernel else []
         text = " ".join(taps)
-        equation = parse_equation(
-            f"L[o1 o2 i2 r] R[o2 i1 i2 r {text}] : (i1 i2) {text} -> (o1 o2)"
-        )
+        equation = parse_equation(f"L[o1 o2 i2 r] R[o2 i1 i2 r {text}] : (i1 i2) {text} -> (o1 o2)")
         legs = {"o1": o1, "o2": o2, "i1": i1, "i2": i2} | dict(zip(taps, kernel))
         taps_size = 1
         for size in kernel:
             taps_size *= size
-        return Template(
-            signature, equation, tuple(legs.items()), (("r", min(o1, i1 * taps_size)),)
-        )
+        return Template(signature, equation, tuple(legs.items()), (("r", min(o1, i1 * taps_size)),))

@@ -6,7 +6,6 @@ from tnc.net import Signature
 from tnc.structures.factorise import factorise
 
 
-
 def chain_modes(
     signature: Signature, factors: int
 ) -> tuple[list[tuple[str, ...]], dict[str, int], str]:

@@ -56,11 +56,11 @@ class FreeForm(Family):
         fixed = {n: s for n, s in self.sizes.items() if n in equation.bonds}
         open_bonds = [n for n in equation.bonds if n not in fixed]
         bounds = tuple((name, _bound(equation, name, legs)) for name in open_bonds)
-        return Template(
-            signature, equation, tuple((legs | fixed).items()), bounds, exact=not fixed
-        )
+        return Template(signature, equation, tuple((legs | fixed).items()), bounds, exact=not fixed)
 
-    def _split(self, axis: tuple[str, ...], extent: int, known: Mapping[str, int]) -> dict[str, int]:
+    def _split(
+        self, axis: tuple[str, ...], extent: int, known: Mapping[str, int]
+    ) -> dict[str, int]:
         given = {n: self.sizes.get(n, known.get(n, 0)) for n in axis}
         open_legs = [n for n in axis if not given[n]]
         covered = prod(size for size in given.values() if size)
@@ -80,6 +80,8 @@ def _bound(equation: Equation, bond: str, legs: Mapping[str, int]) -> int:
     if parted:
         return max(1, min(prod(legs[n] for n in side) for side in (parted.left, parted.right)))
     held = [
-        prod(legs.get(n, 1) for n in core.indices) for core in equation.cores if bond in core.indices
+        prod(legs.get(n, 1) for n in core.indices)
+        for core in equation.cores
+        if bond in core.indices
     ]
     return max(1, prod(held) // max(held))

@@ -30,9 +30,7 @@ class Kronecker(Family):
         (o1, o2), (i1, i2) = factorise(o, 2), factorise(i, 2)
         taps = ["d", "h", "w"][3 - len(kernel) :] if kernel else []
         text = " ".join(taps)
-        equation = parse_equation(
-            f"A[k o1 i1] C[k o2 i2 {text}] : (i1 i2) {text} -> (o1 o2)"
-        )
+        equation = parse_equation(f"A[k o1 i1] C[k o2 i2 {text}] : (i1 i2) {text} -> (o1 o2)")
         legs = {"o1": o1, "o2": o2, "i1": i1, "i2": i2} | dict(zip(taps, kernel))
         bound = min(o1 * i1, o2 * i2 * prod(kernel))
         return Template(signature, equation, tuple(legs.items()), (("k", bound),))

@@ -36,7 +36,9 @@ class Template:
         if unknown or missing:
             raise PlanError(
                 "ranks do not fit: "
-                + ", ".join([f"no rank {n}" for n in unknown] + [f"{n} is missing" for n in missing]),
+                + ", ".join(
+                    [f"no rank {n}" for n in unknown] + [f"{n} is missing" for n in missing]
+                ),
                 where=f"equation {self.equation}",
                 hint=f"ranks are {', '.join(f'{n} (at most {b})' for n, b in self.bounds)}",
             )

@@ -29,19 +29,23 @@ def instances(draw):
     rows = draw(st.integers(1, 3))
     rng = np.random.default_rng(draw(st.integers(0, 100_000)))
     top = draw(st.sampled_from([4, 1000]))
-    sites = [[_choice(rng, rows, top) for _ in range(rng.integers(1, 6))]
-             for _ in range(draw(st.integers(1, 5)))]
+    sites = [
+        [_choice(rng, rows, top) for _ in range(rng.integers(1, 6))]
+        for _ in range(draw(st.integers(1, 5)))
+    ]
     least = [sum(min(c.cost[r] for c in site) for site in sites) for r in range(rows)]
     most = [sum(max(c.cost[r] for c in site) for site in sites) for r in range(rows)]
     share = rng.uniform(0, 0.9, rows)
-    limits = {f"b{r}": float(round(least[r] + share[r] * (most[r] - least[r])))
-              for r in range(rows)}
+    limits = {
+        f"b{r}": float(round(least[r] + share[r] * (most[r] - least[r]))) for r in range(rows)
+    }
     return sites, limits
 
 
 def _choice(rng, rows, top):
-    return Choice(tuple(float(x) for x in rng.integers(0, top, rows)),
-                  float(rng.integers(0, top)) / 3)
+    return Choice(
+        tuple(float(x) for x in rng.integers(0, top, rows)), float(rng.integers(0, top)) / 3
+    )
 
 
 def _selections(sites, limits):
@@ -61,8 +65,11 @@ def _is_right(sites, limits, objective, picks, error):
     chosen = [site[pick] for site, pick in zip(sites, picks)]
     fits = all(sum(c.cost[r] for c in chosen) <= limit for r, limit in enumerate(limits.values()))
     true = TOTAL[objective](c.error for c in chosen)
-    return fits and abs(true - error) < 1e-9 and (
-        error <= _brute_error(sites, limits, objective) + 1e-6)
+    return (
+        fits
+        and abs(true - error) < 1e-9
+        and (error <= _brute_error(sites, limits, objective) + 1e-6)
+    )
 
 
 @pytest.mark.parametrize("objective", ["sum", "max"])
@@ -111,8 +118,11 @@ def test_the_oracle_rejects_wrong_answers():
 @given(instance=instances())
 def test_the_lagrangian_bounds_from_below_and_its_picks_fit(instance):
     sites, limits = instance
-    knapsack = from_choices([[c.error for c in s] for s in sites],
-                            [[c.cost for c in s] for s in sites], list(limits.values()))
+    knapsack = from_choices(
+        [[c.error for c in s] for s in sites],
+        [[c.cost for c in s] for s in sites],
+        list(limits.values()),
+    )
     small, offset, scale = knapsack.scaled()
     dual, best = solve_dual(small), _brute_error(sites, limits, "sum")
     if dual.bound == inf:
@@ -128,8 +138,11 @@ def test_the_lagrangian_bounds_from_below_and_its_picks_fit(instance):
 @given(instance=instances(), nodes=st.integers(1, 40))
 def test_branching_bounds_from_below_and_only_improves(instance, nodes):
     sites, limits = instance
-    knapsack = from_choices([[c.error for c in s] for s in sites],
-                            [[c.cost for c in s] for s in sites], list(limits.values()))
+    knapsack = from_choices(
+        [[c.error for c in s] for s in sites],
+        [[c.cost for c in s] for s in sites],
+        list(limits.values()),
+    )
     small, offset, scale = knapsack.scaled()
     root = solve_dual(small)
     if root.picks is None:
@@ -145,10 +158,14 @@ def test_branching_bounds_from_below_and_only_improves(instance, nodes):
 @given(instance=instances())
 def test_dominated_candidates_can_go(instance):
     sites, limits = instance
-    knapsack = from_choices([[c.error for c in s] for s in sites],
-                            [[c.cost for c in s] for s in sites], list(limits.values()))
-    kept = [[c for c, keep in zip(site, row) if keep]
-            for site, row in zip(sites, knapsack.undominated)]
+    knapsack = from_choices(
+        [[c.error for c in s] for s in sites],
+        [[c.cost for c in s] for s in sites],
+        list(limits.values()),
+    )
+    kept = [
+        [c for c, keep in zip(site, row) if keep] for site, row in zip(sites, knapsack.undominated)
+    ]
     assert all(kept)
     assert _brute_error(kept, limits, "sum") == _brute_error(sites, limits, "sum")
     assert _brute_error(kept, limits, "max") == _brute_error(sites, limits, "max")
@@ -160,9 +177,16 @@ def _model(sites=60, candidates=15, seed=0):
     for _ in range(sites):
         size, weight = rng.lognormal(8, 1), rng.lognormal(0, 1)
         share = np.sort(rng.uniform(0.05, 1, candidates))
-        built.append([Choice((float(round(size)), float(round(9 * size))), 0.0)] + [
-            Choice((float(round(size * f)), float(round(9 * size * f * rng.uniform(0.7, 1.5)))),
-                   float(weight * (1 - f) ** 2)) for f in share])
+        built.append(
+            [Choice((float(round(size)), float(round(9 * size))), 0.0)]
+            + [
+                Choice(
+                    (float(round(size * f)), float(round(9 * size * f * rng.uniform(0.7, 1.5)))),
+                    float(weight * (1 - f) ** 2),
+                )
+                for f in share
+            ]
+        )
     dense = [sum(site[0].cost[row] for site in built) for row in range(2)]
     return built, {"params": 0.4 * dense[0], "flops": 0.45 * dense[1]}
 
@@ -175,8 +199,9 @@ def test_a_model_within_the_gap_and_its_budgets(objective):
     assert found.gap <= 1e-4
     assert found.error <= alone.error + 1e-9 and alone.bound <= found.error + 1e-9
     for answer in (found, alone):
-        assert all(cost <= limit * (1 + 1e-9)
-                   for cost, limit in zip(answer.costs, budgets.values()))
+        assert all(
+            cost <= limit * (1 + 1e-9) for cost, limit in zip(answer.costs, budgets.values())
+        )
 
 
 def test_minimal_cost_and_minimal_error_agree():
@@ -244,12 +269,14 @@ def test_an_error_bound_that_a_site_cannot_meet():
 
 @pytest.mark.parametrize(
     ("call", "said"),
-    [(lambda: allocate([[]], {"a": 1.0}), "no candidate"),
-     (lambda: allocate([[Choice((1.0,), 0.0)]], {"a": 1.0, "b": 1.0}), "1 costs for 2"),
-     (lambda: allocate([[Choice((inf,), 0.0)]], {"a": 1.0}), "not finite"),
-     (lambda: allocate([[Choice((1.0,), 0.0)]], {"a": float("nan")}), "not all numbers"),
-     (lambda: allocate([[Choice((1.0,), 0.0)]], {"a": 1.0}, objective="mean"), "'mean'"),
-     (lambda: minimise_cost([[Choice((1.0,), 0.0)]], "z", 1.0, {"a": 1.0}), "'z'")],
+    [
+        (lambda: allocate([[]], {"a": 1.0}), "no candidate"),
+        (lambda: allocate([[Choice((1.0,), 0.0)]], {"a": 1.0, "b": 1.0}), "1 costs for 2"),
+        (lambda: allocate([[Choice((inf,), 0.0)]], {"a": 1.0}), "not finite"),
+        (lambda: allocate([[Choice((1.0,), 0.0)]], {"a": float("nan")}), "not all numbers"),
+        (lambda: allocate([[Choice((1.0,), 0.0)]], {"a": 1.0}, objective="mean"), "'mean'"),
+        (lambda: minimise_cost([[Choice((1.0,), 0.0)]], "z", 1.0, {"a": 1.0}), "'z'"),
+    ],
 )
 def test_wrong_inputs_are_refused(call, said):
     with pytest.raises(PlanError, match=said):
@@ -257,17 +284,24 @@ def test_wrong_inputs_are_refused(call, said):
 
 
 def test_the_same_under_another_hash_seed_and_thread_count():
-    code = ("from test_allocate import _model; from tnc.decide.allocate import allocate\n"
-            "s, b = _model(40, 10, 3)\n"
-            "print([allocate(s, b, objective=o).picks for o in ('sum', 'max')])")
+    code = (
+        "from test_allocate import _model; from tnc.decide.allocate import allocate\n"
+        "s, b = _model(40, 10, 3)\n"
+        "print([allocate(s, b, objective=o).picks for o in ('sum', 'max')])"
+    )
     here = os.path.dirname(__file__)
     root = os.path.abspath(os.path.join(here, "..", "..", ".."))
     answers = set()
     for seed, threads in (("0", "1"), ("7", "2")):
-        env = dict(os.environ, PYTHONHASHSEED=seed, OMP_NUM_THREADS=threads,
-                   PYTHONPATH=os.pathsep.join((root, here)))
-        done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True,
-                              text=True, check=True)
+        env = dict(
+            os.environ,
+            PYTHONHASHSEED=seed,
+            OMP_NUM_THREADS=threads,
+            PYTHONPATH=os.pathsep.join((root, here)),
+        )
+        done = subprocess.run(
+            [sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True
+        )
         answers.add(done.stdout)
     assert len(answers) == 1
 

@@ -63,8 +63,10 @@ def _packed(problem, ranks):
 
 
 def _brute(problem):
-    sides = [(size,) if mode in problem.fixed else range(1, size + 1)
-             for mode, size in enumerate(problem.sizes)]
+    sides = [
+        (size,) if mode in problem.fixed else range(1, size + 1)
+        for mode, size in enumerate(problem.sizes)
+    ]
     return max(_packed(problem, ranks) for ranks in product(*sides) if _allowed(problem, ranks))
 
 
@@ -163,8 +165,13 @@ def test_an_infeasible_budget_names_the_smallest():
 
 @pytest.mark.parametrize(
     ("spectrum", "said"),
-    [(np.array([1.0, 2.0]), "descend"), (np.array([1.0, -2.0]), "negative"),
-     (np.ones(9), "spectrum"), (np.array([np.nan]), "finite"), (np.ones((2, 2)), "spectrum")],
+    [
+        (np.array([1.0, 2.0]), "descend"),
+        (np.array([1.0, -2.0]), "negative"),
+        (np.ones(9), "spectrum"),
+        (np.array([np.nan]), "finite"),
+        (np.ones((2, 2)), "spectrum"),
+    ],
 )
 def test_spectra_that_are_none_are_refused(spectrum, said):
     with pytest.raises(PlanError, match=said):
@@ -172,8 +179,9 @@ def test_spectra_that_are_none_are_refused(spectrum, said):
 
 
 def _hosvd(tensor):
-    factors = [np.linalg.svd(_unfold(tensor, mode), full_matrices=False)[0]
-               for mode in range(tensor.ndim)]
+    factors = [
+        np.linalg.svd(_unfold(tensor, mode), full_matrices=False)[0] for mode in range(tensor.ndim)
+    ]
     return _apply([factor.T for factor in factors], tensor), factors
 
 
@@ -201,8 +209,10 @@ def test_the_energy_table_is_the_true_truncation_error(shape):
         error = total - table[tuple(rank - 1 for rank in ranks)]
         assert error == pytest.approx(_truncation_error(tensor, factors, ranks), abs=1e-9)
     wrong = energy_table(core[::-1])
-    assert abs(total - wrong[(0,) * core.ndim] - _truncation_error(
-        tensor, factors, (1,) * core.ndim)) > 1e-3
+    assert (
+        abs(total - wrong[(0,) * core.ndim] - _truncation_error(tensor, factors, (1,) * core.ndim))
+        > 1e-3
+    )
 
 
 @pytest.mark.parametrize("fixed", [(), (1,)])
@@ -214,10 +224,14 @@ def test_packing_by_energy_finds_the_least_truncation_error(fixed):
     core = _apply([factor.T for factor in factors], tensor)
     found = pack_by_energy(core, tensor.shape, 90, fixed=fixed)
     problem = Packing(core_spectra(core), tensor.shape, 90, fixed)
-    sides = [(size,) if mode in fixed else range(1, size + 1)
-             for mode, size in enumerate(tensor.shape)]
-    errors = {ranks: _truncation_error(tensor, factors, ranks)
-              for ranks in product(*sides) if _allowed(problem, ranks)}
+    sides = [
+        (size,) if mode in fixed else range(1, size + 1) for mode, size in enumerate(tensor.shape)
+    ]
+    errors = {
+        ranks: _truncation_error(tensor, factors, ranks)
+        for ranks in product(*sides)
+        if _allowed(problem, ranks)
+    }
     assert errors[found.ranks] == pytest.approx(min(errors.values()))
     assert found.error == pytest.approx(errors[found.ranks] / np.sum(tensor**2))
 
@@ -241,7 +255,8 @@ def test_the_shortlist_is_distinct_and_rescoring_orders_it():
     shapes = shortlist(problem, core=core)
     assert len({shape.ranks for shape in shapes}) == len(shapes)
     assert {"energy", "exact", "bang-for-buck", "greedy"} == {
-        name for shape in shapes for name in shape.solver.split("+")}
+        name for shape in shapes for name in shape.solver.split("+")
+    }
     best = rescore(shapes, lambda ranks: _truncation_error(tensor, factors, ranks))
     assert "energy" in best[0].solver
     assert [shape.error for shape in best] == sorted(shape.error for shape in best)

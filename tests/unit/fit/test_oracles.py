@@ -78,8 +78,7 @@ def test_folded_tucker_is_no_worse_than_tensorly():
 
     weight = gaussian(12, 20)
     text = (
-        "A[a p] B[b q] G[p q r s] C[r c] D[s d] : (c d) -> (a b)"
-        " | a=3 b=4 c=5 d=4 p=2 q=2 r=3 s=2"
+        "A[a p] B[b q] G[p q r s] C[r c] D[s d] : (c d) -> (a b) | a=3 b=4 c=5 d=4 p=2 q=2 r=3 s=2"
     )
     found = fit_structure(weight, structure(text, 12, 20), "hosvd")
     folded = weight.reshape(3, 4, 5, 4)
@@ -92,8 +91,10 @@ def test_orthogonal_iteration_improves_on_its_start():
     bases, sweeps, settled = orthogonal_iteration(tensor, [3, 3, 3])
     assert settled and sweeps > 1
     kept = float(torch.einsum("abc,ap,bq,cr->pqr", tensor, *bases).square().sum())
-    first = [torch.linalg.svd(tensor.movedim(k, 0).reshape(n, -1))[0][:, :3] for k, n in
-             enumerate(tensor.shape)]
+    first = [
+        torch.linalg.svd(tensor.movedim(k, 0).reshape(n, -1))[0][:, :3]
+        for k, n in enumerate(tensor.shape)
+    ]
     assert kept > float(torch.einsum("abc,ap,bq,cr->pqr", tensor, *first).square().sum())
 
 
