@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from torch import nn
 
@@ -66,26 +67,28 @@ def _dense(layer: StructuredLayer, weights: dict[tuple[int, ...], nn.Parameter])
 def _empty(layer: StructuredLayer) -> nn.Module:
     """Build the library's layer without allocating its weight."""
     view, signature = layer.view, layer.structure.signature
-    meta, bias = {"device": "meta"}, layer.bias is not None
+    meta: dict[str, Any] = {"device": "meta"}
+    bias = layer.bias is not None
     if isinstance(view, EmbeddingView):
         return nn.Embedding(
             signature.outputs[0], signature.inputs[0], padding_idx=view.padding_idx, **meta
         )
     if isinstance(view, Conv2dView):
+        channels, height, width = signature.inputs
         return nn.Conv2d(
-            signature.inputs[0] * view.groups,
+            channels * view.groups,
             signature.outputs[0],
-            signature.inputs[1:],
+            (height, width),
             view.stride,
             view.padding,
             view.dilation,
             view.groups,
             bias,
-            view.padding_mode,
+            view.padding_mode,  # type: ignore[arg-type]
             **meta,
         )
     if isinstance(view, LinearView) and view.transposed:
         from transformers.pytorch_utils import Conv1D
 
-        return Conv1D(signature.outputs[0], signature.inputs[0])
+        return Conv1D(signature.outputs[0], signature.inputs[0])  # type: ignore[no-untyped-call]
     return nn.Linear(signature.inputs[0], signature.outputs[0], bias, **meta)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from tnc.capture.batches import some_of
 from tnc.errors import PassError
 from tnc.rewrite import Approximate, Pass, Subject, passes
 from tnc.rewrite.factorizing import factorize_entry
@@ -15,13 +16,14 @@ from tnc.rewrite.sequential import refitted_weights
 class Factorize(Pass):
     """Fit and install the planned structure of every single site, in the order of execution.
 
-    With `refit` above zero, each linear layer is fitted to what the original computes from its own
-    inputs, given the inputs that the compressed layers before it now produce:
+    With calibration data, and `refit` above zero, each linear layer is fitted to what the original
+    computes from its own inputs, given the inputs that the compressed layers before it now produce:
     `W* = W (E[x x'^T] + refit C) (E[x' x'^T] + refit C)^-1`. The weight of the original moment
-    `refit C` keeps it from overfitting the calibration data. It needs calibration data.
+    `refit C` keeps it from overfitting. About `samples` calibration samples are used for it.
     """
 
-    refit: float = 0.0
+    refit: float = 0.3
+    samples: int = 256
     contract = Approximate()
 
     def apply(self, subject: Subject) -> Subject:
@@ -29,7 +31,8 @@ class Factorize(Pass):
             raise PassError("factorize needs a plan")
         singles = [e for e in subject.plan.entries if e.structure and len(e.members) == 1]
         if self.refit > 0 and subject.batches:
-            return refitted_weights(subject, singles, self.refit)
+            batches = some_of(subject.batches, self.samples)
+            return refitted_weights(subject, singles, self.refit, batches)
         for entry in singles:
             subject = factorize_entry(subject, entry)
         return subject

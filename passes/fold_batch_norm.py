@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import nn
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.conv import _ConvNd
 
 from tnc.rewrite import Exact, Pass, Subject, passes
 
@@ -34,7 +37,7 @@ class FoldBatchNorm(Pass):
             if reason:
                 lines.append(f"left {link.second}: {reason}")
                 continue
-            _fold_(layer, norm)
+            _fold_(cast("nn.Linear | _ConvNd", layer), cast("_NormBase", norm))
             parent, _, name = link.second.rpartition(".")
             setattr(subject.model.get_submodule(parent), name, nn.Identity())
             lines.append(f"folded {link.second} into {link.first}")
@@ -54,15 +57,17 @@ def _cannot(model: nn.Module, layer: nn.Module, norm: nn.Module) -> str:
     return ""
 
 
-def _fold_(layer: nn.Module, norm: nn.Module) -> None:
+def _fold_(layer: nn.Linear | _ConvNd, norm: _NormBase) -> None:
+    mean, variance = norm.running_mean, norm.running_var
+    assert mean is not None and variance is not None  # _cannot has seen to it
     with torch.no_grad():
         weight = layer.weight
-        deviation = (norm.running_var.double() + norm.eps).sqrt()
+        deviation = (variance.double() + norm.eps).sqrt()
         gamma = norm.weight.double() if norm.weight is not None else torch.ones_like(deviation)
         beta = norm.bias.double() if norm.bias is not None else torch.zeros_like(deviation)
         scale = gamma / deviation
         old = layer.bias.double() if layer.bias is not None else torch.zeros_like(deviation)
-        bias = (old - norm.running_mean.double()) * scale + beta
+        bias = (old - mean.double()) * scale + beta
         shape = (-1, *[1] * (weight.dim() - 1))
         weight.copy_((weight.double() * scale.view(shape)).to(weight.dtype))
         if layer.bias is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import nn
@@ -33,7 +34,7 @@ class MergeLinear(Pass):
             if reason:
                 lines.append(f"left {link.first} and {link.second}: {reason}")
                 continue
-            merged = _merged(first, second)
+            merged = _merged(cast("nn.Linear", first), cast("nn.Linear", second))
             for path, module in ((link.first, merged), (link.second, nn.Identity())):
                 parent, _, name = path.rpartition(".")
                 setattr(subject.model.get_submodule(parent), name, module)

@@ -22,7 +22,7 @@ class RemoveDead(Pass):
     def apply(self, subject: Subject) -> Subject:
         dead = set(subject.trace.dead)
         called = {path for path, count in subject.trace.calls.items() if count}
-        lines = []
+        lines: list[str] = []
         for path, module in list(subject.model.named_modules()):
             names = {f"{path}.{name}" for name, _ in module.named_parameters()}
             gone = any(path.startswith(line.removeprefix("removed ") + ".") for line in lines)

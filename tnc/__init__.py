@@ -31,16 +31,23 @@ _PUBLIC = {
     "TncError": "tnc.errors",
 }
 
-__all__ = ["__version__", *sorted(_PUBLIC)]  # noqa: PLE0604
+__all__ = ["__version__", *sorted(_PUBLIC)]
 
 if TYPE_CHECKING:
-    from tnc.api import capture, compile, densify, export, measure, plan, save
-    from tnc.artifact import load, verify
-    from tnc.decide.plan import Plan
-    from tnc.decide.spec import Spec
-    from tnc.errors import TncError
-    from tnc.net import Structure
-    from tnc.nn import StructuredLayer
+    from tnc.api import capture as capture
+    from tnc.api import compile as compile
+    from tnc.api import densify as densify
+    from tnc.api import export as export
+    from tnc.api import measure as measure
+    from tnc.api import plan as plan
+    from tnc.api import save as save
+    from tnc.artifact import load as load
+    from tnc.artifact import verify as verify
+    from tnc.decide.plan import Plan as Plan
+    from tnc.decide.spec import Spec as Spec
+    from tnc.errors import TncError as TncError
+    from tnc.net import Structure as Structure
+    from tnc.nn import StructuredLayer as StructuredLayer
 
 
 def __getattr__(name: str) -> Any:

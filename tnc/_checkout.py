@@ -27,4 +27,4 @@ def install() -> None:
     """Add the two-name finder when `tnc` runs from its own checkout."""
     from_checkout = (_HERE.parent / "pyproject.toml").is_file() and not (_HERE / "passes").exists()
     if from_checkout and _Finder not in sys.meta_path:
-        sys.meta_path.append(_Finder)  # type: ignore[arg-type]
+        sys.meta_path.append(_Finder)

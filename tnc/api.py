@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from tnc.artifact import Verified, verify
+from tnc.artifact import verify
 from tnc.artifact.modules import classes_of
 from tnc.capture import Measurements, Trace
 from tnc.capture import capture as _capture

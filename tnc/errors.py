@@ -6,10 +6,10 @@ from __future__ import annotations
 class TncError(Exception):
     """Say what is wrong (`message`), where (`where`), and what to do (`hint`).
 
-    >>> print(PlanError("rank 0 is not positive", where="site 'fc1'", hint="give a rank of 1 or more"))
+    >>> print(PlanError("rank 0 is not positive", where="site 'fc1'", hint="give at least 1"))
     rank 0 is not positive
       at: site 'fc1'
-      try: give a rank of 1 or more
+      try: give at least 1
     """
 
     exit_code = 1

@@ -1,4 +1,4 @@
-"""Describe the modules that a compiled model has in other places than its source, and put them in."""
+"""Describe the modules that a compiled model has and its source has not, and put them in."""
 
 from __future__ import annotations
 
@@ -85,11 +85,11 @@ def _put(
 ) -> None:
     parent_path, _, name = path.rpartition(".")
     parent = model.get_submodule(parent_path)
+    module = model.get_submodule(path)
     kind = entry["kind"]
     if kind == "structured":
         setattr(parent, name, _build(entry, path, tensors))
     elif kind == "rebuilt":
-        module = model.get_submodule(path)
         layer = _build(entry, f"{path}.{entry['name']}{SUFFIX}".lstrip("."), tensors)
         install_rebuilt_(module, entry["name"], layer)
     elif kind == "identity":
@@ -97,7 +97,6 @@ def _put(
     elif kind == "linear":
         setattr(parent, name, nn.Linear(entry["inputs"], entry["outputs"], entry["bias"]))
     elif kind == "bias":
-        module = model.get_submodule(path)
         if module.bias is None:
             module.bias = nn.Parameter(torch.zeros_like(tensors[f"{path}.bias"]))
     elif kind == "removed":

@@ -14,7 +14,9 @@ Probe = tuple[tuple[Any, ...], dict[str, Any]]
 _PLAIN = (type(None), bool, int, float, str)
 
 
-def probe_data(probe: Probe, outputs: tuple[Tensor, ...]) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def probe_data(
+    probe: Probe, outputs: tuple[Tensor, ...]
+) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Return the form of a probe as plain data, and the tensors of its inputs and outputs.
 
     Raises ArtifactError for an input that is neither tensors nor plain values.
@@ -43,8 +45,9 @@ def same_outputs(found: tuple[Tensor, ...], stored: Mapping[str, Tensor], rtol: 
             return f"output {number} changed its shape or is new"
         scale = float(want.double().norm()) or 1.0
         gap = float((tensor.double().cpu() - want.double()).nan_to_num().norm()) / scale
-        if not gap <= max(rtol, 8 * torch.finfo(tensor.dtype).eps
-                          if tensor.is_floating_point() else 0.0):
+        if not gap <= max(
+            rtol, 8 * torch.finfo(tensor.dtype).eps if tensor.is_floating_point() else 0.0
+        ):
             return f"output {number} differs by {gap:.3g} (relative norm)"
     return ""
 

@@ -43,9 +43,7 @@ def save(
     where the folder exists and is no artifact, or `force` is not set.
     """
     path = Path(out)
-    if path.is_file() or (
-        path.exists() and not (path / NAME).is_file() and any(path.iterdir())
-    ):
+    if path.is_file() or (path.exists() and not (path / NAME).is_file() and any(path.iterdir())):
         raise ArtifactError(
             f"{path} exists and is no artifact, so it is not replaced", hint="choose another folder"
         )

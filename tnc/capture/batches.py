@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -63,3 +63,10 @@ def differentiable_batch(batch: Any) -> tuple[Any, list[Tensor]]:
         if isinstance(batch, tuple | list):
             return tuple(lift(value) for value in batch), leaves
         return lift(batch), leaves
+
+
+def some_of(batches: Sequence[Any], samples: int) -> tuple[Any, ...]:
+    """Return evenly spaced batches of about `samples` samples in all, at least one."""
+    total = sum(sample_count(batch) for batch in batches)
+    step = max(1, total // samples)
+    return tuple(batches[step // 2 :: step])

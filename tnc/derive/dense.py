@@ -38,7 +38,7 @@ def dense(network: Network) -> Contraction:
 
 
 def forward(network: Network, rows: int) -> Contraction:
-    """Return the action on `rows` inputs: operand `input[rows, i..]` and the cores to `[rows, o..]`."""
+    """Return the action on `rows` inputs: `input[rows, i..]` and the cores to `[rows, o..]`."""
     equation = network.equation
     sizes = dict(network.sizes) | {ROWS: rows}
     return Contraction(

@@ -54,7 +54,7 @@ def learning_rate_factors(network: Network) -> dict[str, float]:
 def _fan_in(order: Order, network: Network) -> dict[str, int]:
     slots = list(order.operands)
     names = ["", *(core.name for core in network.equation.cores)]
-    found = {name: 1 for name in names[1:]}
+    found = dict.fromkeys(names[1:], 1)
     members = [{name} if name else set() for name in names]
     size = network.size | {ROWS: 1}
     for step in order.steps:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from math import prod
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor
 from torch.nn import functional
 
@@ -130,7 +131,7 @@ def _absorb(
         x = _reordered(x, term, legs, wanted)
     passengers = term.extent(stage.passengers)
     if passengers > 1:
-        x = x.unflatten(1, (passengers, -1)).flatten(0, 1)
+        x = torch.unflatten(x, 1, (passengers, -1)).flatten(0, 1)
     order = [*stage.groups, *stage.fresh, *stage.contracted]
     taps = [tuple(n for n in axis if n in stage.kernel) for axis in axes]
     held = term.equation.core(stage.core).indices
@@ -152,14 +153,14 @@ def _absorb(
         groups,
     )
     if passengers > 1:
-        x = x.unflatten(0, (-1, passengers)).flatten(1, 2)
+        x = torch.unflatten(x, 0, (-1, passengers)).flatten(1, 2)
     return x, [*stage.passengers, *stage.groups, *stage.fresh]
 
 
 def _reordered(x: Tensor, term: Network, legs: list[str], wanted: list[str]) -> Tensor:
     if len(legs) < 2:
         return x
-    split = x.unflatten(1, [term.size[n] for n in legs])
+    split = torch.unflatten(x, 1, [term.size[n] for n in legs])
     places = [1 + legs.index(n) for n in wanted]
     tail = [split.dim() - 2, split.dim() - 1]
     size = prod(term.size[n] for n in wanted)

@@ -88,24 +88,24 @@ class StructuredLayer(nn.Module):
     @property
     def weight(self) -> Tensor:
         """The dense weight in the layout of the layer that this one stands for."""
-        return self.view.layout(rebuild(self.structure, self.cores))
+        return self.view.layout(rebuild(self.structure, self.cores))  # type: ignore[arg-type]
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.view.apply(self._prepared, self.cores, self.bias, x)
+        return self.view.apply(self._prepared, self.cores, self.bias, x)  # type: ignore[arg-type]
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave the lowered programs out of pickles: they follow from structure and view."""
         return {name: value for name, value in self.__dict__.items() if name != "_prepared"}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
         self._prepared = self.view.prepare(self.structure)
 
     def extra_repr(self) -> str:
         return f"{self.structure}, view={type(self.view).__name__}, bias={self.bias is not None}"
 
     def describe(self) -> dict[str, Any]:
-        """Return the structure and the view as plain data; `artifact` rebuilds the layer from it."""
+        """Return structure and view as plain data; `artifact` rebuilds the layer from it."""
         from tnc.net import to_json
 
         return {"structure": to_json(self.structure), "view": self.view.as_json()}

@@ -74,7 +74,7 @@ class Program:
                 result = functional.linear(left, matrix, bias if step is final else None)
             else:
                 result = torch.matmul(left, matrix)
-            slots.append(result.unflatten(-1, step.split) if len(step.split) > 1 else result)
+            slots.append(torch.unflatten(result, -1, step.split) if len(step.split) > 1 else result)
         last = slots[-1]
         if self.final:
             lead = last.dim() - self.legs

@@ -70,7 +70,8 @@ def _reader(name: str) -> Any:
 
 
 def _reduce(self: nn.Module, protocol: int) -> tuple[Any, ...]:
-    state = self.__getstate__() if hasattr(self, "__getstate__") else self.__dict__
+    has_own = hasattr(self, "__getstate__")
+    state = self.__getstate__() if has_own else self.__dict__  # type: ignore[no-untyped-call]
     return _restore, (_base(type(self)), rebuilt_names(self)), state
 
 

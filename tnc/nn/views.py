@@ -45,7 +45,7 @@ class LinearTerm:
         if self.pad:
             x = functional.pad(x, (0, self.pad))
         if len(self.legs) > 1:
-            x = x.unflatten(-1, self.legs)
+            x = torch.unflatten(x, -1, self.legs)
         y = self.program.run([x, *(cores[name] for name in self.program.names[1:])], bias)
         if self.program.legs > 1:
             y = y.flatten(-self.program.legs)
@@ -226,7 +226,7 @@ class EmbeddingView(View):
 def view_from_json(data: Mapping[str, Any]) -> View:
     """Read what `View.as_json` wrote. Raises KernelError for an unknown view."""
     kinds = {kind.name: kind for kind in (LinearView, Conv2dView, EmbeddingView)}
-    options = {
+    options: dict[str, Any] = {
         key: tuple(value) if isinstance(value, list) else value
         for key, value in data.items()
         if key != "view"
@@ -257,9 +257,8 @@ def _pick(term: Network, name: str, cores: Cores, digits: Mapping[str, Tensor]) 
     if not picked:
         return cores[name]
     if indices[0] == picked[0] and len(picked) == 1:
-        return functional.embedding(digits[picked[0]], cores[name].flatten(1)).unflatten(
-            -1, cores[name].shape[1:]
-        )
+        found = functional.embedding(digits[picked[0]], cores[name].flatten(1))
+        return torch.unflatten(found, -1, cores[name].shape[1:])
     front = [indices.index(n) for n in picked]
     rest = [place for place, n in enumerate(indices) if n not in digits]
     return cores[name].permute(*front, *rest)[tuple(digits[n] for n in picked)]

@@ -153,7 +153,7 @@ def _take(offers: Offers, picks: Sequence[int]) -> Chosen:
 
 
 def _whole_scope(error: InfeasibleBudget, offers: Offers, budget: Budget) -> InfeasibleBudget:
-    """Say an infeasibility in the spec's terms: of the whole scope, with the tightest that is met."""
+    """Say an infeasibility in the spec's terms: whole scope, with the tightest that is met."""
     told = []
     for name, limit in budget.limits.items():
         least = sum(

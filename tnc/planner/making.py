@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from tnc.capture.batches import sample_count
+from tnc.capture.batches import some_of
 from tnc.decide.matching import Target, match_rules
 from tnc.decide.plan import Entry, Plan, Skip
 from tnc.decide.spec import Spec
@@ -39,7 +39,8 @@ def make_plan(
     the shortlist is rescored when the spec says `allocate: measured`. Raises PlanError for rules
     that match nothing, InfeasibleBudget with the tightest budget that can be met.
     """
-    trace, notes = subject.trace, []
+    trace = subject.trace
+    notes: list[str] = []
     targets, skips = match_rules(trace.sites, spec, locations or {}, trace.shared_inputs)
     offers = []
     curvature = evaluation.curvature if evaluation is not None else 1.0
@@ -51,12 +52,6 @@ def make_plan(
     dense_seconds = {t.name: seconds(t, Option(None, 0.0, 0.0)) for t in targets}
     budget = budget_of(subject.model, trace.sites, targets, spec, dense_seconds)
     allotment = _allot(subject, offers, budget, spec, seconds, batches, evaluation, notes, progress)
-    if subject.measurements is None and spec.metric != "none":
-        notes.append("nothing was measured: errors are of the weights alone (Frobenius norm)")
-    elif spec.metric == "auto" and not subject.measurements.has_outputs:
-        notes.append("no evaluation was given: errors are of the layers' outputs, not the model's")
-    if subject.measurements is not None:
-        notes.extend(subject.measurements.notes)
     chosen = [(target, option.cost(target)) for target, option in allotment.chosen]
     return Plan(
         fingerprint=fingerprint,
@@ -78,8 +73,20 @@ def make_plan(
         objective=spec.objective,
         total=totals(subject.model, trace.sites, "*", chosen),
         scope=totals(subject.model, trace.sites, budget.scope, chosen),
-        notes=tuple(notes),
+        notes=(*notes, *_measured_notes(subject, spec)),
     )
+
+
+def _measured_notes(subject: Subject, spec: Spec) -> tuple[str, ...]:
+    """Say of what the errors in a plan are."""
+    measured = subject.measurements
+    if measured is None:
+        told = "nothing was measured: errors are of the weights alone (Frobenius norm)"
+        return (told,) if spec.metric != "none" else ()
+    if spec.metric == "auto" and not measured.has_outputs:
+        told = "no evaluation was given: errors are of the layers' outputs, not the model's"
+        return (told, *measured.notes)
+    return tuple(measured.notes)
 
 
 def _allot(
@@ -119,13 +126,6 @@ def _allot(
     told = ", ".join(f"{allotment.how} {figure:.4g}" for figure, _, allotment in scored)
     notes.append(f"rescored on the model, mean distance on calibration data: {told}")
     return min(scored, key=lambda item: item[:2])[2]
-
-
-def some_of(batches: Sequence[Any], samples: int) -> tuple[Any, ...]:
-    """Return evenly spaced batches of about `samples` samples in all, at least one."""
-    total = sum(sample_count(batch) for batch in batches)
-    step = max(1, total // samples)
-    return tuple(batches[step // 2 :: step])
 
 
 def _timed(

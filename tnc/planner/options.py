@@ -83,10 +83,10 @@ def options_of(
 ) -> tuple[Option, ...]:
     """Return what a target could become; staying dense comes first, unless the spec fixes ranks.
 
-    With output weights (metric 'both') the error is `curvature` times the expected squared change of
-    the model's features a sample: the distance that the evaluation would measure, to second order,
-    so errors of different layers add up. Without, it is the squared error of the layer's output
-    relative to the output itself.
+    With output weights (metric 'both') the error is `curvature` times the expected squared change
+    of the model's features a sample: the distance that the evaluation would measure, to second
+    order, so errors of different layers add up. Without, it is the squared error of the layer's
+    output relative to the output itself.
     """
     kind = metric_kind(subject, target, spec)
     metric = metric_of(subject.model, target.sites, subject.measurements, kind)

@@ -25,7 +25,7 @@ def layer_seconds(target: Target, structure: Structure | None) -> float:
     layer: nn.Module
     if structure is None:
         layer = (
-            nn.Conv2d(inputs[0], outputs[0], inputs[1:])
+            nn.Conv2d(inputs[0], outputs[0], (inputs[1], inputs[2]))
             if kind == "conv"
             else nn.Linear(inputs[0], outputs[0])
         )

@@ -97,7 +97,7 @@ class Trial:
 
     def _put(self, target: Target, fit: Fitting, saved: list[tuple[Tensor, Tensor]]) -> None:
         rows = [site.signature.outputs[0] for site in target.sites]
-        parts = fit.dense.split(rows) if len(rows) > 1 else (fit.dense,)
+        parts = torch.split(fit.dense, rows) if len(rows) > 1 else (fit.dense,)
         for site, part, shift in zip(target.sites, parts, fit.shifts):
             module, attribute = owner_of(self._model, site.name)
             weight = module._parameters[attribute]

@@ -27,7 +27,7 @@ class Contract(ABC):
 
 @dataclass(frozen=True)
 class Exact(Contract):
-    """The outputs stay equal up to rounding: the relative norm of the difference is below `rtol`."""
+    """The outputs stay equal up to rounding: their difference has relative norm below `rtol`."""
 
     rtol: float = 1e-4
 
@@ -37,7 +37,7 @@ class Exact(Contract):
 
 @dataclass(frozen=True)
 class ZeroDelta(Contract):
-    """Something was added that does nothing yet: the outputs stay equal (adapters at their start)."""
+    """What was added does nothing yet: the outputs stay equal (adapters at their start)."""
 
     rtol: float = 1e-5
 
@@ -77,7 +77,7 @@ class Analysis(Contract):
         if names != [name for name, _ in new.model.named_parameters()]:
             return "parameters were added, removed or renamed"
         same = len(before) == len(after) and all(
-            torch.equal(a, b) or bool((a.isnan() == b.isnan()).all()) and _close(a, b)
+            torch.equal(a, b) or (bool((a.isnan() == b.isnan()).all()) and _close(a, b))
             for a, b in zip(before, after)
         )
         return "" if same else "the outputs changed"

@@ -19,7 +19,7 @@ def owner_of(model: nn.Module, name: str) -> tuple[nn.Module, str]:
 
 
 def replaceable(module: nn.Module, attribute: str) -> str:
-    """Say which view stands in for a whole module: 'linear', 'conv', 'embedding'; empty for none."""
+    """Say which view stands in for a whole module: 'linear', 'conv', 'embedding' or ''."""
     if attribute != "weight":
         return ""
     kind = type(module)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
+import torch
 from torch import Tensor, nn
 
 from tnc.decide.plan import Entry
@@ -11,6 +12,7 @@ from tnc.decide.site import Site
 from tnc.errors import PassError, PlanError
 from tnc.fit import Metric
 from tnc.net import Network, Signature, Structure
+from tnc.nn import StructuredLayer
 from tnc.rewrite.edit import bias_of, install_
 from tnc.rewrite.fitting import Fitting, fit_sites, metric_of
 from tnc.rewrite.reparam import Reparam
@@ -50,11 +52,12 @@ def factorize_entry(
     fitting = fit_sites(
         subject.model, sites, entry.structure, entry.fit, norm, measured, subject.plan.seed, weight
     )
-    reparams, lines = [], []
+    reparams: list[tuple[Reparam, StructuredLayer]] = []
+    lines = []
     for number, (site, structure, cores) in enumerate(_members(sites, entry.structure, fitting)):
         own_shift = shift(fitting.dense) if shift is not None else fitting.shifts[number]
         bias = _moved(subject.model, site, own_shift)
-        shared = reparams[0][1].cores if reparams else {}
+        shared: Mapping[str, Tensor] = dict(reparams[0][1].cores.items()) if reparams else {}
         cores = {
             name: shared[name] if _is_shared(name, structure, entry, shared) else value
             for name, value in cores.items()
@@ -76,7 +79,7 @@ def _members(
     name = stacked_core(structure)
     place = structure.terms[0].equation.core(name).indices.index(_output_leg(structure))
     rows = [site.signature.outputs[0] for site in sites]
-    parts = fitting.cores[name].split(rows, dim=place)
+    parts = torch.split(fitting.cores[name], rows, dim=place)
     found = []
     for site, part in zip(sites, parts):
         own = _with_rows(structure, site.signature.outputs[0])

@@ -55,9 +55,9 @@ def metric_of(
 ) -> Metric:
     """Return the metric of a (stacked) weight: 'none', 'inputs' or 'both'.
 
-    An embedding's rows are weighted by how often they are looked up. Where every site has a bias of its own, the inputs are centred: the bias takes up the mean
-    (`b' = b + (W - W') mean`), so only the covariance is left to fit. The output weights of stacked
-    sites form a block diagonal.
+    An embedding's rows are weighted by how often they are looked up. Where every site has a bias
+    of its own, the inputs are centred: the bias takes up the mean (`b' = b + (W - W') mean`), so
+    only the covariance is left to fit. The output weights of stacked sites form a block diagonal.
     """
     if kind == "none" or measurements is None:
         return Metric()
@@ -95,7 +95,9 @@ def _outputs(measurements: Measurements, sites: Sequence[Site]) -> Moment | None
         if len(known) == len(grams) and any(gram.dim() == 1 for gram in known):
             whole = torch.cat([g if g.dim() == 1 else g.diagonal() for g in known])
         elif len(known) == len(grams):
-            whole = torch.block_diag(*known) if len(known) > 1 else known[0]
+            whole = known[0]
+            if len(known) > 1:
+                whole = torch.block_diag(*known)  # type: ignore[no-untyped-call]
         measurements.derived[key] = None if whole is None else Moment(whole)
     found: Moment | None = measurements.derived[key]
     return found
@@ -152,6 +154,7 @@ def _shifts(
     if measurements is None or not _centred(model, sites, measurements):
         return (None,) * len(sites)
     mean = measurements.of(sites[0].name).mean
+    assert mean is not None  # _centred has seen to it
     gap = (weight.double() - dense.double()).flatten(1)
     shift = gap @ mean.double().to(gap.device)
-    return tuple(shift.split([site.signature.outputs[0] for site in sites]))
+    return tuple(torch.split(shift, [site.signature.outputs[0] for site in sites]))

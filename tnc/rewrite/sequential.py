@@ -1,4 +1,4 @@
-"""Sequential refit: later layers are fitted to the inputs that compressed earlier layers produce."""
+"""Sequential refit: later layers are fitted to the inputs that compressed earlier ones produce."""
 
 from __future__ import annotations
 
@@ -19,7 +19,6 @@ from tnc.rewrite.edit import bias_of
 from tnc.rewrite.factorizing import factorize_entry, sites_of
 from tnc.rewrite.fitting import metric_of, weight_of
 from tnc.rewrite.subject import Subject
-
 
 KEEP_BYTES = 2 << 30
 """How many bytes of the original's activations are kept; beyond it they are computed again."""
@@ -43,14 +42,16 @@ class _Reached(Exception):
     """Stops a forward at the layer that is asked about."""
 
 
-def refitted_weights(subject: Subject, entries: Sequence[Entry], strength: float) -> Subject:
+def refitted_weights(
+    subject: Subject, entries: Sequence[Entry], strength: float, batches: Sequence[Any]
+) -> Subject:
     """Fit and install entries in the order of execution, linear layers by `refit_target`.
 
     Layers that are no plain linear module with one use are fitted as planned, and say so.
     """
     original = copy.deepcopy(subject.model).eval()
     sites = {entry.site: sites_of(subject, entry)[0] for entry in entries}
-    stages = _stages(original, list(entries), sites, subject.batches[0])
+    stages = _stages(original, list(entries), sites, batches[0])
     later = {entry.site for stage in stages for entry in stage}
     for entry in entries:
         if entry.site not in later:
@@ -59,9 +60,9 @@ def refitted_weights(subject: Subject, entries: Sequence[Entry], strength: float
                 f"{entry.site}: no sequential refit, it is not one plain linear"
             )
     paths = [sites[stage[0].site].path for stage in stages]
-    known = _Originals(original, paths, subject.batches)
+    known = _Originals(original, paths, batches)
     for stage, path in zip(stages, paths):
-        moments = _moments(known, subject.model, path, subject.batches)
+        moments = _moments(known, subject.model, path, batches)
         for entry in stage:
             subject = _refit(subject, entry, sites[entry.site], moments, strength)
     return subject

@@ -19,8 +19,9 @@ if TYPE_CHECKING:
 class Subject:
     """A model on its way through the passes, with what is known about it.
 
-    `ties` are groups of names of one parameter in the original. `model` belongs to the pipeline: the manager made the copy, a pass may edit it. `probe` is the
-    example input (args, kwargs) on which contracts are checked.
+    `ties` are groups of names of one parameter in the original. `model` belongs to the pipeline:
+    the manager made the copy, a pass may edit it. `probe` is the example input (args, kwargs) on
+    which contracts are checked.
     """
 
     model: nn.Module

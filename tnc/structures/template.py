@@ -30,7 +30,7 @@ class Template:
         return dict(self.bounds)
 
     def at(self, ranks: Mapping[str, int]) -> Structure:
-        """Return the structure at given ranks. Raises PlanError for unknown, missing or zero ranks."""
+        """Return the structure at given ranks. Raises PlanError for unknown, missing or 0 ranks."""
         unknown = sorted(set(ranks) - set(self.bound))
         missing = sorted(set(self.bound) - set(ranks))
         if unknown or missing:
