@@ -18,7 +18,7 @@ HALF: list[dict[str, Any]] = [
 
 
 def spec(*rules: dict[str, Any], **more: Any) -> Spec:
-    """A spec of rules, each of which may match nothing; half of every weight where none is given."""
+    """A spec of rules that may match nothing; half of every weight where none is given."""
     made = [{"allow_empty": True, **rule} for rule in rules or HALF]
     return Spec(version=1, rules=made, **{"metric": "none", **more})
 

@@ -126,7 +126,7 @@ def test_another_format_names_the_version_that_wrote_it(artifact: Path) -> None:
 
 
 def test_a_folder_without_a_manifest_is_no_artifact(tmp_path: Path) -> None:
-    with pytest.raises(ArtifactError, match="is no artifact: it has no tnc.json"):
+    with pytest.raises(ArtifactError, match="is no artifact: it has no tnc"):
         tnc.load(tmp_path)
 
 

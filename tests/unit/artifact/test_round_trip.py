@@ -155,7 +155,7 @@ def test_an_artifact_without_a_source_asks_for_the_model(tmp_path: Path) -> None
 
 def test_another_model_is_refused_with_a_name(tmp_path: Path) -> None:
     folder = tnc.save(halved("prime"), tmp_path / "artifact")
-    with pytest.raises(ArtifactError, match="not in the model|no module|has shape"):
+    with pytest.raises(ArtifactError, match="has no module"):
         tnc.load(folder, model=case("half").build())
-    with pytest.raises(ArtifactError, match="not in the artifact|no module|has shape"):
+    with pytest.raises(ArtifactError, match="has no module"):
         tnc.load(folder, model=case("normed").build())
