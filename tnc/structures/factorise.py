@@ -17,7 +17,7 @@ def factorise(size: int, parts: int) -> tuple[int, ...]:
     with the least spread is taken, weighed by what its padding costs.
 
     >>> factorise(768, 2), factorise(768, 3), factorise(30522, 2), factorise(7, 1), factorise(3, 2)
-    ((24, 32), (8, 8, 12), (174, 176), (7,), (2, 2))
+    ((24, 32), (8, 8, 12), (175, 175), (7,), (1, 3))
     """
     if parts == 1:
         return (size,)
