@@ -10,6 +10,7 @@ from torch import nn
 from tnc.nn import Conv2dView, EmbeddingView, LinearView, StructuredLayer
 from tnc.nn.rebuilt import rebuilt_names, restore_dense_
 from tnc.rewrite import Exact, Pass, Subject, passes
+from tnc.rewrite.edit import keep_hooks
 
 
 @passes.register("densify")
@@ -60,6 +61,7 @@ def _dense(layer: StructuredLayer, weights: dict[tuple[int, ...], nn.Parameter])
     made.weight = weight
     if layer.bias is not None:
         made.bias = layer.bias
+    keep_hooks(layer, made)
     made.train(layer.training)
     return made
 

@@ -17,7 +17,7 @@ class FindSites(Pass):
     stage = "prepare"
 
     def apply(self, subject: Subject) -> Subject:
-        trace = capture(subject.model, *subject.probe)
+        trace = capture(subject.model, *subject.probe, graph=False)
         return subject.edited(
             f"{len(trace.sites)} sites, {len(trace.untraced)} left alone", trace=trace
         )

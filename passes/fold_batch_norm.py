@@ -11,6 +11,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 
 from tnc.rewrite import Exact, Pass, Subject, passes
+from tnc.rewrite.edit import is_watched
 
 
 @passes.register("fold-batch-norm")
@@ -51,6 +52,8 @@ def _cannot(model: nn.Module, layer: nn.Module, norm: nn.Module) -> str:
         return "it keeps no running statistics"
     if type(layer) not in (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear):
         return f"a {type(layer).__name__} is before it"
+    if is_watched(layer) or is_watched(norm):
+        return "a hook watches it or the layer before it"
     names = [n for n, p in model.named_parameters(remove_duplicate=False) if p is layer.weight]
     if len(names) > 1:
         return f"the weight before it is tied ({', '.join(names)})"

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from tnc.rewrite import Exact, Pass, Subject, passes
+from tnc.rewrite.edit import is_watched
 
 
 @passes.register("merge-linear")
@@ -45,6 +46,8 @@ class MergeLinear(Pass):
 def _cannot(subject: Subject, at: str, first: nn.Module, then: str, second: nn.Module) -> str:
     if type(first) is not nn.Linear or type(second) is not nn.Linear:
         return "not both are nn.Linear"
+    if is_watched(first) or is_watched(second):
+        return "a hook watches one"
     calls = subject.trace.calls
     if calls.get(at, 1) != 1 or calls.get(then, 1) != 1:
         return "one is called more than once"

@@ -192,7 +192,7 @@ def _prepare(
 ) -> _Work:
     batches = tuple(calibration) if calibration is not None else ()
     probe = _example(example, batches)
-    trace = _capture(model, *probe)
+    trace = _capture(model, *probe, graph=False)
     if given is not None and given.fingerprint != trace.fingerprint:
         raise PlanError(
             "the plan was made for another model: the fingerprints differ "
@@ -206,7 +206,7 @@ def _prepare(
     outcome = run_passes(subject, early, progress)
     subject = outcome.subject
     if not any(name == "find-sites" for name, _ in early):
-        subject = replace(subject, trace=_capture(subject.model, *probe))
+        subject = replace(subject, trace=_capture(subject.model, *probe, graph=False))
     targets, _ = match_rules(subject.trace.sites, spec, locations or {})
     if batches and any((rule.metric or spec.metric) != "none" for rule in spec.rules):
         wanted = {site.name for target in targets for site in target.sites}

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import copy
 import pickle
+from functools import cache
 
 import pytest
 import torch
 
 import tnc
-from tests.zoo import CASES
+from tests.zoo import BY_NAME, CASES
 from tnc.rewrite.contract import outputs_of
 
 FULL = [
@@ -35,41 +36,55 @@ def gap(before: tuple[torch.Tensor, ...], after: tuple[torch.Tensor, ...]) -> fl
     return worst
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-def test_full_rank_is_exact(case) -> None:
+@cache
+def compiled(name: str):
+    """Compile a case of the zoo once; return the case's model, its input, and what was made."""
+    case = BY_NAME[name]
     model, probe = case.build(), case.inputs()
-    before = outputs_of(model, probe)
-    state = {name: value.clone() for name, value in model.state_dict().items()}
-    made = tnc.compile(model, tnc.Spec(version=1, rules=FULL), example=probe)
-    limit = 2e-2 if case.name == "half" else 1e-4
-    assert gap(before, outputs_of(made.model, probe)) <= limit
-    assert all(torch.equal(state[n], v) for n, v in model.state_dict().items()), "input was edited"
+    return model, probe, tnc.compile(model, tnc.Spec(version=1, rules=FULL), example=probe)
+
+
+def limit(name: str) -> float:
+    """Return how far outputs may be off: 1e-4, and the rounding of bfloat16."""
+    return 2e-2 if name == "half" else 1e-4
+
+
+each = pytest.mark.parametrize("name", [case.name for case in CASES])
+
+
+@each
+def test_full_rank_is_exact(name: str) -> None:
+    model, probe, made = compiled(name)
+    fresh = BY_NAME[name].build().state_dict()
+    assert gap(outputs_of(model, probe), outputs_of(made.model, probe)) <= limit(name)
+    assert all(torch.equal(fresh[n], v) for n, v in model.state_dict().items()), "input edited"
     assert isinstance(made.model, type(model))
-    accounted = {m for entry in made.plan.entries for m in entry.members}
-    accounted |= {skip.site for skip in made.plan.skips}
-    aliases = {a: s.name for s in made.trace.sites for a in s.aliases}
-    for name, parameter in model.named_parameters():
+
+
+@each
+def test_no_weight_goes_unmentioned(name: str) -> None:
+    model, _, made = compiled(name)
+    told = {member for entry in made.plan.entries for member in entry.members}
+    told |= {skip.site for skip in made.plan.skips}
+    first = {alias: site.name for site in made.trace.sites for alias in site.aliases}
+    for weight, parameter in model.named_parameters():
         if parameter.dim() >= 2:
-            assert aliases.get(name, name) in accounted or name in accounted, name
+            assert first.get(weight, weight) in told or weight in told, weight
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-def test_compiled_models_copy_and_pickle(case) -> None:
-    model, probe = case.build(), case.inputs()
-    made = tnc.compile(model, tnc.Spec(version=1, rules=FULL), example=probe).model
-    want = outputs_of(made, probe)
-    for other in (copy.deepcopy(made), pickle.loads(pickle.dumps(made))):
+@each
+def test_compiled_models_copy_and_pickle(name: str) -> None:
+    _, probe, made = compiled(name)
+    want = outputs_of(made.model, probe)
+    for other in (copy.deepcopy(made.model), pickle.loads(pickle.dumps(made.model))):
         assert gap(want, outputs_of(other, probe)) == 0.0
         ties = len({id(p) for p in other.parameters()})
-        assert ties == len({id(p) for p in made.parameters()})
+        assert ties == len({id(p) for p in made.model.parameters()})
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-def test_densify_goes_back(case) -> None:
-    model, probe = case.build(), case.inputs()
-    made = tnc.compile(model, tnc.Spec(version=1, rules=FULL), example=probe).model
-    dense = tnc.densify(made)
+@each
+def test_densify_goes_back(name: str) -> None:
+    _, probe, made = compiled(name)
+    dense = tnc.densify(made.model)
     assert not [m for m in dense.modules() if isinstance(m, tnc.StructuredLayer)]
-    assert gap(outputs_of(made, probe), outputs_of(dense, probe)) <= (
-        2e-2 if case.name == "half" else 1e-4
-    )
+    assert gap(outputs_of(made.model, probe), outputs_of(dense, probe)) <= limit(name)

@@ -21,8 +21,8 @@ from tnc.rewrite.fitting import fit_sites, metric_of, weight_of
 from tnc.rewrite.subject import Subject
 from tnc.structures import Family
 
-PROBED = 5
-"""How many sizes of a ladder are really fitted where the spectra do not give the error exactly."""
+PROBED, SWEEPS = 4, 2
+"""How many sizes of a ladder are really fitted, and how long, where spectra are not exact."""
 
 
 @dataclass(frozen=True)
@@ -158,6 +158,7 @@ def _fitted(
         metric,
         subject.measurements,
         seed,
+        sweeps=SWEEPS,
     )
     return fitting.relative**2 * energy
 

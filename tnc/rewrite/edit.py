@@ -11,6 +11,16 @@ from tnc.errors import PassError
 from tnc.net import Structure
 from tnc.nn import Conv2dView, EmbeddingView, LinearView, StructuredLayer, View, install_rebuilt_
 
+HOOKS = (
+    "_forward_hooks",
+    "_forward_hooks_with_kwargs",
+    "_forward_hooks_always_called",
+    "_forward_pre_hooks",
+    "_forward_pre_hooks_with_kwargs",
+    "_backward_hooks",
+    "_backward_pre_hooks",
+)
+
 
 def owner_of(model: nn.Module, name: str) -> tuple[nn.Module, str]:
     """Return the module that holds a parameter and the attribute's name."""
@@ -85,7 +95,7 @@ def install_(
         layer = StructuredLayer(structure, view, dict(shared), own_bias)
         layer.train(module.training)
         if kind:
-            _keep_hooks(module, layer)
+            keep_hooks(module, layer)
             path = alias.rpartition(".")[0]
             made[id(module)] = layer
             _set_submodule(model, path, layer)
@@ -124,18 +134,16 @@ def _bias_of(module: nn.Module, kind: str, new: Tensor | None) -> Tensor | None:
     return None
 
 
-def _keep_hooks(old: nn.Module, new: nn.Module) -> None:
+def keep_hooks(old: nn.Module, new: nn.Module) -> None:
     """Hand a user's hooks on; the dictionaries themselves, so that their handles go on working."""
-    for name in (
-        "_forward_hooks",
-        "_forward_hooks_with_kwargs",
-        "_forward_hooks_always_called",
-        "_forward_pre_hooks",
-        "_forward_pre_hooks_with_kwargs",
-        "_backward_hooks",
-        "_backward_pre_hooks",
-    ):
+    for name in HOOKS:
         setattr(new, name, getattr(old, name))
+    new._is_full_backward_hook = old._is_full_backward_hook
+
+
+def is_watched(module: nn.Module) -> bool:
+    """Whether hooks of a user would see other values if the module computed something else."""
+    return any(getattr(module, name) for name in HOOKS)
 
 
 def _set_bias(module: nn.Module, attribute: str, new: Tensor | None) -> None:

@@ -112,11 +112,15 @@ def fit_sites(
     measurements: Measurements | None,
     seed: int,
     weight: Tensor | None = None,
+    sweeps: int = 8,
 ) -> Fitting:
-    """Fit one structure to the (stacked) weight of sites, or to `weight` in its place."""
+    """Fit one structure to the (stacked) weight of sites, or to `weight` in its place.
+
+    `sweeps` bounds how long a fit that does not honour the metric by itself is polished in it.
+    """
     own = weight_of(model, sites)
     target = own if weight is None else weight
-    found = fit_structure(target, structure, fit, metric, seed=seed_for(seed, sites[0].name, "fit"))
+    found = fit_structure(target, structure, fit, metric, seed=seed_for(seed, sites[0].name, "fit"), sweeps=sweeps)
     dense = reconstruct(structure, found.cores)
     shifts = _shifts(model, sites, target, dense, measurements)
     plain = relative_error(target, dense, structure.signature)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from tnc.capture.batches import call, kept_rows
+from tnc.capture.undisturbed import evaluating
 from tnc.decide.plan import Entry
 from tnc.decide.site import Site
 from tnc.fit import Metric
@@ -146,9 +147,9 @@ def _moments(
     """Sum up products in float32 (float64 inputs in float64), sums in float64."""
     sums: list[Tensor] = []
     rows = 0
-    current.eval()
     for number, batch in enumerate(batches):
-        x, y = original.rows(path, number), _input_at(current, path, batch)
+        with evaluating(current):
+            x, y = original.rows(path, number), _input_at(current, path, batch)
         parts = [p.double() for p in (x.T @ x, x.T @ y, y.T @ y, x.sum(0), y.sum(0))]
         sums = [a + b for a, b in zip(sums, parts)] if sums else parts
         rows += len(x)
@@ -181,13 +182,13 @@ def _inputs_at(model: nn.Module, paths: Sequence[str], batch: Any) -> dict[str, 
 
     def keep(path: str) -> Callable[..., None]:
         def hook(module: nn.Module, args: tuple[Tensor, ...]) -> None:
-            found[path] = args[0].detach()
+            found[path] = _rows(args[0].detach(), batch).clone()  # later code may write to it
 
         return hook
 
     with torch.no_grad(), _hooked(model, {path: keep(path) for path in paths}):
         call(model, batch)
-    return {path: _rows(tensor, batch) for path, tensor in found.items()}
+    return found
 
 
 def _input_at(model: nn.Module, path: str, batch: Any) -> Tensor:
