@@ -43,14 +43,7 @@ def save(
     where the folder exists and is no artifact, or `force` is not set.
     """
     path = Path(out)
-    if path.is_file() or (path.exists() and not (path / NAME).is_file() and any(path.iterdir())):
-        raise ArtifactError(
-            f"{path} exists and is no artifact, so it is not replaced", hint="choose another folder"
-        )
-    if (path / NAME).is_file() and not force:
-        raise ArtifactError(
-            f"{path} already holds an artifact", hint="use --force to replace it, or another folder"
-        )
+    _check_place(path, force)
     state, tied = _state(compiled.model)
     with replaced_folder(path) as folder:
         tensors = _write_shards(folder, state, shard_bytes)
@@ -77,6 +70,17 @@ def save(
         )
         (folder / NAME).write_text(manifest.text(), encoding="utf-8")
     return path
+
+
+def _check_place(path: Path, force: bool) -> None:
+    if path.is_file() or (path.exists() and not (path / NAME).is_file() and any(path.iterdir())):
+        raise ArtifactError(
+            f"{path} exists and is no artifact, so it is not replaced", hint="choose another folder"
+        )
+    if (path / NAME).is_file() and not force:
+        raise ArtifactError(
+            f"{path} already holds an artifact", hint="use --force to replace it, or another folder"
+        )
 
 
 def _state(model: nn.Module) -> tuple[dict[str, Tensor], tuple[tuple[str, ...], ...]]:

@@ -9,7 +9,7 @@ from tnc.capture.batches import some_of
 from tnc.decide.matching import Target, match_rules
 from tnc.decide.plan import Entry, Plan, Skip
 from tnc.decide.spec import Spec
-from tnc.errors import PlanError
+from tnc.errors import InfeasibleBudget, PlanError
 from tnc.planner.allocation import Allotment, by_knapsack, shortlist, uniform
 from tnc.planner.budget import Budget, budget_of, totals
 from tnc.planner.options import Option, dense_of, metric_kind, options_of
@@ -42,12 +42,7 @@ def make_plan(
     trace = subject.trace
     notes: list[str] = []
     targets, skips = match_rules(trace.sites, spec, locations or {}, trace.shared_inputs)
-    offers = []
-    curvature = evaluation.curvature if evaluation is not None else 1.0
-    for number, target in enumerate(targets):
-        if progress:
-            progress("candidates", number, len(targets))
-        offers.append((target, options_of(subject, target, spec, curvature)))
+    offers = _offers(subject, targets, spec, evaluation, progress)
     seconds = _timed(offers, spec)
     dense_seconds = {t.name: seconds(t, Option(None, 0.0, 0.0)) for t in targets}
     budget = budget_of(subject.model, trace.sites, targets, spec, dense_seconds)
@@ -77,6 +72,23 @@ def make_plan(
     )
 
 
+def _offers(
+    subject: Subject,
+    targets: Sequence[Target],
+    spec: Spec,
+    evaluation: Evaluator | None,
+    progress: Progress | None,
+) -> list[tuple[Target, tuple[Option, ...]]]:
+    """Return what every target could become."""
+    curvature = evaluation.curvature if evaluation is not None else 1.0
+    found = []
+    for number, target in enumerate(targets):
+        if progress:
+            progress("candidates", number, len(targets))
+        found.append((target, options_of(subject, target, spec, curvature)))
+    return found
+
+
 def _measured_notes(subject: Subject, spec: Spec) -> tuple[str, ...]:
     """Say of what the errors in a plan are."""
     measured = subject.measurements
@@ -101,14 +113,7 @@ def _allot(
     progress: Progress | None,
 ) -> Allotment:
     if spec.allocate == "uniform":
-        found = uniform(offers, budget)
-        if found is None or not budget.limits:
-            raise PlanError(
-                "no uniform share meets the budget" if budget.limits else "uniform needs a budget",
-                where="allocate",
-                hint="give `budget: {params: ...}`, or `keep` in every rule",
-            )
-        return found
+        return _uniform(offers, budget, spec)
     if spec.allocate == "surrogate":
         return by_knapsack(offers, budget, spec, seconds)
     if evaluation is None or not batches:
@@ -126,6 +131,29 @@ def _allot(
     told = ", ".join(f"{allotment.how} {figure:.4g}" for figure, _, allotment in scored)
     notes.append(f"rescored on the model, mean distance on calibration data: {told}")
     return min(scored, key=lambda item: item[:2])[2]
+
+
+def _uniform(
+    offers: Sequence[tuple[Target, Sequence[Option]]], budget: Budget, spec: Spec
+) -> Allotment:
+    """Raises PlanError where a share of every layer cannot answer the budget's question."""
+    unfit = [name for name in ("latency", "error") if getattr(spec.budget, name, None)]
+    if unfit or not budget.limits:
+        raise PlanError(
+            f"a uniform share cannot meet a bound on the {unfit[0]}"
+            if unfit
+            else "uniform needs a budget",
+            where="allocate",
+            hint="give `budget: {params: ...}`, or another `allocate`",
+        )
+    found = uniform(offers, budget)
+    if found is None:
+        raise InfeasibleBudget(
+            "no uniform share meets the budget",
+            where="allocate",
+            hint="raise the budget, or `allocate: surrogate`, which says what can be met",
+        )
+    return found
 
 
 def _timed(
