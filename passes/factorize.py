@@ -23,7 +23,7 @@ class Factorize(Pass):
     """
 
     refit: float = 0.3
-    samples: int = 256
+    samples: int = 512
     contract = Approximate()
 
     def apply(self, subject: Subject) -> Subject:

@@ -20,6 +20,7 @@ from tnc.decide.pipeline import pipeline
 from tnc.decide.plan import Plan
 from tnc.decide.spec import Spec
 from tnc.errors import CaptureError, PlanError
+from tnc.fit import fits
 from tnc.planner import Evaluator, make_plan
 from tnc.rewrite import Pass, Record, Reparam, Subject, run_passes
 from tnc.rewrite.subject import ties_of
@@ -190,6 +191,7 @@ def _prepare(
     progress: Progress | None,
     given: Plan | None = None,
 ) -> _Work:
+    _check_fits(spec, locations or {})
     batches = tuple(calibration) if calibration is not None else ()
     probe = _example(example, batches)
     trace = _capture(model, *probe, graph=False)
@@ -207,15 +209,17 @@ def _prepare(
     subject = outcome.subject
     if not any(name == "find-sites" for name, _ in early):
         subject = replace(subject, trace=_capture(subject.model, *probe, graph=False))
-    targets, _ = match_rules(subject.trace.sites, spec, locations or {})
-    if batches and any((rule.metric or spec.metric) != "none" for rule in spec.rules):
-        wanted = {site.name for target in targets for site in target.sites}
+    if given is not None:
+        wanted, outputs = _planned_metrics(given, bool(batches), evaluation is not None)
+    else:
+        wanted, outputs = _spec_metrics(subject, spec, locations or {})
+    if batches and wanted:
         sites = [site for site in subject.trace.sites if site.name in wanted]
         found = _measure(
             subject.model,
             sites,
             batches,
-            gradients=evaluation.probe if evaluation and _wants_outputs(spec) else None,
+            gradients=evaluation.probe if evaluation and outputs else None,
             progress=progress,
         )
         subject = replace(subject, measurements=found)
@@ -231,8 +235,39 @@ def _prepare(
     return _Work(subject, made, steps, outcome.records)
 
 
-def _wants_outputs(spec: Spec) -> bool:
-    return any((rule.metric or spec.metric) in ("both", "auto") for rule in spec.rules)
+def _check_fits(spec: Spec, locations: Mapping[str, str]) -> None:
+    """Raise UnknownName for a fit that is not there, before anything is done."""
+    for number, rule in enumerate(spec.rules):
+        if rule.fit != "auto":
+            place = locations.get(f"rules.{number}.fit", f"rules[{number}].fit")
+            fits.get(rule.fit, where=place)
+
+
+def _spec_metrics(
+    subject: Subject, spec: Spec, locations: Mapping[str, str]
+) -> tuple[set[str], bool]:
+    """Return the sites that a spec has measured, and whether their outputs are wanted too."""
+    targets, _ = match_rules(subject.trace.sites, spec, locations)
+    metrics = {rule.metric or spec.metric for rule in spec.rules}
+    sites = {site.name for target in targets for site in target.sites}
+    return sites if metrics != {"none"} else set(), bool(metrics & {"both", "auto"})
+
+
+def _planned_metrics(plan: Plan, data: bool, evaluation: bool) -> tuple[set[str], bool]:
+    """Return the same for a plan. Raises PlanError where what its metrics need is not given."""
+    fitted = [e for e in plan.entries if e.structure is not None and e.metric != "none"]
+    outputs = [entry for entry in fitted if entry.metric == "both"]
+    missing = "calibration data" if fitted and not data else ""
+    if not missing and outputs and not evaluation:
+        missing = "an evaluation"
+    if missing:
+        entry = (outputs or fitted)[0]
+        raise PlanError(
+            f"the plan fits {len(fitted)} weights in a measured metric, which needs {missing}",
+            where=f"entry {entry.site}, metric {entry.metric!r}",
+            hint=f"give {missing} as for the plan, or make a plan with `metric: none`",
+        )
+    return {name for entry in fitted for name in entry.members}, bool(outputs)
 
 
 def _example(example: Example | Tensor | None, batches: tuple[Any, ...]) -> Example:

@@ -119,6 +119,8 @@ class Plan:
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Plan:
         """Read a plan. Raises PlanError for another version or a changed digest."""
+        if not isinstance(data, Mapping):
+            raise PlanError(f"not a plan: a {type(data).__name__}")
         if data.get("version") != VERSION:
             raise PlanError(
                 f"plan version {data.get('version')!r} is not {VERSION}",
@@ -146,6 +148,9 @@ class Plan:
         """Read a plan file. Raises PlanError with the file's name."""
         try:
             return cls.from_json(json.loads(Path(path).read_text(encoding="utf-8")))
+        except PlanError as error:
+            error.where = error.where or str(path)
+            raise
         except (OSError, ValueError) as error:
             raise PlanError(f"cannot read the plan: {error}", where=str(path)) from error
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from math import ceil
 
 from tnc.decide.allocate import Choice, allocate, minimise_cost
 from tnc.decide.candidates import Candidate, cost_of, name_of, template_of
@@ -72,7 +73,7 @@ def by_knapsack(
         try:
             found = allocate(choices, budgets, objective=spec.objective)
         except InfeasibleBudget as error:
-            raise _whole_scope(error, offers, budget) from error
+            raise _whole_scope(offers, budget, seconds) from error
     remark = f"solver {found.solver}, gap {found.gap:.1g}"
     return Allotment(_take(offers, found.picks), name, remark)
 
@@ -152,23 +153,28 @@ def _take(offers: Offers, picks: Sequence[int]) -> Chosen:
     return tuple((target, options[pick]) for (target, options), pick in zip(offers, picks))
 
 
-def _whole_scope(error: InfeasibleBudget, offers: Offers, budget: Budget) -> InfeasibleBudget:
+def _whole_scope(
+    offers: Offers, budget: Budget, seconds: Callable[[Target, Option], float]
+) -> InfeasibleBudget:
     """Say an infeasibility in the spec's terms: whole scope, with the tightest that is met."""
     told = []
     for name, limit in budget.limits.items():
         least = sum(
             min(
-                cost_vector(option.cost(target), 0.0, (name,), budget.counts(target))[0]
+                cost_vector(
+                    option.cost(target), seconds(target, option), (name,), budget.counts(target)
+                )[0]
                 for option in options
             )
             for target, options in offers
         )
         fixed, dense = budget.fixed[name], budget.dense[name]
         smallest = least + fixed
-        share = f" ({smallest / dense:.4g} of {dense:,.0f})" if dense else ""
+        share = f" ({ceil(smallest / dense * 1e4) / 1e4:.4f} of {_told(name, dense)})"
         told.append(
-            f"{name} {limit + fixed:,.0f} is asked for, {fixed:,.0f} lie outside of the rules, "
-            f"the least that can be met is {smallest:,.0f}{share}"
+            f"{name} {_told(name, limit + fixed)} is asked for, "
+            f"{_told(name, fixed)} lie outside of the rules, "
+            f"the least that can be met is {_told(name, smallest)}{share if dense else ''}"
         )
     return InfeasibleBudget(
         "no plan meets the budget: " + "; ".join(told),
@@ -176,3 +182,7 @@ def _whole_scope(error: InfeasibleBudget, offers: Offers, budget: Budget) -> Inf
         hint="raise the budget, let rules match more of the scope, or offer smaller structures"
         + ("" if len(told) == 1 else "; together the budgets may be tighter than each alone"),
     )
+
+
+def _told(name: str, value: float) -> str:
+    return f"{value * 1e6:,.1f} us" if name == "latency" else f"{value:,.0f}"

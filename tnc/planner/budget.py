@@ -62,7 +62,7 @@ def budget_of(
             hint="scopes are patterns of parameter names, such as 'encoder.*'",
         )
     inside = [t for t in targets if in_scope(scope, t.sites[0])]
-    dense["latency"] = sum(seconds.values()) if seconds else 0.0
+    dense["latency"] = sum(seconds[target.name] for target in inside) if seconds else 0.0
     fixed = {
         "params": dense["params"] - sum(s.cost.params for t in inside for s in t.sites),
         "flops": dense["flops"] - sum(s.cost.flops for t in inside for s in t.sites),

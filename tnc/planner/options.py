@@ -10,13 +10,13 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
-from tnc.decide.candidates import Candidate, ladder, template_of
+from tnc.decide.candidates import Candidate, ladder, name_of, template_of
 from tnc.decide.matching import Target
 from tnc.decide.spec import Spec
 from tnc.derive.cost import Cost
 from tnc.derive.cut import cut
 from tnc.errors import PlanError
-from tnc.fit import Metric, tails
+from tnc.fit import Metric, fits, tails
 from tnc.rewrite.fitting import fit_sites, metric_of, weight_of
 from tnc.rewrite.subject import Subject
 from tnc.structures import Family
@@ -95,6 +95,7 @@ def options_of(
     unit = 1 / curvature if metric.outputs is not None and kind == "both" else energy
     options = [] if is_fixed(target) else [Option(None, 0.0, 0.0)]
     for family in target.rule.structure:
+        _check_fit(family, target)
         found = spectra(weight, target, family, metric)
         candidates = ladder(family, target, found, spec.round_to)
 
@@ -104,6 +105,20 @@ def options_of(
         for candidate, squared in zip(candidates, squared_errors(candidates, fitted, energy)):
             options.append(Option(candidate, _six(squared / unit), _six(sqrt(squared / energy))))
     return tuple(options)
+
+
+def _check_fit(family: Family, target: Target) -> None:
+    """Raise PlanError where the fit of the rule does not take the structure, before any fitting."""
+    name = target.rule.fit
+    if name == "auto":
+        return
+    reason = fits.get(name, where=target.where).accepts(template_of(family, target).full())
+    if reason:
+        raise PlanError(
+            f"fit {name!r} does not take {name_of(family)}: {reason}",
+            where=target.where,
+            hint="use `fit: auto`, or `als`, which takes every equation",
+        )
 
 
 def squared_errors(

@@ -120,7 +120,9 @@ def fit_sites(
     """
     own = weight_of(model, sites)
     target = own if weight is None else weight
-    found = fit_structure(target, structure, fit, metric, seed=seed_for(seed, sites[0].name, "fit"), sweeps=sweeps)
+    found = fit_structure(
+        target, structure, fit, metric, seed=seed_for(seed, sites[0].name, "fit"), sweeps=sweeps
+    )
     dense = reconstruct(structure, found.cores)
     shifts = _shifts(model, sites, target, dense, measurements)
     plain = relative_error(target, dense, structure.signature)

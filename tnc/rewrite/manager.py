@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from torch import nn
 
 from tnc.errors import PassError, TncError
-from tnc.rewrite.contract import Analysis, outputs_of
+from tnc.rewrite.contract import outputs_of
 from tnc.rewrite.passes import Pass
 from tnc.rewrite.subject import Subject
 
@@ -58,8 +58,7 @@ def run_passes(
             progress(f"pass {name}", number, len(pipeline))
         started, params = time.perf_counter(), count_parameters(current.model)
         good = current
-        if not isinstance(step.contract, Analysis):
-            current = replace(current, model=copy.deepcopy(current.model))
+        current = replace(current, model=copy.deepcopy(current.model))
         try:
             result = step.apply(replace(current, edits=()))
         except TncError as error:
