@@ -22,6 +22,10 @@ STEPS = 24
 """Sizes on the ladder of one family, evenly spaced up to the dense size."""
 
 
+WORTHWHILE = 0.85
+"""A structure that keeps a larger share of the parameters costs more time than it saves."""
+
+
 @dataclass(frozen=True)
 class Candidate:
     """A structure for a target; `surrogate` bounds its squared error, NaN where unknown."""
@@ -82,7 +86,7 @@ def ladder(
     for ranks in _rank_sets(family, template, tails, sizes, round_to):
         key = tuple(sorted(ranks.items()))
         candidate = _candidate(family, target, template, ranks, tails)
-        if candidate.cost.params < dense:
+        if candidate.cost.params <= WORTHWHILE * dense:
             found[key] = candidate
     return tuple(sorted(found.values(), key=lambda c: (c.cost.params, str(c.structure))))
 
