@@ -138,7 +138,7 @@ def shortlist(
     found = [run(1.0, "knapsack")]
     if found[0].how == "fixed by the spec":
         return tuple(found)
-    found += [run(power, f"knapsack on errors^{power}") for power in (0.75,)]
+    found += [run(power, f"knapsack on errors^{power}") for power in (0.75, 0.5)]
     even = uniform(offers, budget) if "latency" not in budget.limits else None
     if even is not None and (spec.budget is None or spec.budget.error is None):
         found.append(even)
