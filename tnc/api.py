@@ -22,7 +22,7 @@ from tnc.decide.spec import Spec
 from tnc.errors import CaptureError, PlanError
 from tnc.fit import fits
 from tnc.planner import Evaluator, make_plan
-from tnc.rewrite import Pass, Record, Reparam, Subject, run_passes
+from tnc.rewrite import Compiled, Pass, Record, Subject, run_passes
 from tnc.rewrite.subject import ties_of
 
 Example = tuple[tuple[Any, ...], dict[str, Any]]
@@ -39,25 +39,6 @@ __all__ = [
     "save",
     "verify",
 ]
-
-
-@dataclass(frozen=True)
-class Compiled:
-    """A compiled model with the plan it follows and what was done.
-
-    `records` holds one line of history for each pass, `reparams` what became of each weight, in a
-    form that an optimizer can follow. `probe` is the example input, `classes` the modules of the
-    original by path. `measurements` are those that the fits used.
-    """
-
-    model: nn.Module
-    plan: Plan
-    trace: Trace
-    records: tuple[Record, ...]
-    reparams: tuple[Reparam, ...]
-    probe: Example
-    classes: Mapping[str, str]
-    measurements: Measurements | None = None
 
 
 def capture(model: nn.Module, *args: Any, **kwargs: Any) -> Trace:

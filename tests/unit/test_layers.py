@@ -65,7 +65,6 @@ def modules() -> list[tuple[str, Path]]:
 
 # Imports inside of functions that are lazy on purpose: a lower layer hands over to a higher one.
 LAZY = {
-    ("artifact", "tnc.api"),
     ("artifact", "tnc.passes.densify"),
     ("api", "tnc.passes.densify"),
 }

@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Iterable, Mapping
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -17,10 +17,8 @@ from tnc.artifact.modules import describe_modules
 from tnc.artifact.probing import probe_data
 from tnc.errors import ArtifactError
 from tnc.files import replaced_folder
+from tnc.rewrite.compiled import Compiled
 from tnc.rewrite.contract import outputs_of
-
-if TYPE_CHECKING:
-    from tnc.api import Compiled
 
 SHARD_BYTES = 2 << 30
 

@@ -1,5 +1,6 @@
 """Safe edits of a user's model, passes, contracts, and the manager that runs them."""
 
+from tnc.rewrite.compiled import Compiled
 from tnc.rewrite.contract import Analysis, Approximate, Contract, Exact, ZeroDelta
 from tnc.rewrite.manager import Outcome, Record, run_passes
 from tnc.rewrite.passes import Pass, passes
@@ -9,6 +10,7 @@ from tnc.rewrite.subject import Subject
 __all__ = [
     "Analysis",
     "Approximate",
+    "Compiled",
     "Contract",
     "Exact",
     "Outcome",
