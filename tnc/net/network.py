@@ -82,7 +82,8 @@ class Network:
 
     def extent(self, axis: Axis) -> int:
         """The product of the sizes of a group of indices."""
-        return prod(self.size[name] for name in axis)
+        # a list, since torch.compile traces this where a convolution is planned, without generators
+        return prod([self.size[name] for name in axis])
 
     @cached_property
     def signature(self) -> Signature:

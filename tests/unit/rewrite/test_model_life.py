@@ -106,6 +106,7 @@ def test_torch_compile_takes_the_model_forwards_and_backwards(make) -> None:
     assert all(float(a.grad.norm()) > 0 for a, _ in pairs)
 
 
+@pytest.mark.slow
 def test_the_default_compiler_takes_the_model() -> None:
     made = mlp()
     x = torch.randn(5, 16)
