@@ -15,7 +15,6 @@ _checkout.install()
 __version__ = "0.1.0"
 
 _PUBLIC = {
-    "capture": "tnc.api",
     "compile": "tnc.api",
     "densify": "tnc.api",
     "export": "tnc.api",
@@ -23,6 +22,7 @@ _PUBLIC = {
     "measure": "tnc.api",
     "plan": "tnc.api",
     "save": "tnc.api",
+    "trace": "tnc.api",
     "verify": "tnc.artifact",
     "Plan": "tnc.decide.plan",
     "Spec": "tnc.decide.spec",
@@ -34,13 +34,13 @@ _PUBLIC = {
 __all__ = ["__version__", *sorted(_PUBLIC)]
 
 if TYPE_CHECKING:
-    from tnc.api import capture as capture
     from tnc.api import compile as compile
     from tnc.api import densify as densify
     from tnc.api import export as export
     from tnc.api import measure as measure
     from tnc.api import plan as plan
     from tnc.api import save as save
+    from tnc.api import trace as trace
     from tnc.artifact import load as load
     from tnc.artifact import verify as verify
     from tnc.decide.plan import Plan as Plan

@@ -12,8 +12,7 @@ from torch import Tensor, nn
 
 from tnc.artifact import verify
 from tnc.artifact.modules import classes_of
-from tnc.capture import Measurements, Trace
-from tnc.capture import capture as _capture
+from tnc.capture import Measurements, Trace, capture
 from tnc.capture import measure as _measure
 from tnc.decide.matching import match_rules
 from tnc.decide.pipeline import pipeline
@@ -30,26 +29,26 @@ Progress = Callable[[str, int, int], None]
 
 __all__ = [
     "Compiled",
-    "capture",
     "compile",
     "densify",
     "export",
     "measure",
     "plan",
     "save",
+    "trace",
     "verify",
 ]
 
 
-def capture(model: nn.Module, *args: Any, **kwargs: Any) -> Trace:
+def trace(model: nn.Module, *args: Any, **kwargs: Any) -> Trace:
     """Trace a model on an example input and list the weights that could be rewritten.
 
     >>> import torch, tnc
-    >>> trace = tnc.capture(torch.nn.Linear(8, 4), torch.ones(2, 8))
-    >>> [(site.path, site.op, str(site.signature)) for site in trace.sites]
+    >>> found = tnc.trace(torch.nn.Linear(8, 4), torch.ones(2, 8))
+    >>> [(site.path, site.op, str(site.signature)) for site in found.sites]
     [('weight', 'linear', '4 <- 8')]
     """
-    return _capture(model, args, kwargs)
+    return capture(model, args, kwargs)
 
 
 def measure(
@@ -175,7 +174,7 @@ def _prepare(
     _check_fits(spec, locations or {})
     batches = tuple(calibration) if calibration is not None else ()
     probe = _example(example, batches)
-    trace = _capture(model, *probe, graph=False)
+    trace = capture(model, *probe, graph=False)
     if given is not None and given.fingerprint != trace.fingerprint:
         raise PlanError(
             "the plan was made for another model: the fingerprints differ "
@@ -189,7 +188,7 @@ def _prepare(
     outcome = run_passes(subject, early, progress)
     subject = outcome.subject
     if not any(name == "find-sites" for name, _ in early):
-        subject = replace(subject, trace=_capture(subject.model, *probe, graph=False))
+        subject = replace(subject, trace=capture(subject.model, *probe, graph=False))
     if given is not None:
         wanted, outputs = _planned_metrics(given, bool(batches), evaluation is not None)
     else:
