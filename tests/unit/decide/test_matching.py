@@ -66,7 +66,9 @@ def test_a_tied_site_answers_to_all_of_its_names() -> None:
 
 def test_every_other_site_is_skipped_with_its_reason() -> None:
     rules = ({"match": "head", "structure": "dense"}, {"match": "*", "min_params": 48})
-    targets, skips = match_rules(SITES, spec(*rules), {"rules.0": "s.yaml:4", "rules.1": "s.yaml:9"})
+    targets, skips = match_rules(
+        SITES, spec(*rules), {"rules.0": "s.yaml:4", "rules.1": "s.yaml:9"}
+    )
     reasons = {skip.site: skip.reason for skip in skips}
     assert reasons == {"head.weight": "dense by s.yaml:4"}
     assert {target.name for target in targets} | set(reasons) == {s.name for s in SITES}
@@ -79,7 +81,7 @@ def test_every_other_site_is_skipped_with_its_reason() -> None:
 
 
 def test_a_rule_without_a_match_is_an_error_with_near_names() -> None:
-    with pytest.raises(PlanError, match="rule 'encoder.0.qeury' matches no site") as caught:
+    with pytest.raises(PlanError, match=r"rule 'encoder\.0\.qeury' matches no site") as caught:
         match_rules(SITES, spec({"match": "encoder.0.qeury"}), {"rules.0": "s.yaml:7"})
     assert caught.value.where == "s.yaml:7"
     assert "encoder.0.query" in caught.value.hint and "allow_empty" in caught.value.hint

@@ -83,7 +83,7 @@ def test_sizes_below_the_smallest_structure_give_nothing() -> None:
 
 def test_ranks_are_multiples_where_that_is_asked_for() -> None:
     template = TEMPLATES["tucker"]
-    found = climb(template, spectra(template), [100, 200, 300, 400], round_to=4)
+    found = climb(template, spectra(template), [200, 300, 400], round_to=4)
     ranks = [(rank, template.bound[name]) for one in found for name, rank in one.ranks]
     assert found and all(rank % 4 == 0 or rank == top for rank, top in ranks)
 
