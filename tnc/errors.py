@@ -71,6 +71,8 @@ class SourceError(TncError):
 class CaptureError(TncError):
     """A model that cannot be captured, or a forward pass that fails."""
 
+    exit_code = 2
+
 
 class PlanError(TncError):
     """A plan that cannot be made, or does not fit the model it is applied to."""
@@ -92,6 +94,8 @@ class QualityGate(TncError):
 
 class FitError(TncError):
     """A fit that does not apply, or does not converge."""
+
+    exit_code = 2
 
 
 class PassError(TncError):

@@ -175,7 +175,7 @@ def observe(
         raise
     except Exception as error:
         raise CaptureError(
-            f"the model fails on the example input: {type(error).__name__}: {error}",
+            f"the model fails on an input: {type(error).__name__}: {error}",
             where=f"module {places.failed!r}" if places.failed else type(model).__name__,
             hint="call the model with the same arguments to see the full traceback",
         ) from error
