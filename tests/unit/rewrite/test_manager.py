@@ -10,7 +10,7 @@ from torch import nn
 
 from tests.compiled import halved
 from tests.zoo import case
-from tnc.api import capture
+from tnc.api import trace
 from tnc.errors import PassError
 from tnc.net import Structure, parse_network
 from tnc.rewrite import Analysis, Approximate, Exact, Pass, Reparam, Subject, ZeroDelta, run_passes
@@ -21,7 +21,7 @@ from tnc.rewrite.subject import ties_of
 
 def subject_of(model: nn.Module, *args: object, **kwargs: object) -> Subject:
     return Subject(
-        model, capture(model, *args, **kwargs), (args, kwargs), ties=ties_of(model)
+        model, trace(model, *args, **kwargs), (args, kwargs), ties=ties_of(model)
     )  # fmt: skip
 
 
