@@ -18,7 +18,7 @@ from torch.nn import functional
 from tnc.derive.chain import Absorb, Chain, chain
 from tnc.derive.cost import Work, rebuild_flops
 from tnc.net import Network, Structure
-from tnc.nn.dense import rebuild
+from tnc.nn.dense import Rebuild, plan_rebuild
 
 if TYPE_CHECKING:
     from tnc.nn.views import Conv2dView
@@ -26,15 +26,19 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ConvPlan:
-    """The terms of a convolution, each with its chain, or None where the weight is rebuilt."""
+    """The terms of a convolution, each with its chain, or with how its weight is rebuilt."""
 
     structure: Structure
-    chains: tuple[Chain | None, ...]
+    chains: tuple[Chain | Rebuild, ...]
 
 
 def plan_convolution(view: Conv2dView, structure: Structure) -> ConvPlan:
     """Choose the chain of every term."""
-    return ConvPlan(structure, tuple(chosen(view, structure, term) for term in structure.terms))
+    chains = tuple(
+        chosen(view, structure, term) or plan_rebuild(Structure(structure.signature, (term,)))
+        for term in structure.terms
+    )
+    return ConvPlan(structure, chains)
 
 
 def convolve(
@@ -51,8 +55,8 @@ def convolve(
     x, padding = _prepared(view, structure, x)
     total: Tensor | None = None
     for term, stages in zip(structure.terms, plan.chains):
-        if stages is None:
-            weight = rebuild(Structure(structure.signature, (term,)), cores)
+        if isinstance(stages, Rebuild):
+            weight = stages.run(cores)
             part = functional.conv2d(
                 x, weight, None, view.stride, padding, view.dilation, view.groups
             )

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from tnc.derive.initial import core_std
 from tnc.errors import KernelError
 from tnc.net import Structure
-from tnc.nn.dense import rebuild
+from tnc.nn.dense import plan_rebuild, rebuild
 from tnc.nn.views import View
 
 
@@ -55,7 +55,7 @@ class StructuredLayer(nn.Module):
         self.register_parameter("bias", _as_parameter(bias))
         for name, value in view.attributes(structure).items():
             setattr(self, name, value)
-        self._prepared = view.prepare(structure)
+        self._prepared, self._rebuild = view.prepare(structure), plan_rebuild(structure)
 
     @classmethod
     def initialised(
@@ -88,18 +88,19 @@ class StructuredLayer(nn.Module):
     @property
     def weight(self) -> Tensor:
         """The dense weight in the layout of the layer that this one stands for."""
-        return self.view.layout(rebuild(self.structure, self.cores))  # type: ignore[arg-type]
+        return self.view.layout(self._rebuild.run(self.cores))  # type: ignore[arg-type]
 
     def forward(self, x: Tensor) -> Tensor:
         return self.view.apply(self._prepared, self.cores, self.bias, x)  # type: ignore[arg-type]
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave the lowered programs out of pickles: they follow from structure and view."""
-        return {name: value for name, value in self.__dict__.items() if name != "_prepared"}
+        return {k: v for k, v in self.__dict__.items() if k not in ("_prepared", "_rebuild")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)  # type: ignore[no-untyped-call]
         self._prepared = self.view.prepare(self.structure)
+        self._rebuild = plan_rebuild(self.structure)
 
     def extra_repr(self) -> str:
         return f"{self.structure}, view={type(self.view).__name__}, bias={self.bias is not None}"

@@ -17,7 +17,7 @@ from tnc.derive.gather import gathered
 from tnc.errors import KernelError
 from tnc.net import Network, Structure
 from tnc.nn.conv import ConvPlan, convolve, plan_convolution
-from tnc.nn.dense import rebuild
+from tnc.nn.dense import Rebuild, plan_rebuild
 from tnc.nn.program import Program, lower
 
 Cores = Mapping[str, Tensor]
@@ -30,7 +30,7 @@ class LinearTerm:
     With `dense` set the weight is rebuilt first: that is cheaper for this structure and these rows.
     """
 
-    dense: Structure | None
+    dense: Rebuild | None
     program: Program
     pad: int
     legs: tuple[int, ...]
@@ -41,7 +41,7 @@ class LinearTerm:
     def run(self, cores: Cores, x: Tensor, bias: Tensor | None = None) -> Tensor:
         """Return the term's part of `x W^T`, plus a bias where the term takes one."""
         if self.dense is not None:
-            return functional.linear(x, rebuild(self.dense, cores), bias)
+            return functional.linear(x, self.dense.run(cores), bias)
         if self.pad:
             x = functional.pad(x, (0, self.pad))
         if len(self.legs) > 1:
@@ -60,7 +60,7 @@ def _linear_term(term: Network, structure: Structure, rows: int) -> LinearTerm:
     dense = rebuilt < contraction.order.flops
     cropped = term.signature.outputs[0] != want
     return LinearTerm(
-        Structure(structure.signature, (term,)) if dense else None,
+        plan_rebuild(Structure(structure.signature, (term,))) if dense else None,
         program,
         term.signature.inputs[0] - have,
         tuple(term.size[name] for name in term.equation.inputs[0]),

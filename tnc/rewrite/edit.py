@@ -111,13 +111,16 @@ def install_(
 
 
 def bias_of(model: nn.Module, site: Site) -> nn.Parameter | None:
-    """Return the bias that is added to what a site computes, where it is known."""
+    """Return the bias that is added to what a site computes, where it is known and its own."""
     if not site.biased:
         return None
     module, attribute = owner_of(model, site.name)
     name = bias_name(attribute)
     found = module._parameters.get(name)
-    return found if isinstance(found, nn.Parameter) else None
+    if not isinstance(found, nn.Parameter):
+        return None
+    uses = sum(p is found for m in model.modules() for p in m._parameters.values())
+    return found if uses == 1 else None
 
 
 def bias_name(attribute: str) -> str:

@@ -91,12 +91,23 @@ def test_copies_and_pickles_are_independent_models(name: str) -> None:
         assert not torch.equal(outputs_of(other, probe)[0], wanted)
 
 
-@pytest.mark.parametrize("make", [mlp, convolution])
+def rebuilt_convolution() -> tnc.api.Compiled:
+    torch.manual_seed(0)
+    rule = {"match": "*", "structure": "kronecker", "keep": 0.8}
+    model = nn.Sequential(nn.Conv2d(4, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 8, 3))
+    return tnc.compile(model, spec(rule), example=torch.ones(2, 4, 8, 8))
+
+
+def attention() -> tnc.api.Compiled:
+    return halved("attention")
+
+
+@pytest.mark.parametrize("make", [mlp, convolution, rebuilt_convolution, attention])
 def test_torch_compile_takes_the_model_forwards_and_backwards(make) -> None:
     made = make()
     x = torch.randn_like(made.probe[0][0])
-    plain, graph = made.model, torch.compile(copy.deepcopy(made.model), backend="aot_eager",
-                                             fullgraph=True)  # fmt: skip
+    plain, other = copy.deepcopy(made.model), copy.deepcopy(made.model)
+    graph = torch.compile(other, backend="aot_eager", fullgraph=True)
     wanted, found = plain(x), graph(x)
     assert torch.allclose(found, wanted, atol=1e-6)
     wanted.square().sum().backward()

@@ -271,3 +271,23 @@ def test_a_refit_leaves_the_mode_and_inputs_written_in_place() -> None:
         assert made.model.training and made.model.a.training
         found.append(outputs_of(made.model, (batches[0], {}))[0])
     assert torch.equal(*found)
+
+
+def test_a_bias_of_two_layers_is_nobody_s_to_shift() -> None:
+    class TwoReaders(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(12, 12), nn.Linear(12, 12)
+            self.b.bias = self.a.bias
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.b(torch.relu(self.a(x)))
+
+    torch.manual_seed(0)
+    model, batches = TwoReaders(), [(torch.randn(16, 12) + 2,) for _ in range(3)]
+    rule = {"match": "*", "structure": "low-rank", "keep": 0.5}
+    for text in ("factorize{refit=0.0}", "factorize{refit=0.3}"):
+        wish = spec(rule, metric="inputs", passes=("find-sites", text, "keep-ties"))
+        made = tnc.compile(model, wish, calibration=batches).model
+        assert made.a.bias is made.b.bias and torch.equal(made.a.bias, model.a.bias)
+        assert gap(model, made, batches[0][0]) < 0.5
