@@ -18,6 +18,18 @@ from tnc.rewrite.edit import bias_of, owner_of
 DAMPING = 0.1
 """Share of the mean output weight that every output direction gets: they are estimates."""
 
+SHRINKAGE = 0.1
+"""Share of the mean moment that is added for each dimension over rows: fewer rows, less trust."""
+
+
+def shrinkage(size: int, rows: int) -> float:
+    """Return how far a moment of `size` dimensions, estimated from `rows`, is drawn to the identity.
+
+    >>> round(shrinkage(384, 18_000), 4), round(shrinkage(1536, 1_300), 4)
+    (0.0021, 0.1182)
+    """
+    return SHRINKAGE * size / max(1, rows)
+
 
 @dataclass(frozen=True, eq=False)
 class Fitting:
@@ -66,7 +78,9 @@ def metric_of(
         return Metric(first.features if kind == "both" else None, first.frequencies)
     inputs = _inputs(measurements, sites[0].name, _centred(model, sites, measurements))
     outputs = _outputs(measurements, sites) if kind == "both" else None
-    return Metric(inputs, outputs.damped(DAMPING) if outputs is not None else None)
+    if outputs is None:
+        return Metric(inputs)
+    return Metric(inputs, outputs.damped(DAMPING + shrinkage(len(outputs.given), first.rows)))
 
 
 def _inputs(measurements: Measurements, site: str, centred: bool) -> Moment | None:
@@ -79,7 +93,8 @@ def _inputs(measurements: Measurements, site: str, centred: bool) -> Moment | No
         moment = first.moment
         if centred and moment.dim() == 2 and first.mean is not None:
             moment = moment - torch.outer(first.mean, first.mean)
-        measurements.derived[key] = Moment(moment)
+        share = shrinkage(len(moment), first.rows)
+        measurements.derived[key] = Moment(moment).damped(share)
     found: Moment = measurements.derived[key]
     return found
 

@@ -18,7 +18,7 @@ from tnc.decide.site import Site
 from tnc.fit import Metric
 from tnc.rewrite.edit import bias_of
 from tnc.rewrite.factorizing import factorize_entry, sites_of
-from tnc.rewrite.fitting import metric_of, weight_of
+from tnc.rewrite.fitting import metric_of, shrinkage, weight_of
 from tnc.rewrite.subject import Subject
 
 KEEP_BYTES = 2 << 30
@@ -37,6 +37,7 @@ class Moments:
     now: Tensor
     mean_was: Tensor
     mean_now: Tensor
+    rows: int
 
 
 class _Reached(Exception):
@@ -75,7 +76,8 @@ def refit_target(
     """Return `W*` and the moment of the inputs to fit it in.
 
     `W* = argmin E |W x - W* x'|^2 + strength * E |(W - W*) x|^2`, both over centred inputs where
-    the layer has a bias: `W* = W (E[x x'^T] + strength C) (E[x' x'^T] + strength C)^+`.
+    the layer has a bias: `W* = W (E[x x'^T] + strength C) (E[x' x'^T] + strength C)^-1`. A ridge on
+    both sides draws W* to W where there are few rows.
     """
     was, cross, now = moments.was, moments.cross, moments.now
     if centred:
@@ -84,9 +86,10 @@ def refit_target(
         now = now - torch.outer(moments.mean_now, moments.mean_now)
     inputs = now + strength * was
     level = inputs.diagonal().mean()
-    ridge = 1e-8 * level * torch.eye(len(inputs), dtype=inputs.dtype)
+    share = 1e-8 + shrinkage(len(inputs), moments.rows)
+    ridge = share * level * torch.eye(len(inputs), dtype=inputs.dtype)
     right = weight.double() @ (cross + strength * was + ridge)
-    return torch.linalg.solve(inputs + ridge, right.T).T, inputs / (1 + strength)
+    return torch.linalg.solve(inputs + ridge, right.T).T, (inputs + ridge) / (1 + strength)
 
 
 def _refit(
@@ -153,7 +156,7 @@ def _moments(
         parts = [p.double() for p in (x.T @ x, x.T @ y, y.T @ y, x.sum(0), y.sum(0))]
         sums = [a + b for a, b in zip(sums, parts)] if sums else parts
         rows += len(x)
-    return Moments(*(part / rows for part in sums))
+    return Moments(*(part / rows for part in sums), rows=rows)
 
 
 class _Originals:
