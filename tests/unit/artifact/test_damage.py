@@ -20,6 +20,7 @@ from tests.compiled import halved
 from tests.unit.artifact.conftest import SOURCE
 from tests.zoo import case
 from tnc.artifact.manifest import NAME, PROBE
+from tnc.artifact.probing import same_outputs
 from tnc.cli import main
 from tnc.errors import ArtifactError
 from tnc.files import replaced_folder
@@ -234,3 +235,15 @@ def test_a_reader_that_brings_the_old_folder_back_does_not_stop_the_writer(
         (fresh / "new").touch()
     assert [p.name for p in target.iterdir()] == ["new"] and len(calls) == 4
     assert [p.name for p in tmp_path.iterdir()] == ["t"]
+
+
+@pytest.mark.parametrize("value", ["nan", "inf", "-inf"])
+def test_outputs_that_are_not_finite_are_no_match(value: str) -> None:
+    wanted = torch.tensor([1.0, 2.0, 3.0])
+    spoilt = wanted.clone()
+    spoilt[1] = float(value)
+    for found, stored in ((spoilt, wanted), (wanted, spoilt)):
+        told = same_outputs((found,), {"outputs.0": stored}, 1e-4)
+        assert told == "output 0 is not finite at other places than the stored one"
+    assert not same_outputs((spoilt,), {"outputs.0": spoilt.clone()}, 1e-4)
+    assert "differs by" in same_outputs((spoilt + 1,), {"outputs.0": spoilt}, 1e-4)
