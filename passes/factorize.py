@@ -30,9 +30,12 @@ class Factorize(Pass):
         if subject.plan is None:
             raise PassError("factorize needs a plan")
         singles = [e for e in subject.plan.entries if e.structure and len(e.members) == 1]
-        if self.refit > 0 and subject.batches:
+        measured = [e for e in singles if e.metric != "none"]
+        if self.refit > 0 and subject.batches and measured:
+            for entry in (e for e in singles if e.metric == "none"):
+                subject = factorize_entry(subject, entry)
             batches = some_of(subject.batches, self.samples)
-            return refitted_weights(subject, singles, self.refit, batches)
+            return refitted_weights(subject, measured, self.refit, batches)
         for entry in singles:
             subject = factorize_entry(subject, entry)
         return subject

@@ -173,6 +173,7 @@ def _prepare(
 ) -> _Work:
     _check_fits(spec, locations or {})
     batches = tuple(calibration) if calibration is not None else ()
+    evaluation = evaluation or (spec.evaluation if batches else None)
     probe = _example(example, batches)
     trace = capture(model, *probe, graph=False)
     if given is not None and given.fingerprint != trace.fingerprint:

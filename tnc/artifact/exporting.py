@@ -33,7 +33,7 @@ def export(folder: str | Path, to: str, out: str | Path, model: nn.Module | None
     }
     if to not in formats:
         raise ArtifactError(f"unknown format {to!r}", hint=f"formats are {', '.join(formats)}")
-    loaded = load(folder, model).eval()
+    loaded = load(folder, model, check=True).eval()
     form = Manifest.read(Path(folder)).probe
     probe = probe_inputs(form, load_file(Path(folder) / PROBE))
     path = Path(out)

@@ -2,26 +2,31 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
-from tnc.artifact.manifest import Manifest, read_tensors
+from tnc.artifact.manifest import Manifest, check_files, read_tensors
 from tnc.artifact.modules import rebuild_modules_
 from tnc.errors import ArtifactError
 
 
-def load(folder: str | Path, model: nn.Module | None = None) -> nn.Module:
+def load(folder: str | Path, model: nn.Module | None = None, *, check: bool = False) -> nn.Module:
     """Return the compiled model of an artifact, in the mode it was saved in.
 
     `model` is a model of the original's class with any weights, needed where the artifact does not
-    say how to build one; it is rewritten in place. Raises ArtifactError with what is wrong.
+    say how to build one; a copy of it is rewritten, on its device, and it stays as it is. Weights
+    have the dtype that was stored, whatever the model's. With `check`, the SHA-256 of every file
+    with tensors is compared first. Raises ArtifactError with what is wrong.
     """
     path = Path(folder)
     manifest = Manifest.read(path)
-    skeleton = model if model is not None else _skeleton(path, manifest)
+    if check:
+        check_files(path, manifest)
+    skeleton = copy.deepcopy(model) if model is not None else _skeleton(path, manifest)
     tensors = dict(read_tensors(path, manifest))
     for group in manifest.tied:
         for name in group[1:]:

@@ -94,6 +94,23 @@ def checksum(path: Path) -> str:
     return found.hexdigest()
 
 
+def file_state(path: Path, wanted: str) -> str:
+    """Say what is wrong with a file whose SHA-256 is known; 'ok' when nothing is."""
+    if not path.is_file():
+        return "missing"
+    return "ok" if checksum(path) == wanted else "changed since it was saved"
+
+
+def check_files(folder: Path, manifest: Manifest) -> None:
+    """Raise ArtifactError naming the first file with tensors that is not as it was saved."""
+    for name, wanted in sorted(manifest.files.items()):
+        state = file_state(folder / name, wanted) if name.endswith(".safetensors") else "ok"
+        if state != "ok":
+            raise ArtifactError(
+                f"{name}: {state}", where=str(folder), hint="copy the artifact again"
+            )
+
+
 def read_tensors(folder: Path, manifest: Manifest) -> dict[str, Any]:
     """Read every tensor of an artifact. Raises ArtifactError naming the file that is damaged."""
     from safetensors import SafetensorError

@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from tnc.artifact.loading import load
-from tnc.artifact.manifest import PROBE, Manifest, checksum
+from tnc.artifact.manifest import PROBE, Manifest, file_state
 from tnc.artifact.probing import probe_inputs, same_outputs
 from tnc.errors import ArtifactError
 from tnc.rewrite.contract import outputs_of
@@ -45,13 +45,7 @@ def verify(folder: str | Path, model: nn.Module | None = None, rtol: float = 1e-
     manifest = Manifest.read(path)
     checks = [("manifest", "ok")]
     for name, wanted in sorted(manifest.files.items()):
-        file = path / name
-        if not file.is_file():
-            checks.append((name, "missing"))
-        else:
-            checks.append(
-                (name, "ok" if checksum(file) == wanted else "changed since it was saved")
-            )
+        checks.append((name, file_state(path / name, wanted)))
     if any(result != "ok" for name, result in checks if name.endswith(".safetensors")):
         return Verified(tuple(checks))
     loaded = load(path, model)

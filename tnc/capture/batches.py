@@ -66,7 +66,11 @@ def differentiable_batch(batch: Any) -> tuple[Any, list[Tensor]]:
 
 
 def some_of(batches: Sequence[Any], samples: int) -> tuple[Any, ...]:
-    """Return evenly spaced batches of about `samples` samples in all, at least one."""
+    """Return evenly spaced batches of about `samples` samples in all, at least one.
+
+    >>> some_of([[1, 2]] * 3, 1), len(some_of(list(range(10)), 5))
+    (([1, 2],), 5)
+    """
     total = sum(sample_count(batch) for batch in batches)
-    step = max(1, total // samples)
-    return tuple(batches[step // 2 :: step])
+    count = min(len(batches), max(1, round(len(batches) * samples / max(1, total))))
+    return tuple(batches[(2 * k + 1) * len(batches) // (2 * count)] for k in range(count))

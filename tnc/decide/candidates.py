@@ -14,6 +14,7 @@ from tnc.decide.options import print_option
 from tnc.decide.packing import pack_exact, shortlist
 from tnc.decide.ranks import Tails, climb
 from tnc.derive.cost import Cost, cost
+from tnc.derive.dense import dense as dense_weight
 from tnc.errors import InfeasibleBudget, PlanError
 from tnc.net import Structure
 from tnc.structures import Family, Template, families
@@ -60,8 +61,9 @@ def cost_of(structure: Structure, target: Target) -> Cost:
     first = target.sites[0]
     if first.rebuilt:
         dense = first.cost
-        rebuilt = cost(structure, first.work, first.itemsize)
-        return Cost(rebuilt.params, dense.flops, rebuilt.bytes, dense.params)
+        made = cost(structure, first.work, first.itemsize)
+        rebuild = sum(dense_weight(term).order.flops for term in structure.terms)
+        return Cost(made.params, dense.flops + rebuild, made.bytes, dense.params)
     return cost(structure, first.work, first.itemsize)
 
 

@@ -24,7 +24,8 @@ class Entry:
     """The decision about one site (or several that share input factors: `members`).
 
     `structure` is None where the weight stays dense. `error` is the predicted error in the unit of
-    the plan's objective; `relative` the predicted relative error of the layer's output (a norm).
+    the plan's objective; `relative` the predicted relative error of the
+    weight in the norm of its metric (for 'inputs' that is the layer's output).
     `members` are the sites, in order of their rows in the stacked weight; one name for most.
     """
 
@@ -87,12 +88,13 @@ class Plan:
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 of what was decided: not of timings, and not of how it was explained."""
+        """SHA-256 of what was decided: not of timings, estimates and explanations."""
         data = self.to_json()
         for told in ("digest", "measured", "notes"):
             data.pop(told, None)
         for entry in (*data["entries"], *data["skips"]):
-            entry.pop("reason", None)
+            for estimate in ("reason", "error", "relative"):
+                entry.pop(estimate, None)
             entry.pop("rule", None)
         return digest(_rounded(data))
 
@@ -169,7 +171,7 @@ class Plan:
             lines.insert(
                 2,
                 f"  fitted by {entry.fit} in the {entry.metric} metric, "
-                f"predicted relative output error {entry.relative:.3g}",
+                f"predicted relative error there {entry.relative:.3g}",
             )
         return "\n".join(lines)
 

@@ -87,7 +87,8 @@ def uniform(offers: Offers, budget: Budget) -> Allotment | None:
     def at(share: float) -> Chosen | None:
         chosen = []
         for target, options in offers:
-            option = _at_share(target, options, share)
+            inside = budget.counts(target) and share < 1
+            option = _at_share(target, options, share) if inside else options[0]
             if option is None:
                 return None
             chosen.append((target, option))
@@ -122,12 +123,9 @@ def _at_share(target: Target, options: Sequence[Option], share: float) -> Option
         return None
     structure = template.at(ranks)
     fit = family.fit if target.rule.fit == "auto" else target.rule.fit
-    known = [o for o in options if o.candidate and o.candidate.family == name_of(family)]
     cost = cost_of(structure, target)
-    near = min(known, key=lambda o: abs(o.cost(target).params - cost.params), default=None)
     candidate = Candidate(structure, name_of(family), fit, cost, float("nan"), False)
-    error, relative = (near.error, near.relative) if near else (0.0, 0.0)
-    return Option(candidate, error, relative)
+    return Option(candidate, float("nan"), float("nan"))
 
 
 def shortlist(

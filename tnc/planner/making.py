@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from tnc.capture.batches import some_of
 from tnc.decide.matching import Target, match_rules
-from tnc.decide.plan import Entry, Plan, Skip
+from tnc.decide.plan import Entry, Plan, Skip, Total
 from tnc.decide.spec import Spec
 from tnc.errors import InfeasibleBudget, PlanError
 from tnc.planner.allocation import Allotment, by_knapsack, shortlist, uniform
 from tnc.planner.budget import Budget, budget_of, totals
-from tnc.planner.options import Option, dense_of, metric_kind, options_of
+from tnc.planner.options import Option, confirmed, dense_of, metric_kind, options_of
 from tnc.planner.timing import layer_seconds
 from tnc.planner.trial import Evaluator, Trial
 from tnc.rewrite.subject import Subject
@@ -42,12 +43,22 @@ def make_plan(
     trace = subject.trace
     notes: list[str] = []
     targets, skips = match_rules(trace.sites, spec, locations or {}, trace.shared_inputs)
+    _check_unit(subject, spec)
     offers = _offers(subject, targets, spec, evaluation, progress)
     seconds = _timed(offers, spec)
     dense_seconds = {t.name: seconds(t, Option(None, 0.0, 0.0)) for t in targets}
     budget = budget_of(subject.model, trace.sites, targets, spec, dense_seconds)
     allotment = _allot(subject, offers, budget, spec, seconds, batches, evaluation, notes, progress)
+    curvature = evaluation.curvature if evaluation is not None else 1.0
+    allotment = replace(
+        allotment,
+        chosen=tuple(
+            (target, confirmed(subject, target, option, spec, curvature))
+            for target, option in allotment.chosen
+        ),
+    )
     chosen = [(target, option.cost(target)) for target, option in allotment.chosen]
+    notes += _cost_notes(totals(subject.model, trace.sites, budget.scope, chosen))
     return Plan(
         fingerprint=fingerprint,
         seed=spec.seed,
@@ -89,6 +100,27 @@ def _offers(
     return found
 
 
+def _check_unit(subject: Subject, spec: Spec) -> None:
+    """Refuse an error bound where errors are not in the evaluation's unit."""
+    if spec.budget is None or spec.budget.error is None:
+        return
+    if subject.measurements is None or not subject.measurements.has_outputs:
+        raise PlanError(
+            "an error bound is in the unit of the evaluation, and nothing measured it",
+            where="budget.error",
+            hint="give calibration data and an evaluation, and `metric: both`",
+        )
+
+
+def _cost_notes(scope: Total) -> list[str]:
+    if scope.flops <= scope.dense_flops:
+        return []
+    return [
+        f"FLOPs rise from {scope.dense_flops:,} to {scope.flops:,} although parameters fall: "
+        "the structures share parameters; add a FLOPs budget, or offer low-rank"
+    ]
+
+
 def _measured_notes(subject: Subject, spec: Spec) -> tuple[str, ...]:
     """Say of what the errors in a plan are."""
     measured = subject.measurements
@@ -117,7 +149,9 @@ def _allot(
     if spec.allocate == "surrogate":
         return by_knapsack(offers, budget, spec, seconds)
     if evaluation is None or not batches:
-        notes.append("allocate: measured fell back to surrogate: there is no calibration data")
+        notes.append(
+            "allocate: measured fell back to surrogate: it needs calibration data and an evaluation"
+        )
         return by_knapsack(offers, budget, spec, seconds)
     lists = shortlist(offers, budget, spec, seconds)
     if len(lists) == 1:

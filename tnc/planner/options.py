@@ -107,6 +107,25 @@ def options_of(
     return tuple(options)
 
 
+def confirmed(
+    subject: Subject, target: Target, option: Option, spec: Spec, curvature: float = 1.0
+) -> Option:
+    """Return a chosen option with the error of a real fit, where it was only estimated.
+
+    What a plan promises is checked when it is carried out.
+    """
+    candidate = option.candidate
+    if candidate is None or candidate.exact:
+        return option
+    kind = metric_kind(subject, target, spec)
+    metric = metric_of(subject.model, target.sites, subject.measurements, kind)
+    weight = weight_of(subject.model, target.sites)
+    energy = metric.norm(weight, target.signature) ** 2 or 1.0
+    unit = 1 / curvature if metric.outputs is not None and kind == "both" else energy
+    squared = _fitted(subject, target, candidate, metric, spec.seed, energy, full=True)
+    return Option(candidate, _six(squared / unit), _six(sqrt(squared / energy)))
+
+
 def _check_fit(family: Family, target: Target) -> None:
     """Raise PlanError where the fit of the rule does not take the structure, before any fitting."""
     name = target.rule.fit
@@ -164,7 +183,9 @@ def _fitted(
     metric: Metric,
     seed: int,
     energy: float,
+    full: bool = False,
 ) -> float:
+    more = {} if full else {"sweeps": SWEEPS}
     fitting = fit_sites(
         subject.model,
         target.sites,
@@ -173,7 +194,7 @@ def _fitted(
         metric,
         subject.measurements,
         seed,
-        sweeps=SWEEPS,
+        **more,
     )
     return fitting.relative**2 * energy
 

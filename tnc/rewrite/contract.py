@@ -115,6 +115,9 @@ def _differ(before: Outputs, after: Outputs, rtol: float) -> str:
             if not torch.equal(a, b):
                 return f"output {index} changed"
             continue
+        if not torch.equal(a.isfinite(), b.isfinite()):
+            return f"output {index} has other entries that are not finite"
+        a, b = (t.nan_to_num(posinf=0.0, neginf=0.0) for t in (a, b))
         limit = max(rtol, 8 * torch.finfo(a.dtype).eps)
         scale = float(a.double().norm()) or 1.0
         gap = float((a.double() - b.double()).norm()) / scale

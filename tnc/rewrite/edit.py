@@ -94,6 +94,8 @@ def install_(
         own_bias = _bias_of(module, kind, bias if first is None else None)
         layer = StructuredLayer(structure, view, dict(shared), own_bias)
         layer.train(module.training)
+        if first is None:
+            _keep_frozen(layer, module._parameters[attribute])
         if kind:
             keep_hooks(module, layer)
             path = alias.rpartition(".")[0]
@@ -153,6 +155,13 @@ def _set_bias(module: nn.Module, attribute: str, new: Tensor | None) -> None:
     old = module._parameters.get(bias_name(attribute))
     if old is not None and new is not None:
         old.data.copy_(new)
+
+
+def _keep_frozen(layer: StructuredLayer, old: nn.Parameter | None) -> None:
+    """A frozen weight becomes frozen cores."""
+    if old is not None and not old.requires_grad:
+        for core in layer.cores.values():
+            core.requires_grad_(False)
 
 
 def _set_submodule(model: nn.Module, path: str, layer: nn.Module) -> None:

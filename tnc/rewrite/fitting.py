@@ -23,7 +23,7 @@ SHRINKAGE = 0.1
 
 
 def shrinkage(size: int, rows: int) -> float:
-    """Return how far a moment of `size` dimensions, estimated from `rows`, is drawn to the identity.
+    """Return how far a moment of `size` dimensions from `rows` is drawn to the identity.
 
     >>> round(shrinkage(384, 18_000), 4), round(shrinkage(1536, 1_300), 4)
     (0.0021, 0.1182)

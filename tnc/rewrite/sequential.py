@@ -87,23 +87,31 @@ def refit_target(
     inputs = now + strength * was
     level = inputs.diagonal().mean()
     share = 1e-8 + shrinkage(len(inputs), moments.rows)
-    ridge = share * level * torch.eye(len(inputs), dtype=inputs.dtype)
+    ridge = share * level * torch.eye(len(inputs), dtype=inputs.dtype, device=inputs.device)
     right = weight.double() @ (cross + strength * was + ridge)
     return torch.linalg.solve(inputs + ridge, right.T).T, (inputs + ridge) / (1 + strength)
 
 
 def _refit(
-    subject: Subject, entry: Entry, site: Site, moments: Moments, strength: float
+    subject: Subject,
+    entry: Entry,
+    site: Site,
+    moments: tuple[Moments, Moments, Moments],
+    strength: float,
 ) -> Subject:
+    """Refit one layer, or fit it as it was where the refit does worse on rows held back."""
+    every, held, rest = moments
     centred = bias_of(subject.model, site) is not None
     weight = weight_of(subject.model, (site,))
-    target, inputs = refit_target(weight, moments, strength, centred)
+    trial, _ = refit_target(weight, rest, strength, centred)
+    if output_error(weight, trial, held, centred) >= output_error(weight, weight, held, centred):
+        subject = subject.edited(f"{site.name}: no refit, it did worse on rows held back")
+        return factorize_entry(subject, entry)
+    target, inputs = refit_target(weight, every, strength, centred)
     measured = metric_of(subject.model, (site,), subject.measurements, entry.metric)
-    if entry.metric == "none":
-        inputs = None  # type: ignore[assignment]
 
     def shift(dense: Tensor) -> Tensor:
-        return weight.double() @ moments.mean_was - dense.double() @ moments.mean_now
+        return weight.double() @ every.mean_was - dense.double() @ every.mean_now
 
     return factorize_entry(
         subject,
@@ -112,6 +120,18 @@ def _refit(
         metric=Metric(inputs, measured.outputs),
         shift=shift if centred else None,
     )
+
+
+def output_error(weight: Tensor, target: Tensor, moments: Moments, centred: bool) -> float:
+    """Return `E |W x - T x'|^2`, over centred rows where a bias takes up the mean."""
+    was, cross, now = moments.was, moments.cross, moments.now
+    if centred:
+        was = was - torch.outer(moments.mean_was, moments.mean_was)
+        cross = cross - torch.outer(moments.mean_was, moments.mean_now)
+        now = now - torch.outer(moments.mean_now, moments.mean_now)
+    w, t = weight.double(), target.double()
+    total = ((w @ was) * w).sum() - 2 * ((w @ cross) * t).sum() + ((t @ now) * t).sum()
+    return float(total)
 
 
 def _stages(
@@ -146,17 +166,39 @@ def _is_plain(model: nn.Module, site: Site) -> bool:
 
 def _moments(
     original: _Originals, current: nn.Module, path: str, batches: Sequence[Any]
-) -> Moments:
-    """Sum up products in float32 (float64 inputs in float64), sums in float64."""
-    sums: list[Tensor] = []
-    rows = 0
+) -> tuple[Moments, Moments, Moments]:
+    """Return the moments of all rows, of a quarter held back, and of the other three.
+
+    Products are of the rows' precision, sums of float64. The parts are whole batches where there
+    are at least four.
+    """
+    parts: list[Moments] = []
     for number, batch in enumerate(batches):
         with evaluating(current):
             x, y = original.rows(path, number), _input_at(current, path, batch)
-        parts = [p.double() for p in (x.T @ x, x.T @ y, y.T @ y, x.sum(0), y.sum(0))]
-        sums = [a + b for a, b in zip(sums, parts)] if sums else parts
-        rows += len(x)
-    return Moments(*(part / rows for part in sums), rows=rows)
+        parts += (
+            [_products(x[k::2], y[k::2]) for k in range(2)]
+            if len(batches) < 4
+            else [_products(x, y)]
+        )
+    return (
+        _pooled(parts),
+        _pooled(parts[::4] or parts),
+        _pooled([part for k, part in enumerate(parts) if k % 4] or parts),
+    )
+
+
+def _products(x: Tensor, y: Tensor) -> Moments:
+    products = (x.T @ x, x.T @ y, y.T @ y, x.sum(0), y.sum(0))
+    return Moments(*(p.double() / max(1, len(x)) for p in products), rows=len(x))
+
+
+def _pooled(parts: Sequence[Moments]) -> Moments:
+    """Return the moments of all rows of several parts."""
+    rows = sum(part.rows for part in parts)
+    names = ("was", "cross", "now", "mean_was", "mean_now")
+    sums = (sum(part.rows * getattr(part, name) for part in parts) / rows for name in names)
+    return Moments(*sums, rows=rows)
 
 
 class _Originals:

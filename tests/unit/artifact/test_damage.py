@@ -237,6 +237,22 @@ def test_a_reader_that_brings_the_old_folder_back_does_not_stop_the_writer(
     assert [p.name for p in tmp_path.iterdir()] == ["t"]
 
 
+def test_a_damaged_shard_is_found_by_a_load_that_checks_and_by_every_export(
+    artifact: Path, tmp_path: Path
+) -> None:
+    file = shards(artifact)[1]
+    tnc.load(artifact, check=True)
+    flip_last_byte(file)
+    tnc.load(artifact)
+    for action in (
+        lambda: tnc.load(artifact, check=True),
+        lambda: tnc.export(artifact, "dense", tmp_path / "m.safetensors"),
+    ):
+        with pytest.raises(ArtifactError, match=f"{file.name}: changed since it was saved"):
+            action()
+    assert [path.name for path in tmp_path.iterdir()] == [artifact.name]
+
+
 @pytest.mark.parametrize("value", ["nan", "inf", "-inf"])
 def test_outputs_that_are_not_finite_are_no_match(value: str) -> None:
     wanted = torch.tensor([1.0, 2.0, 3.0])

@@ -159,3 +159,25 @@ def test_another_model_is_refused_with_a_name(tmp_path: Path) -> None:
         tnc.load(folder, model=case("half").build())
     with pytest.raises(ArtifactError, match="has no module"):
         tnc.load(folder, model=case("normed").build())
+
+
+def test_the_model_that_is_given_stays_as_it_is(tmp_path: Path) -> None:
+    folder, given = tnc.save(halved("half"), tmp_path / "artifact"), case("half").build(seed=1)
+    given.append(nn.Identity())
+    before = {name: value.clone() for name, value in given.state_dict().items()}
+    modules = dict(given.named_modules())
+    assert tnc.load(folder, model=given) is not given
+    assert dict(given.named_modules()) == modules
+    given[-1] = nn.Linear(3, 3)
+    with pytest.raises(ArtifactError, match="do not fit"):
+        tnc.load(folder, model=given)
+    given[-1] = modules[str(len(given) - 1)]
+    assert dict(given.named_modules()) == modules
+    now = given.state_dict()
+    assert list(now) == list(before) and all(torch.equal(now[n], before[n]) for n in now)
+
+
+def test_the_dtype_that_was_stored_is_kept(tmp_path: Path) -> None:
+    folder = tnc.save(halved("prime"), tmp_path / "artifact")
+    loaded = tnc.load(folder, model=case("prime").build(seed=1).half())
+    assert {p.dtype for p in loaded.parameters()} == {torch.float32}
