@@ -180,7 +180,7 @@ def _prepare(
         raise PlanError(
             "the plan was made for another model: the fingerprints differ "
             f"({given.fingerprint[:12]} and {trace.fingerprint[:12]})",
-            hint="make a new plan for this model with `tnc plan`",
+            hint="make a new plan for this model: `tnc plan`, or tnc.plan(model, spec)",
         )
     texts = given.passes if given is not None else spec.passes
     steps = tuple(pipeline(texts))

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from tnc.decide.options import as_mapping
 from tnc.decide.plan import Plan
 from tnc.decide.spec import Resolved, Spec
+from tnc.errors import PlanError
 from tnc.inputs import Inputs, load, timing_batches
 from tnc.report.environment import environment
 from tnc.report.latency import latency
@@ -36,17 +37,22 @@ def run(
     """Carry out a spec from loading the model to the artifact in `out`, and report.
 
     With `plan`, exactly that plan is applied. When the figure on held-out data exceeds the spec's
-    quality gate, the report says so in `gate` and nothing is written.
+    quality gate, the report says so in `gate` and nothing is written. Raises PlanError where `plan`
+    is above the spec's budget, or the passes leave out what the plan promises.
     """
     from tnc import api
+    from tnc.artifact.claims import check_savings
 
     spec, clock = resolved.spec, _Clock(progress)
+    if plan is not None:
+        _check_budget(spec, plan)
     clock("load", 0, 1)
     inputs = load(spec)
     original = inputs.loaded.model
     given = inputs.given | {"locations": resolved.locations, "progress": clock}
     clock("compile", 0, 1)
     compiled = api.compile(original, spec, plan=plan, **given)
+    check_savings(compiled)
     figures = compare(inputs, compiled.model, clock)
     timings = latency(original, compiled.model, timing_batches(inputs), clock)
     clock("save", 0, 1)
@@ -84,6 +90,23 @@ def compare(inputs: Inputs, model: nn.Module, progress: Progress | None = None) 
     if not compiled:
         return {}
     return inputs.evaluation.summary(torch.cat(compiled), torch.cat(original))
+
+
+def _check_budget(spec: Spec, plan: Plan) -> None:
+    """Refuse a plan whose parameters or FLOPs in scope are above what the spec allows."""
+    dense = {"params": plan.scope.dense_params, "flops": plan.scope.dense_flops}
+    planned = {"params": plan.scope.params, "flops": plan.scope.flops}
+    for name, wanted in spec.budget.limits if spec.budget else ():
+        if name not in planned:
+            continue
+        limit = wanted if isinstance(wanted, int) else wanted * dense[name]
+        if planned[name] > limit:
+            raise PlanError(
+                f"the given plan has {planned[name]:,} {name} in its budget's scope, the spec "
+                f"allows {int(limit):,}",
+                where=f"budget.{name}",
+                hint="make a plan with this spec, or set the budget that the plan was made for",
+            )
 
 
 def _size(model: nn.Module, flops: int) -> Size:

@@ -131,6 +131,19 @@ CASES = {
         HALF, 2, "error: the plan does not match its digest: it was edited or damaged",
         (*COMPILE, "--plan", "{folder}/plan.json"), edited_plan,
     ),
+    "a plan above the spec's budget": Wrong(
+        text("structure: low-rank", "budget: {params: 0.4}\n"), 2,
+        "error: the given plan has 177 params in its budget's scope, the spec allows 133",
+        (*COMPILE, "--plan", "{folder}/plan.json"), compiled,
+    ),
+    "passes that do not carry the plan out": Wrong(
+        HALF, 2, "error: the plan gives 0.weight a structure, but no pass carried that out",
+        (*COMPILE, "--set", "passes=[]"),
+    ),
+    "passes that undo the plan": Wrong(
+        HALF, 2, "error: the compiled model has 334 parameters, the plan promised 177",
+        (*COMPILE, "--set", "passes=[factorize, densify]"),
+    ),
     "a corrupt artifact": Wrong(
         HALF, 2, "error: tnc-00001-of-00001.safetensors: changed since it was saved",
         ("verify", "{folder}/made"), corrupt,

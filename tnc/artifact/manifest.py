@@ -56,7 +56,7 @@ class Manifest:
         if not path.is_file():
             raise ArtifactError(
                 f"{folder} is no artifact: it has no {NAME}",
-                hint="`tnc compile SPEC --out DIR` makes one",
+                hint="`tnc compile SPEC --out DIR`, or tnc.save(compiled, folder), makes one",
             )
         try:
             data = json.loads(path.read_text(encoding="utf-8"))

@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import tnc
+from tnc.artifact.claims import check_savings, sizes
 from tnc.artifact.manifest import NAME, PROBE, Manifest, checksum
 from tnc.artifact.modules import describe_modules
 from tnc.artifact.probing import probe_data
@@ -38,9 +39,11 @@ def save(
 
     `source` says how the model is built again (see `tnc.sources`); without it `load` must be given
     a model. `files` are copied beside the tensors (configuration, tokenizer). Raises ArtifactError
-    where the folder exists and is no artifact, or `force` is not set.
+    where the folder exists and is no artifact, or `force` is not set, and PlanError where the model
+    does not hold what its plan promises.
     """
     path = Path(out)
+    check_savings(compiled)
     _check_place(path, force)
     state, tied = _state(compiled.model)
     with replaced_folder(path) as folder:
@@ -77,7 +80,8 @@ def _check_place(path: Path, force: bool) -> None:
         )
     if (path / NAME).is_file() and not force:
         raise ArtifactError(
-            f"{path} already holds an artifact", hint="use --force to replace it, or another folder"
+            f"{path} already holds an artifact",
+            hint="replace it with --force, or force=True; or choose another folder",
         )
 
 
@@ -135,7 +139,9 @@ def _write_probe(folder: Path, compiled: Compiled) -> dict[str, Any]:
 def _card(
     compiled: Compiled, source: Mapping[str, Any] | None, report: Mapping[str, Any] | None
 ) -> str:
-    total = compiled.plan.total
+    total, (before, after) = compiled.plan.total, sizes(compiled)
+    call = 'tnc.load("path/to/this/folder"'
+    call += ")" if source else ", model=YourModel())  # any weights; a copy is filled in"
     rows = "\n".join(
         f"| {key} | {value} |"
         for key, value in sorted((report or {}).items())
@@ -143,10 +149,10 @@ def _card(
     )
     return (
         "# A model compiled by tnc\n\n"
-        f"{total.dense_params:,} parameters became {total.params:,}, "
+        f"{before:,} parameters became {after:,}, "
         f"{total.dense_flops:,} FLOPs (of the weights, on the example input) {total.flops:,}.\n\n"
         f"Source: {dict(source) if source else 'a model given in Python'}.\n\n"
-        '```python\nimport tnc\n\nmodel = tnc.load("path/to/this/folder")\n```\n\n'
+        f"```python\nimport tnc\n\nmodel = {call}\n```\n\n"
         "`tnc verify DIR` checks every file and the outputs on a stored probe; `tnc inspect DIR` "
         "shows the plan. The tensors are named `tnc-*.safetensors`, so that a loader that does not "
         "know tnc stops instead of filling in random weights.\n"

@@ -21,7 +21,7 @@ from tnc.rewrite.fitting import fit_sites, metric_of, weight_of
 from tnc.rewrite.subject import Subject
 from tnc.structures import Family
 
-PROBED, SWEEPS = 4, 2
+PROBED, SWEEPS, FULL = 4, 2, 8
 """How many sizes of a ladder are really fitted, and how long, where spectra are not exact."""
 
 
@@ -185,7 +185,6 @@ def _fitted(
     energy: float,
     full: bool = False,
 ) -> float:
-    more = {} if full else {"sweeps": SWEEPS}
     fitting = fit_sites(
         subject.model,
         target.sites,
@@ -194,7 +193,7 @@ def _fitted(
         metric,
         subject.measurements,
         seed,
-        **more,
+        sweeps=FULL if full else SWEEPS,
     )
     return fitting.relative**2 * energy
 

@@ -172,33 +172,42 @@ def _moments(
     Products are of the rows' precision, sums of float64. The parts are whole batches where there
     are at least four.
     """
-    parts: list[Moments] = []
+    held, rest = _Sums(), _Sums()
     for number, batch in enumerate(batches):
         with evaluating(current):
             x, y = original.rows(path, number), _input_at(current, path, batch)
-        parts += (
-            [_products(x[k::2], y[k::2]) for k in range(2)]
-            if len(batches) < 4
-            else [_products(x, y)]
+        if len(batches) < 4:
+            held.add(x[::4], y[::4])
+            for start in (1, 2, 3):
+                rest.add(x[start::4], y[start::4])
+        else:
+            (rest if number % 4 else held).add(x, y)
+    return _Sums.moments(held, rest), _Sums.moments(held), _Sums.moments(rest)
+
+
+class _Sums:
+    """Sums over rows: was, cross, now, and the sums of both sides; nothing grows with batches."""
+
+    def __init__(self) -> None:
+        self.parts: list[Tensor] = []
+        self.rows = 0
+
+    def add(self, x: Tensor, y: Tensor) -> None:
+        """Add rows."""
+        products = (x.T @ x, x.T @ y, y.T @ y, x.sum(0), y.sum(0))
+        new = [product.double() for product in products]
+        self.parts = [a + b for a, b in zip(self.parts, new)] if self.parts else new
+        self.rows += len(x)
+
+    @staticmethod
+    def moments(*pools: _Sums) -> Moments:
+        """Return the moments of all rows of several sums."""
+        filled = [pool for pool in pools if pool.rows] or list(pools)
+        rows = max(1, sum(pool.rows for pool in filled))
+        was, cross, now, mean_was, mean_now = (
+            torch.stack(parts).sum(0) / rows for parts in zip(*(pool.parts for pool in filled))
         )
-    return (
-        _pooled(parts),
-        _pooled(parts[::4] or parts),
-        _pooled([part for k, part in enumerate(parts) if k % 4] or parts),
-    )
-
-
-def _products(x: Tensor, y: Tensor) -> Moments:
-    products = (x.T @ x, x.T @ y, y.T @ y, x.sum(0), y.sum(0))
-    return Moments(*(p.double() / max(1, len(x)) for p in products), rows=len(x))
-
-
-def _pooled(parts: Sequence[Moments]) -> Moments:
-    """Return the moments of all rows of several parts."""
-    rows = sum(part.rows for part in parts)
-    names = ("was", "cross", "now", "mean_was", "mean_now")
-    sums = (sum(part.rows * getattr(part, name) for part in parts) / rows for name in names)
-    return Moments(*sums, rows=rows)
+        return Moments(was, cross, now, mean_was, mean_now, rows)
 
 
 class _Originals:

@@ -16,7 +16,7 @@ import tnc.artifact.modules
 from tests.compiled import halved, spec
 from tests.unit.artifact.conftest import SOURCE
 from tests.zoo import case
-from tnc.errors import ArtifactError
+from tnc.errors import ArtifactError, PlanError
 from tnc.rewrite.contract import outputs_of
 from tnc.rewrite.subject import ties_of
 
@@ -181,3 +181,21 @@ def test_the_dtype_that_was_stored_is_kept(tmp_path: Path) -> None:
     folder = tnc.save(halved("prime"), tmp_path / "artifact")
     loaded = tnc.load(folder, model=case("prime").build(seed=1).half())
     assert {p.dtype for p in loaded.parameters()} == {torch.float32}
+
+
+def test_savings_that_did_not_happen_are_not_saved(tmp_path: Path) -> None:
+    example = case("prime").inputs()
+    made = tnc.compile(case("prime").build(), spec(passes=("find-sites",)), example=example)
+    with pytest.raises(PlanError, match="a structure, but no pass carried that out") as caught:
+        tnc.save(made, tmp_path / "artifact")
+    assert "'factorize'" in caught.value.hint and not list(tmp_path.iterdir())
+
+
+def test_the_card_says_how_to_load_and_counts_what_is_there(artifact: Path, tmp_path: Path) -> None:
+    folder = tnc.save(halved("resnet20"), tmp_path / "given")
+    card, own = ((path / "README.md").read_text() for path in (folder, artifact))
+    sizes = [sum(p.numel() for p in m.parameters()) for m in
+             (case("resnet20").build(), halved("resnet20").model)]  # fmt: skip
+    assert f"{sizes[0]:,} parameters became {sizes[1]:,}, " in card
+    assert 'tnc.load("path/to/this/folder", model=YourModel())' in card
+    assert 'tnc.load("path/to/this/folder")\n' in own
