@@ -133,7 +133,7 @@ CASES = {
     ),
     "a plan above the spec's budget": Wrong(
         text("structure: low-rank", "budget: {params: 0.4}\n"), 2,
-        "error: the given plan has 177 params in its budget's scope, the spec allows 133",
+        "error: the given plan has 150 params in its budget's scope, the spec allows 133",
         (*COMPILE, "--plan", "{folder}/plan.json"), compiled,
     ),
     "passes that do not carry the plan out": Wrong(
@@ -141,7 +141,7 @@ CASES = {
         (*COMPILE, "--set", "passes=[]"),
     ),
     "passes that undo the plan": Wrong(
-        HALF, 2, "error: the compiled model has 334 parameters, the plan promised 177",
+        HALF, 2, "error: the compiled model has 334 parameters, the plan promised 150",
         (*COMPILE, "--set", "passes=[factorize, densify]"),
     ),
     "a corrupt artifact": Wrong(
