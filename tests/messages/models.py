@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor, nn
 
@@ -26,3 +28,14 @@ def number() -> int:
 def interrupted() -> nn.Module:
     """What Ctrl-C does while a model is loaded."""
     raise KeyboardInterrupt
+
+
+def failing() -> nn.Module:
+    """A mistake of the user's."""
+    raise ValueError("no way")
+
+
+def failing_batches(loaded: object, split: str) -> Iterator[Tensor]:
+    """A mistake after the first batch."""
+    yield torch.ones(4, 16)
+    raise ValueError("no more")

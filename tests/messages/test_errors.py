@@ -109,6 +109,17 @@ CASES = {
     "a function that returns no model": Wrong(
         HALF.replace(":small", ":number"), 2, "error: the function returned int, not a model"
     ),
+    "a function that raises": Wrong(
+        HALF.replace(":small", ":failing"), 2, f"error: {MODELS}:failing fails: ValueError: no way"
+    ),
+    "a function that takes no such argument": Wrong(
+        text("structure: low-rank, keep: 0.5", options=", kwargs: {widht: 20}"), 2,
+        f"error: {MODELS}:small fails: TypeError: small() got an unexpected keyword",
+    ),
+    "data whose function raises": Wrong(
+        HALF + f"calibration: {{kind: callable, function: '{MODELS}:failing_batches'}}\n", 2,
+        f"error: {MODELS}:failing_batches fails: ValueError: no more",
+    ),
     "no input to run the model on": Wrong(
         HALF.replace(":small", ":without_input"), 2,
         "error: there is no example input to run the model on",
@@ -191,3 +202,11 @@ def test_a_wrong_situation_is_told_in_its_first_line(
 def test_the_good_spec_is_good(tmp_path: Path) -> None:
     compiled(tmp_path)
     assert main(["verify", str(tmp_path / "made")]) == 0
+
+
+def test_a_function_that_raises_is_told_with_its_line(tmp_path: Path, capsys) -> None:
+    (tmp_path / "s.yaml").write_text(HALF.replace(":small", ":failing"))
+    assert main(["plan", str(tmp_path / "s.yaml")]) == 2
+    source = Path(__file__).with_name("models.py")
+    line = source.read_text().split("\n").index('    raise ValueError("no way")') + 1
+    assert f"  at: {source}:{line}\n" in capsys.readouterr().err

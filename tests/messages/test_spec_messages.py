@@ -192,8 +192,18 @@ CASES = {
     ),
     "not a map": (
         "- version: 1\n",
-        "s.yaml:1:1: a spec is a map of keys, got CommentedSeq\n  - version: 1\n  ^\n"
+        "s.yaml:1:1: a spec is a map of keys, got a list\n  - version: 1\n  ^\n"
         "  try: start with 'version: 1', or run `tnc spec init`",
+    ),
+    "an empty file": (
+        "",
+        "s.yaml:1:1: a spec is a map of keys, got an empty file\n  \n  ^\n"
+        "  try: start with 'version: 1', or run `tnc spec init`",
+    ),
+    "a date": (
+        GOOD + "seed: 2024-01-02\n",
+        "s.yaml:6:7: expected text, a number, true or false, got 2024-01-02\n"
+        "  seed: 2024-01-02\n        ^\n  try: put it into quotes",
     ),
     "base that is not there": (
         "extends: [nowhere.yaml]\n" + GOOD,
@@ -284,4 +294,13 @@ def test_unknown_recipe() -> None:
         Spec.read("minilmm")
     assert str(caught.value).startswith(
         "no spec file and no recipe is named 'minilmm'\n  try: did you mean 'minilm'? recipes: "
+    )
+
+
+def test_a_folder_is_no_spec(tmp_path: Path) -> None:
+    with pytest.raises(SpecError) as caught:
+        Spec.read(str(tmp_path))
+    assert str(caught.value) == (
+        f"{tmp_path} is a folder, not a spec file\n"
+        f"  try: name the file in it; `tnc inspect {tmp_path}` shows an artifact"
     )

@@ -76,6 +76,11 @@ def find_spec_file(name: str) -> Path:
     shipped = recipes()
     if name in shipped:
         return shipped[name]
+    if path.is_dir():
+        raise SpecError(
+            f"{name} is a folder, not a spec file",
+            hint=f"name the file in it; `tnc inspect {name}` shows an artifact",
+        )
     near = get_close_matches(name, sorted(shipped), n=1)
     guess = f"did you mean {near[0]!r}? " if near else ""
     raise SpecError(

@@ -71,10 +71,16 @@ def parse_tree(text: str, file: str) -> Node:
     start = _mark(file, lines, 0, 0)
     if not isinstance(data, dict):
         raise SpecError(
-            f"{start}: a spec is a map of keys, got {type(data).__name__}\n{start.caret}",
+            f"{start}: a spec is a map of keys, got {_told(data)}\n{start.caret}",
             hint="start with 'version: 1', or run `tnc spec init`",
         )
     return _Reader(file, lines).node(data, start, start, ())
+
+
+def _told(data: Any) -> str:
+    if data is None:
+        return "an empty file"
+    return "a list" if isinstance(data, list) else repr(str(data))
 
 
 def _mark(file: str, lines: Sequence[str], line: int, column: int) -> Mark:
@@ -122,7 +128,6 @@ class _Reader:
             if isinstance(data, kind):
                 return bool(data) if type(data).__name__ == "ScalarBoolean" else kind(data)
         raise SpecError(
-            f"{mark}: expected text, a number, true or false, got {type(data).__name__}"
-            f"\n{mark.caret}",
+            f"{mark}: expected text, a number, true or false, got {data}\n{mark.caret}",
             hint="put it into quotes",
         )

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-from collections.abc import Callable
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from tnc.errors import SourceError
+from tnc.errors import SourceError, TncError
+
+_OWN = Path(__file__).parents[1]
 
 
 def find_function(reference: str) -> Callable[..., Any]:
@@ -21,19 +25,50 @@ def find_function(reference: str) -> Callable[..., Any]:
         raise SourceError(
             f"{reference!r} names no function", hint="write 'package.module:function'"
         )
+    with user_code(reference):
+        loaded = importlib.import_module(module)
     try:
-        found = getattr(importlib.import_module(module), name)
+        found = getattr(loaded, name)
+    except AttributeError as error:
+        raise SourceError(f"module {module!r} has no {name!r}", where=reference) from error
+    if not callable(found):
+        raise SourceError(f"{reference} is no function but {type(found).__name__}")
+    return found  # type: ignore[no-any-return]
+
+
+@contextmanager
+def user_code(reference: str) -> Iterator[None]:
+    """Turn what a user's code raises in this block into SourceError, with its file and line."""
+    try:
+        yield
+    except TncError:
+        raise
     except ModuleNotFoundError as error:
         raise SourceError(
             f"cannot import {error.name!r}",
             where=reference,
             hint="install it, or put its folder into PYTHONPATH",
         ) from error
-    except AttributeError as error:
-        raise SourceError(f"module {module!r} has no {name!r}", where=reference) from error
-    if not callable(found):
-        raise SourceError(f"{reference} is no function but {type(found).__name__}")
-    return found  # type: ignore[no-any-return]
+    except Exception as error:
+        place = _place(error)
+        raise SourceError(
+            f"{reference} fails: {type(error).__name__}: {error}",
+            where=place or reference,
+            hint="mend the function, or its `kwargs` in the spec; --traceback shows all of it",
+        ) from error
+
+
+def _place(error: Exception) -> str:
+    """Return the file and line in the first file that is neither ours nor the import system's."""
+    frames = [
+        frame
+        for frame in traceback.extract_tb(error.__traceback__)
+        if not frame.filename.startswith("<")
+        and Path(frame.filename).parent.name != "importlib"
+        and not Path(frame.filename).is_relative_to(_OWN)
+    ]
+    lines = [frame.lineno for frame in frames if frame.filename == frames[0].filename]
+    return f"{frames[0].filename}:{lines[-1]}" if lines else ""
 
 
 def find_path(reference: str) -> Path:

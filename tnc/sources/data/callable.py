@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tnc.errors import SourceError
-from tnc.sources.reference import find_function
+from tnc.sources.reference import find_function, user_code
 from tnc.sources.source import Batch, DataSource, Loaded, Split, datas
 
 
@@ -24,7 +24,9 @@ class CallableData(DataSource):
     kwargs: Mapping[str, Any] = field(default_factory=dict)
 
     def batches(self, loaded: Loaded, split: Split = "calibration") -> list[Batch]:
-        made = find_function(self.function)(loaded, split, **self.kwargs)
+        call = find_function(self.function)
+        with user_code(self.function):
+            made = list(call(loaded, split, **self.kwargs))
         found = [b if isinstance(b, Mapping | tuple) else (b,) for b in made]
         if not found:
             raise SourceError(f"no batches for {split}", where=self.function)

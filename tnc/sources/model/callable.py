@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tnc.errors import SourceError
-from tnc.sources.reference import find_function
+from tnc.sources.reference import find_function, user_code
 from tnc.sources.source import Batch, Loaded, ModelSource, models
 
 if TYPE_CHECKING:
@@ -38,7 +38,9 @@ def made_by(function: str, kwargs: Mapping[str, Any]) -> tuple[nn.Module, Batch 
     """Call a function that returns a model or (model, example). Raises SourceError."""
     from torch import nn
 
-    made = find_function(function)(**kwargs)
+    call = find_function(function)
+    with user_code(function):
+        made = call(**kwargs)
     model, inputs = made if isinstance(made, tuple) and len(made) == 2 else (made, None)
     if not isinstance(model, nn.Module):
         raise SourceError(
