@@ -5,9 +5,38 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+
+Refusal = Callable[..., Exception]
+"""A kind of TncError: called with the message, `where` and `hint`."""
+
+
+@contextmanager
+def writing(path: Path, kind: Refusal) -> Iterator[None]:
+    """Turn an OSError of this block into an error of `kind` that names what was to be written."""
+    try:
+        yield
+    except OSError as error:
+        raise kind(
+            f"cannot write {path}: {error.strerror or error}",
+            where=str(error.filename or ""),
+            hint="choose another place, with room and the right to write",
+        ) from error
+
+
+def check_place(path: Path, kind: Refusal) -> None:
+    """Raise an error of `kind` where `path` cannot be made, before the work that fills it."""
+    with writing(path, kind):
+        with suppress(FileNotFoundError, NotADirectoryError):
+            path.lstat()
+        parent = path.absolute().parent
+        while not parent.exists():
+            parent = parent.parent
+    reason = "no folder" if not parent.is_dir() else "not writable"
+    if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
+        raise kind(f"cannot write {path}: {parent} is {reason}", hint="choose another place")
 
 
 def write_text(path: Path, text: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import types
@@ -14,7 +15,7 @@ import pytest
 import tnc.recipe
 from tnc.cli import main
 from tnc.decide.plan import Entry, Plan, Skip, Total
-from tnc.errors import InfeasibleBudget, TncError
+from tnc.errors import InfeasibleBudget, PlanError, TncError
 from tnc.net import Structure, parse_network
 from tnc.report.run_report import RunReport, Size, Timing
 
@@ -119,6 +120,46 @@ def test_compile_refuses_a_full_folder_before_it_works(spec: str, runs: list[Any
                                                        capsys) -> None:  # fmt: skip
     assert main(["compile", spec, "--out", str(tmp_path)]) == 2
     assert "is there already" in capsys.readouterr().err and not runs
+
+
+@pytest.mark.parametrize(
+    ("place", "told"),
+    [
+        ("s.yaml/out", "{folder}/s.yaml is no folder"),
+        ("s.yaml/deep/out", "{folder}/s.yaml is no folder"),
+        ("x" * 300, "File name too long"),
+        ("locked/deep/out", "{folder}/locked is not writable"),
+    ],
+)
+def test_a_place_that_cannot_be_written_is_refused_before_the_work(
+    place: str, told: str, spec: str, runs: list[Any], tmp_path: Path, monkeypatch, capsys
+) -> None:
+    (tmp_path / "locked").mkdir()
+    access = os.access
+    monkeypatch.setattr(
+        "tnc.files.os.access", lambda p, mode: Path(p).name != "locked" and access(p, mode)
+    )
+    monkeypatch.setattr("tnc.commands.plan._make", lambda *_: pytest.fail("it worked first"))
+    out = str(tmp_path / place)
+    for command in ("compile", "plan"):
+        assert main([command, spec, "--out", out]) == 2
+        wanted = f"error: cannot write {out}: {told.format(folder=tmp_path)}\n"
+        assert capsys.readouterr().err.startswith(wanted) and not runs
+
+
+def test_an_operating_system_that_refuses_is_no_internal_error(tmp_path: Path, capsys) -> None:
+    (tmp_path / "file").touch()
+    plan_of().save(tmp_path / "plan.json")
+    for words in (
+        ["plan", str(tmp_path / "plan.json"), "--out", str(tmp_path)],
+        ["spec", "init", str(tmp_path / "file" / "s.yaml")],
+        ["spec", "schema", "--out", str(tmp_path)],
+        ["inspect", str(tmp_path), "--draw", "a.weight", "--svg", str(tmp_path / "file" / "a.svg")],
+    ):
+        assert main(words) == 2, words
+        assert capsys.readouterr().err.startswith(f"error: cannot write {words[-1]}: ")
+    with pytest.raises(PlanError, match="cannot write"):
+        plan_of().save(tmp_path / "file" / "plan.json")
 
 
 def test_quality_gate_exits_4(spec: str, tmp_path: Path, monkeypatch, capsys) -> None:

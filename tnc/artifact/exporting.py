@@ -15,6 +15,7 @@ from tnc.artifact.loading import load
 from tnc.artifact.manifest import PROBE, Manifest
 from tnc.artifact.probing import probe_inputs
 from tnc.errors import ArtifactError, MissingExtra
+from tnc.files import check_place, writing
 from tnc.rewrite.contract import outputs_of
 
 ONNX_RTOL = 1e-3
@@ -33,17 +34,19 @@ def export(folder: str | Path, to: str, out: str | Path, model: nn.Module | None
     }
     if to not in formats:
         raise ArtifactError(f"unknown format {to!r}", hint=f"formats are {', '.join(formats)}")
+    path = Path(out)
+    check_place(path, ArtifactError)
     loaded = load(folder, model, check=True).eval()
     form = Manifest.read(Path(folder)).probe
     probe = probe_inputs(form, load_file(Path(folder) / PROBE))
-    path = Path(out)
-    path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".part-{path.name}")
-    try:
-        formats[to](loaded, probe, part)
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
+    with writing(path, ArtifactError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            formats[to](loaded, probe, part)
+            part.replace(path)
+        finally:
+            part.unlink(missing_ok=True)
     return path
 
 

@@ -17,7 +17,7 @@ from tnc.artifact.manifest import NAME, PROBE, Manifest, checksum
 from tnc.artifact.modules import describe_modules
 from tnc.artifact.probing import probe_data
 from tnc.errors import ArtifactError
-from tnc.files import replaced_folder
+from tnc.files import replaced_folder, writing
 from tnc.rewrite.compiled import Compiled
 from tnc.rewrite.contract import outputs_of
 
@@ -46,7 +46,7 @@ def save(
     check_savings(compiled)
     _check_place(path, force)
     state, tied = _state(compiled.model)
-    with replaced_folder(path) as folder:
+    with writing(path, ArtifactError), replaced_folder(path) as folder:
         tensors = _write_shards(folder, state, shard_bytes)
         probe = _write_probe(folder, compiled)
         for file in files:

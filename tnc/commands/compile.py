@@ -9,6 +9,7 @@ import typer
 
 from tnc.commands.terminal import AsJson, Sets, SpecName, print_json, print_result, working
 from tnc.errors import ArtifactError, QualityGate
+from tnc.files import check_place
 
 if TYPE_CHECKING:
     from tnc.report.run_report import RunReport
@@ -61,6 +62,7 @@ class GateClosed(QualityGate):
 
 def _check_free(out: Path, force: bool) -> None:
     """Refuse before minutes of work what saving would refuse after them."""
+    check_place(out, ArtifactError)
     if out.is_file() or (out.is_dir() and any(out.iterdir()) and not force):
         raise ArtifactError(
             f"{out} is there already", hint="choose another --out, or replace it with --force"

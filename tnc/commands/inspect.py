@@ -65,7 +65,7 @@ def _show_spec(name: str, overrides: list[str], draw: str | None, as_json: bool)
 
 def _draw(plan: Plan, site: str, svg: Path | None) -> None:
     from tnc.derive.draw import draw_svg, draw_text
-    from tnc.files import write_text
+    from tnc.files import write_text, writing
 
     structure = plan.entry(site).structure
     if structure is None:
@@ -75,5 +75,6 @@ def _draw(plan: Plan, site: str, svg: Path | None) -> None:
         return
     for number, term in enumerate(structure.terms):
         file = svg if number == 0 else svg.with_stem(f"{svg.stem}-{number + 1}")
-        write_text(file, draw_svg(term))
+        with writing(file, PlanError):
+            write_text(file, draw_svg(term))
         print_note(f"drawn in {file}")

@@ -10,6 +10,8 @@ import typer
 from tnc.commands.failures import CHANGED
 from tnc.commands.terminal import AsJson, Progress, Sets, print_json, print_note, print_result
 from tnc.commands.terminal import working as at_work
+from tnc.errors import PlanError
+from tnc.files import check_place
 
 if TYPE_CHECKING:
     from tnc.decide.plan import Plan
@@ -29,6 +31,8 @@ def plan(
     """Decide what every weight becomes and print it; the model is not touched."""
     from tnc.decide.plan import Plan
 
+    if out:
+        _check_file(out)
     other = Plan.read(diff) if diff else None
     made = Plan.read(spec) if spec.endswith(".json") else _make(spec, set_ or [])
     if out:
@@ -48,6 +52,13 @@ def plan(
         print_result(plan_tables(made))
     if detailed_exitcode and changes:
         raise typer.Exit(CHANGED)
+
+
+def _check_file(out: Path) -> None:
+    """Refuse before the work what writing would refuse after it."""
+    check_place(out, PlanError)
+    if out.is_dir():
+        raise PlanError(f"cannot write {out}: it is a folder", hint="name a file in it")
 
 
 def _make(spec: str, overrides: list[str]) -> Plan:

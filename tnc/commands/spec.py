@@ -69,12 +69,13 @@ def schema(
 ) -> None:
     """Print the JSON schema of specs, for editors."""
     from tnc.decide.spec_schema import schema_text
-    from tnc.files import write_text
+    from tnc.files import write_text, writing
 
     if out is None:
         typer.echo(schema_text(), nl=False)
     else:
-        write_text(out, schema_text())
+        with writing(out, SpecError):
+            write_text(out, schema_text())
         print_note(f"schema written to {out}")
 
 
@@ -84,9 +85,10 @@ def init(
     force: Annotated[bool, typer.Option(help="Replace a file that is there.")] = False,
 ) -> None:
     """Write a commented spec to begin with."""
-    from tnc.files import write_text
+    from tnc.files import write_text, writing
 
     if file.exists() and not force:
         raise SpecError(f"{file} is there already", hint="choose another name, or add --force")
-    write_text(file, STARTER)
+    with writing(file, SpecError):
+        write_text(file, STARTER)
     print_note(f"written: {file}; edit it, then run `tnc spec check {file}`")

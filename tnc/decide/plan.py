@@ -140,10 +140,11 @@ class Plan:
         return plan
 
     def save(self, path: str | Path) -> None:
-        """Write the plan to a JSON file, with its digest, in one step."""
-        from tnc.files import write_text
+        """Write the plan to a JSON file, with its digest, in one step. Raises PlanError."""
+        from tnc.files import write_text, writing
 
-        write_text(Path(path), json.dumps(self.to_json() | {"digest": self.digest}, indent=1))
+        with writing(Path(path), PlanError):
+            write_text(Path(path), json.dumps(self.to_json() | {"digest": self.digest}, indent=1))
 
     @classmethod
     def read(cls, path: str | Path) -> Plan:

@@ -159,6 +159,20 @@ def test_a_save_that_fails_leaves_the_old_artifact(artifact: Path, monkeypatch) 
     assert [p.name for p in artifact.parent.iterdir()] == [artifact.name]
 
 
+def test_a_place_that_cannot_be_written_is_an_artifact_error(
+    artifact: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "file").touch()
+    for action in (
+        lambda: tnc.save(halved("prime"), tmp_path / "file" / "a"),
+        lambda: tnc.export(artifact, "dense", tmp_path / "file" / "m.safetensors"),
+        lambda: tnc.export(artifact, "dense", artifact),
+    ):
+        with pytest.raises(ArtifactError, match="cannot write"):
+            action()
+    assert tnc.verify(artifact).ok
+
+
 LOOP = """
 import sys, time
 from pathlib import Path
