@@ -141,6 +141,7 @@ def _card(
 ) -> str:
     total, (before, after) = compiled.plan.total, sizes(compiled)
     call = 'tnc.load("path/to/this/folder"'
+    verify = "`tnc verify DIR`" if source else "`tnc.verify(DIR, model=YourModel())`"
     call += ")" if source else ", model=YourModel())  # any weights; a copy is filled in"
     rows = "\n".join(
         f"| {key} | {value} |"
@@ -153,7 +154,7 @@ def _card(
         f"{total.dense_flops:,} FLOPs (of the weights, on the example input) {total.flops:,}.\n\n"
         f"Source: {dict(source) if source else 'a model given in Python'}.\n\n"
         f"```python\nimport tnc\n\nmodel = {call}\n```\n\n"
-        "`tnc verify DIR` checks every file and the outputs on a stored probe; `tnc inspect DIR` "
+        f"{verify} checks every file and the outputs on a stored probe; `tnc inspect DIR` "
         "shows the plan. The tensors are named `tnc-*.safetensors`, so that a loader that does not "
         "know tnc stops instead of filling in random weights.\n"
         + (f"\n| figure | value |\n|---|---|\n{rows}\n" if rows else "")

@@ -199,3 +199,4 @@ def test_the_card_says_how_to_load_and_counts_what_is_there(artifact: Path, tmp_
     assert f"{sizes[0]:,} parameters became {sizes[1]:,}, " in card
     assert 'tnc.load("path/to/this/folder", model=YourModel())' in card
     assert 'tnc.load("path/to/this/folder")\n' in own
+    assert "`tnc.verify(DIR, model=YourModel())`" in card and "`tnc verify DIR`" in own
