@@ -48,8 +48,8 @@ def _skeleton(path: Path, manifest: Manifest) -> nn.Module:
         raise ArtifactError(
             "the artifact does not say how to build its model",
             where=str(path),
-            hint="give a model of the original's class in Python: tnc.load(folder, model=MyModel()), "
-            "and likewise tnc.verify and tnc.export",
+            hint="give a model of the original's class in Python: "
+            "tnc.load(folder, model=MyModel()), and likewise tnc.verify and tnc.export",
         )
     from tnc.decide.options import build
     from tnc.sources import models
