@@ -104,12 +104,19 @@ def test_a_budget_of_latency_is_planned() -> None:
 
 def test_an_error_bound_is_kept_and_a_looser_one_is_cheaper() -> None:
     found = []
-    for bound in (0.4, 2.0):
+    for bound in (0.05, 0.5):
         budget = {"scope": "encoder.*", "error": bound, "minimise": "params"}
-        plan = tnc.plan(bert(), spec(LINEAR, budget=budget), **PROBE)
+        wish = spec(LINEAR, budget=budget, metric="both", allocate="surrogate")
+        plan = tnc.plan(bert(), wish, **DATA)
         assert 0 < sum(entry.error for entry in plan.entries) <= bound
         found.append(plan.scope.params)
     assert found[0] > found[1]
+
+
+def test_an_error_bound_without_a_measured_unit_is_refused() -> None:
+    budget = {"scope": "encoder.*", "error": 0.4, "minimise": "params"}
+    with pytest.raises(PlanError, match="in the unit of the evaluation"):
+        tnc.plan(bert(), spec(LINEAR, budget=budget), **PROBE)
 
 
 @pytest.mark.parametrize("budget", [{"params": 0.01}, {"flops": 0.01}, {"bytes": 0.01}])
