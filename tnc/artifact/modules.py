@@ -17,8 +17,7 @@ from tnc.nn.rebuilt import SUFFIX, rebuilt_names
 def classes_of(model: nn.Module) -> dict[str, str]:
     """Return the class of every module by path: what `describe_modules` compares with."""
     return {
-        path: f"{type(module).__module__}.{type(module).__qualname__}"
-        for path, module in model.named_modules(remove_duplicate=False)
+        path: classes_of_one(module) for path, module in model.named_modules(remove_duplicate=False)
     }
 
 

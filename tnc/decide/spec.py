@@ -193,11 +193,6 @@ class Spec(Part):
         """Read a spec file, or a recipe by its bare name; see `read_spec`."""
         return read_spec(name, overrides).spec
 
-    @property
-    def pass_texts(self) -> tuple[str, ...]:
-        """The passes in their text form, as plans keep them."""
-        return self.passes
-
     def to_data(self) -> dict[str, Any]:
         """Write the spec as plain data, defaults included; `Spec(**data)` reads it back."""
         return self.model_dump(mode="json", exclude_none=True)
