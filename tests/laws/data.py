@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from tnc.decide.options import build
 from tnc.net import Signature
 from tnc.structures import Family, families
 
@@ -17,6 +18,10 @@ OPTIONS: dict[str, tuple[dict[str, object], ...]] = {
     "tensor-train": ({}, {"factors": 3}),
     "tensor-ring": ({"factors": 3},),
     "cp": ({}, {"factors": 1}),
+    "sum": tuple(
+        {"terms": tuple(build(families, term) for term in terms)}
+        for terms in (("low-rank", "kronecker"), ("tucker", "tensor-train", "low-rank"))
+    ),
 }
 
 LINEAR = (Signature((12,), (18,)), Signature((7,), (11,)))

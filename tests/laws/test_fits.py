@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from tests.laws.data import OPTIONS
 from tnc.errors import FitError
 from tnc.fit import (
     Metric,
@@ -17,7 +18,7 @@ from tnc.fit import (
     tails,
 )
 from tnc.net import Signature, Structure, parse_network
-from tnc.structures import families
+from tnc.structures import Family, families
 
 SIGNATURES = {
     "odd": Signature((13,), (22,)),
@@ -62,8 +63,12 @@ def metrics(signature: Signature) -> dict[str, Metric]:
     }
 
 
+def family_of(name: str) -> Family:
+    return families.get(name)(**OPTIONS.get(name, ({},))[0])
+
+
 def structure_of(name: str, signature: Signature, fraction: float = 1.0) -> Structure:
-    template = families.get(name)().template(signature)
+    template = family_of(name).template(signature)
     return template.full() if fraction == 1 else template.at(template.scaled(fraction))
 
 
@@ -134,7 +139,7 @@ def test_als_never_raises_the_error(name, shape):
 @pytest.mark.parametrize("metric", ["plain", "inputs", "both"])
 def test_tails_are_the_error_of_the_fit(name, shape, metric):
     signature, norm = SIGNATURES[shape], metrics(SIGNATURES[shape])[metric]
-    template = families.get(name)().template(signature)
+    template = family_of(name).template(signature)
     if len(template.bounds) != 1 or (metric != "plain" and name != "low-rank"):
         pytest.skip("tails are exact for one bond, and there in the plain norm")
     weight = gaussian(*signature.shape)

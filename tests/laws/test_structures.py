@@ -147,10 +147,10 @@ def test_adjoints_are_the_gradients_of_the_weight(family, signature) -> None:
     if structure.padded:
         return  # the adjoint is of the padded weight; the next law covers it through the layer
     covector = torch.randn(signature.shape, dtype=torch.float64)
-    (term,) = structure.terms
+    terms = {c.name: term for term in structure.terms for c in term.equation.cores}
     for name, core in made.cores.items():
         (want,) = torch.autograd.grad((made.weight * covector).sum(), core)
-        contraction = adjoint(term, name)
+        contraction = adjoint(terms[name], name)
         letters = {n: chr(97 + k) for k, n in enumerate(sorted(contraction.size))}
         operands = [covector.reshape([contraction.size[n] for n in contraction.operands[0]])]
         for other, ix in zip(contraction.names[1:], contraction.operands[1:]):

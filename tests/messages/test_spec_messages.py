@@ -8,6 +8,7 @@ import pytest
 
 from tnc.decide.spec import Spec, read_spec
 from tnc.errors import SpecError
+from tnc.structures import families
 
 HEAD = "version: 1\nbudget: {params: 0.5}\n"
 RULES = "rules:\n  - match: '*'\n    structure: low-rank\n"
@@ -77,8 +78,8 @@ CASES = {
     ),
     "map without a kind": (
         rule("structure: {factors: 2}"),
-        "s.yaml:5:5: rules.0.structure: a structure needs a 'kind': one of block-tensor-train, "
-        "cp, free-form, kronecker, low-rank, tensor-ring, tensor-train, tucker\n"
+        "s.yaml:5:5: rules.0.structure: a structure needs a 'kind': one of "
+        f"{', '.join(families.all())}\n"
         "      structure: {factors: 2}\n      ^",
     ),
     "candidate of a list": (

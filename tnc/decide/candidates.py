@@ -23,6 +23,9 @@ STEPS = 24
 """Sizes on the ladder of one family, evenly spaced up to the dense size."""
 
 
+MOST = (0.75, 0.9)
+"""Shares of the parameters that the largest term of a sum may have."""
+
 WORTHWHILE = 0.85
 """A structure that keeps a larger share of the parameters costs more time than it saves."""
 
@@ -37,6 +40,8 @@ class Candidate:
     cost: Cost
     surrogate: float
     exact: bool
+    group: str = ""
+    """Candidates of one group differ in size only: errors are interpolated within it."""
 
 
 def template_of(family: Family, target: Target) -> Template:
@@ -85,10 +90,10 @@ def ladder(
     dense = target.signature.parameters
     sizes = [dense * step // STEPS for step in range(1, STEPS)]
     found: dict[tuple[tuple[str, int], ...], Candidate] = {}
-    for ranks in _rank_sets(family, template, tails, sizes, round_to):
+    for group, ranks in _grouped(family, template, tails, sizes, round_to):
         key = tuple(sorted(ranks.items()))
-        candidate = _candidate(family, target, template, ranks, tails)
-        if candidate.cost.params <= WORTHWHILE * dense:
+        candidate = _candidate(family, target, template, ranks, tails, group)
+        if key not in found and candidate.cost.params <= WORTHWHILE * dense:
             found[key] = candidate
     return tuple(sorted(found.values(), key=lambda c: (c.cost.params, str(c.structure))))
 
@@ -103,6 +108,40 @@ def kept(template: Template, target: Target, share: float) -> dict[str, int]:
             hint="raise `keep`",
         )
     return ranks
+
+
+def _grouped(
+    family: Family,
+    template: Template,
+    tails: Mapping[str, Tails],
+    sizes: list[int],
+    round_to: int,
+) -> list[tuple[str, dict[str, int]]]:
+    """Return ranks with their group: a sum has one for each way to share out its parameters."""
+    if not template.parts:
+        return [("", ranks) for ranks in _rank_sets(family, template, tails, sizes, round_to)]
+    found = []
+    for shares in splits(len(template.parts)):
+        for size in sizes:
+            ranks = template.shared([int(size * share) for share in shares], round_to)
+            if ranks is not None:
+                found.append((":".join(f"{share:.2f}" for share in shares), ranks))
+    return found
+
+
+def splits(terms: int) -> list[tuple[float, ...]]:
+    """Return how the terms of a sum may share its parameters: equally, or one with the most.
+
+    >>> splits(2)
+    [(0.5, 0.5), (0.75, 0.25), (0.25, 0.75), (0.9, 0.1), (0.1, 0.9)]
+    """
+    found: list[tuple[float, ...]] = [(1 / terms,) * terms]
+    for most in MOST:
+        rest = round((1 - most) / (terms - 1), 6)
+        found += [
+            tuple(most if k == place else rest for k in range(terms)) for place in range(terms)
+        ]
+    return found
 
 
 def _rank_sets(
@@ -173,6 +212,7 @@ def _candidate(
     template: Template,
     ranks: Mapping[str, int],
     tails: Mapping[str, Tails],
+    group: str = "",
 ) -> Candidate:
     structure = template.at(ranks)
     known = bool(template.bounds) and all(name in tails for name, _ in template.bounds)
@@ -189,4 +229,5 @@ def _candidate(
         cost_of(structure, target),
         surrogate if known else float("nan"),
         known and len(template.bounds) == 1,
+        group,
     )

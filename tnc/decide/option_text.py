@@ -1,7 +1,8 @@
 """The text form of a registered thing with its options: `tucker{factors=2}`.
 
 One parser and one printer serve structures, passes and sources. Values are JSON (`2`, `0.5`,
-`true`, `"a b"`, `[1, 2]`, `{"r": 4}`) or bare words, which are strings.
+`true`, `"a b"`, `[1, 2]`, `{"r": 4}`) or bare words, which are strings. `a + b{k=1}` is the thing
+named `sum` with the option `terms`, a list of the forms that are joined.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ _NAME = re.compile(r"[A-Za-z][\w-]*")
 _WORD = re.compile(r"[A-Za-z_][\w.:/*-]*")
 _KEY = re.compile(r"[A-Za-z_]\w*")
 _SPACE = re.compile(r"\s*")
+SUM = "sum"
 _CONSTANTS = {"true": True, "false": False, "null": None}
 
 
@@ -32,25 +34,23 @@ def parse_form(text: str) -> dict[str, Any]:
     {'kind': 'tucker', 'factors': 2}
     >>> parse_form("low-rank")
     {'kind': 'low-rank'}
+    >>> parse_form("low-rank + tucker{factors=2}")
+    {'kind': 'sum', 'terms': [{'kind': 'low-rank'}, {'kind': 'tucker', 'factors': 2}]}
 
     Raises OptionText.
     """
-    name = _NAME.match(text.strip())
-    if name is None:
-        raise OptionText("expected a name", text, 0)
-    start = text.index(name[0])
-    found: dict[str, Any] = {"kind": name[0]}
-    at = _skip(text, start + len(name[0]))
+    found, at = _parse_one(text, _skip(text, 0))
     if at == len(text):
         return found
-    at = _expect(text, at, "{")
-    while not text.startswith("}", at):
-        at = _parse_pair(text, at, found)
-        if not text.startswith("}", at):
-            at = _expect(text, at, ",")
-    if _skip(text, at + 1) != len(text):
-        raise OptionText("expected nothing more", text, at + 1)
-    return found
+    terms = [found]
+    while text.startswith("+", at):
+        found, at = _parse_one(text, _skip(text, at + 1))
+        terms.append(found)
+    if at != len(text):
+        end = len(text[:at].rstrip())
+        closed = text[end - 1] == "}"
+        raise OptionText(f"expected {'nothing more' if closed else repr('{')}", text, end)
+    return {"kind": SUM, "terms": terms}
 
 
 def print_form(options: Mapping[str, Any]) -> str:
@@ -58,9 +58,46 @@ def print_form(options: Mapping[str, Any]) -> str:
 
     >>> print_form({"kind": "free-form", "equation": "B[o r] A[r i] : i -> o"})
     'free-form{equation="B[o r] A[r i] : i -> o"}'
+    >>> print_form({"kind": "sum", "terms": ["low-rank", {"kind": "tucker", "factors": 2}]})
+    'low-rank + tucker{factors=2}'
     """
+    if _is_sum(options):
+        forms = [term if isinstance(term, str) else print_form(term) for term in options["terms"]]
+        return " + ".join(forms)
     pairs = [f"{key}={_print_value(value)}" for key, value in options.items() if key != "kind"]
     return f"{options['kind']}{{{', '.join(pairs)}}}" if pairs else str(options["kind"])
+
+
+def _is_sum(options: Mapping[str, Any]) -> bool:
+    """Whether a mapping can be written as `a + b`, and read back as it is."""
+    terms = options.get("terms")
+    return (
+        options["kind"] == SUM
+        and len(options) == 2
+        and isinstance(terms, list | tuple)
+        and len(terms) > 1
+        and all(
+            (isinstance(term, str) and _NAME.fullmatch(term))
+            or (isinstance(term, Mapping) and "kind" in term and term["kind"] != SUM)
+            for term in terms
+        )
+    )
+
+
+def _parse_one(text: str, at: int) -> tuple[dict[str, Any], int]:
+    name = _NAME.match(text, at)
+    if name is None:
+        raise OptionText("expected a name", text, at)
+    found: dict[str, Any] = {"kind": name[0]}
+    at = _skip(text, name.end())
+    if not text.startswith("{", at):
+        return found, at
+    at = _expect(text, at, "{")
+    while not text.startswith("}", at):
+        at = _parse_pair(text, at, found)
+        if not text.startswith("}", at):
+            at = _expect(text, at, ",")
+    return found, _skip(text, at + 1)
 
 
 def _parse_pair(text: str, at: int, found: dict[str, Any]) -> int:

@@ -12,7 +12,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, fields, is_dataclass
 from functools import cache
-from typing import Annotated, Any, Literal, TypeVar, Union, get_type_hints
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from pydantic import (
     BaseModel,
@@ -26,7 +26,7 @@ from pydantic import (
 )
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
-from tnc.decide.option_text import OptionText, parse_form, print_form
+from tnc.decide.option_text import SUM, OptionText, parse_form, print_form
 from tnc.decide.spec_problems import (
     Problem,
     SpecProblems,
@@ -52,6 +52,7 @@ def options_model(kind: str, thing: Any) -> type[BaseModel]:
     hints = get_type_hints(thing)
     slots: dict[str, Any] = {"kind": (Literal[kind], ...)}
     for field in fields(thing):
+        hints[field.name] = _nested(hints[field.name], thing)
         default = field.default if field.default is not MISSING else ...
         if field.default_factory is not MISSING:
             slots[field.name] = (hints[field.name], Field(default_factory=field.default_factory))
@@ -115,14 +116,14 @@ def as_mapping(registry: Registry[type[T]], thing: T) -> dict[str, Any]:
         value = getattr(thing, field.name)
         default = field.default_factory() if callable(field.default_factory) else field.default
         if value != default:
-            plain[field.name] = _plain(value)
+            plain[field.name] = _plain(value, registry)
     return plain
 
 
 def as_plain(registry: Registry[type[T]], thing: T) -> str | dict[str, Any]:
-    """Write an instance as a spec does: its name where that says all, else the mapping."""
+    """Write an instance as a spec does: its name or sum where that says all, else the mapping."""
     plain = as_mapping(registry, thing)
-    return plain if len(plain) > 1 else str(plain["kind"])
+    return plain if len(plain) > 1 and plain["kind"] != SUM else print_form(plain)
 
 
 def print_option(registry: Registry[type[T]], thing: T) -> str:
@@ -140,6 +141,8 @@ class Choice:
     """Annotate a field that takes any thing of a registry; see the module's text."""
 
     registry: Registry[Any]
+    nested: bool = False
+    """Whether the thing is itself an option of one, so that its schema names no options."""
 
     def __get_pydantic_core_schema__(
         self, source: Any, handler: GetCoreSchemaHandler
@@ -154,6 +157,8 @@ class Choice:
     def __get_pydantic_json_schema__(
         self, schema: CoreSchema, handler: GetJsonSchemaHandler
     ) -> dict[str, Any]:
+        if self.nested:
+            return {"anyOf": [text_schema(self.registry.all()), {"type": "object"}]}
         models = [options_model(kind, thing) for kind, thing in self.registry.all().items()]
         union: Any = Annotated[Union[tuple(models)], Field(discriminator="kind")]  # noqa: UP007
         one = TypeAdapter(union if len(models) > 1 else models[0])
@@ -163,7 +168,19 @@ class Choice:
 def text_schema(names: Any) -> dict[str, Any]:
     """Return the JSON schema of the text form of things with these names."""
     joined = "|".join(sorted(names))
-    return {"type": "string", "pattern": rf"^({joined})(\{{.*\}})?$"}
+    one = rf"({joined})(\{{.*\}})?"
+    more = rf"( \+ {one})*" if SUM in names else ""
+    return {"type": "string", "pattern": rf"^{one}{more}$"}
+
+
+def _nested(hint: Any, thing: Any) -> Any:
+    """Give a field that holds several things of the owner's own registry the choice of them."""
+    inner = get_args(hint)[:1] if get_origin(hint) is tuple else ()
+    base = inner[0] if inner and isinstance(inner[0], type) else None
+    registry = getattr(base, "registry", None)
+    if base is None or registry is None or not issubclass(thing, base):
+        return hint
+    return tuple[Annotated[base, Choice(registry(), nested=True)], ...]  # type: ignore[valid-type]
 
 
 def _checked(model: type[BaseModel], options: dict[str, Any]) -> dict[str, Any]:
@@ -202,9 +219,11 @@ def unknown(what: str, name: str, names: Any, key: str = "") -> PydanticCustomEr
     return problem("unknown_kind", f"no {what} is named {name!r}; {guess}", key=key)
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: Any, registry: Registry[Any]) -> Any:
     if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
+        return {str(key): _plain(item, registry) for key, item in value.items()}
     if isinstance(value, tuple | list):
-        return [_plain(item) for item in value]
+        return [_plain(item, registry) for item in value]
+    if is_dataclass(value) and type(value) in registry.all().values():
+        return as_plain(registry, value)
     return value

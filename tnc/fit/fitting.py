@@ -43,7 +43,7 @@ def fit_structure(
     if given:
         found = _from_given(target, structure, fit, metric, seed, given)
     else:
-        found = _fitted(target, structure, choose(structure, fit), metric, seed, sweeps)
+        found = fitted(target, structure, choose(structure, fit), metric, seed, sweeps)
     cores = {name: found.cores[name].to(weight.dtype).contiguous() for name in structure.shapes}
     rebuilt = reconstruct(structure, {name: core.double() for name, core in cores.items()})
     error = relative_error(target, rebuilt, structure.signature, metric)
@@ -75,9 +75,10 @@ def choose(structure: Structure, name: str = "auto") -> Fit:
     )
 
 
-def _fitted(
+def fitted(
     target: Tensor, structure: Structure, fit: Fit, metric: Metric, seed: int, sweeps: int
 ) -> Outcome:
+    """Run a fit on a float64 weight, then polish where it does not honour the metric."""
     found = fit.outcome(target, structure, metric, seed)
     if fit.honours(structure, metric) or sweeps < 1:
         note = [] if fit.honours(structure, metric) else ["the metric is honoured in part"]

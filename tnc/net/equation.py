@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -75,6 +76,26 @@ class Equation:
     def shared(self) -> Axis:
         """The indices that are input and output leg at once (block-diagonal structure)."""
         return tuple(n for n in self.output_indices if n in set(self.input_indices))
+
+    @property
+    def names(self) -> Axis:
+        """Every name that has a size."""
+        return self.indices
+
+    def renamed(self, cores: Mapping[str, str], indices: Mapping[str, str]) -> Equation:
+        """Return the equation with other names for some of its cores and indices."""
+
+        def axis(names: Axis) -> Axis:
+            return tuple(indices.get(name, name) for name in names)
+
+        return Equation(
+            tuple(
+                replace(core, name=cores.get(core.name, core.name), indices=axis(core.indices))
+                for core in self.cores
+            ),
+            tuple(map(axis, self.inputs)),
+            tuple(map(axis, self.outputs)),
+        )
 
     def core(self, name: str) -> Core:
         """Return the core called `name`. Raises EquationError."""

@@ -79,10 +79,14 @@ class StructuredLayer(nn.Module):
             for name, shape in structure.shapes.items()
         }
         found = float(rebuild(structure, cores).pow(2).mean().sqrt())
-        free = [name for name in cores if name in deviations]
-        if found > 0 and len(structure.terms) == 1 and free:
-            for name in free:
-                cores[name] = cores[name] * (std / found) ** (1 / len(free))
+        free = [
+            [core.name for core in term.equation.cores if core.name in deviations]
+            for term in structure.terms
+        ]
+        if found > 0 and all(free):
+            for names in free:
+                for name in names:
+                    cores[name] = cores[name] * (std / found) ** (1 / len(names))
         return cls(structure, view, cores, bias)
 
     @property

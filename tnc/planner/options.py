@@ -147,10 +147,19 @@ def squared_errors(
 
     Exact surrogates are taken as they are. Others are corrected by real fits at a few sizes, the
     logarithm of the ratio interpolated over the logarithm of the size; without a surrogate the
-    error itself is interpolated.
+    error itself is interpolated. Candidates of different groups are interpolated apart.
     """
     if all(candidate.exact for candidate in candidates):
         return [max(0.0, candidate.surrogate) for candidate in candidates]
+    groups = list(dict.fromkeys(candidate.group for candidate in candidates))
+    if len(groups) > 1:
+        by_group = {
+            group: iter(
+                squared_errors(tuple(c for c in candidates if c.group == group), fitted, energy)
+            )
+            for group in groups
+        }
+        return [next(by_group[candidate.group]) for candidate in candidates]
     count = len(candidates)
     places = sorted({round(k * (count - 1) / max(1, PROBED - 1)) for k in range(PROBED)})
     floor = 1e-12 * energy
@@ -168,7 +177,9 @@ def spectra(
 ) -> Mapping[str, npt.NDArray[np.float64]]:
     """Return the squared error by rank for every bond of a family that cuts its network in two."""
     template = template_of(family, target)
-    found = {}
+    found: dict[str, npt.NDArray[np.float64]] = {}
+    if template.parts:  # what one term of a sum leaves is not what the sum leaves
+        return found
     network = template.at({name: 1 for name, _ in template.bounds}).terms[0]
     for bond, _ in template.bounds:
         if cut(template.equation, bond) is not None:

@@ -24,5 +24,10 @@ class Family(ABC):
     def template(self, signature: Signature) -> Template:
         """Return the equation, leg sizes and rank bounds for a weight that is not refused."""
 
+    @classmethod
+    def registry(cls) -> Registry[type[Family]]:
+        """Return the registry of families: what an option that is itself a family is chosen of."""
+        return families
+
 
 families: Registry[type[Family]] = Registry("structure", "tnc.structures")

@@ -15,6 +15,8 @@ from tnc.decide.spec_problems import SpecProblems
 from tnc.registry import Registry
 from tnc.sources import datas, evaluations, models
 from tnc.structures import families
+from tnc.structures.low_rank import LowRank
+from tnc.structures.tucker import Tucker
 
 SAMPLES = {
     ("model source", "hf"): {"path": "package:some/where"},
@@ -26,6 +28,7 @@ SAMPLES = {
     ("data source", "callable"): {"function": "a.b:c"},
     ("structure", "free-form"): {"equation": "B[o r] A[r i] : i -> o", "sizes": {"r": 4}},
     ("structure", "tucker"): {"factors": 2},
+    ("structure", "sum"): {"terms": (LowRank(), Tucker(factors=2))},
 }
 EVERY = [
     pytest.param(registry, name, id=f"{registry.kind}-{name}")
