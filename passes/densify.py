@@ -7,7 +7,12 @@ from typing import Any
 
 from torch import nn
 
-from tnc.nn import Conv2dView, EmbeddingView, LinearView, StructuredLayer
+from tnc.nn import (
+    ConvView,
+    EmbeddingView,
+    LinearView,
+    StructuredLayer,
+)
 from tnc.nn.rebuilt import rebuilt_names, restore_dense_
 from tnc.rewrite import Exact, Pass, Subject, passes
 from tnc.rewrite.edit import keep_hooks
@@ -47,7 +52,7 @@ def densify_(model: nn.Module) -> tuple[str, ...]:
 
 def _weight(layer: StructuredLayer, weights: dict[tuple[int, ...], nn.Parameter]) -> nn.Parameter:
     key = tuple(id(core) for core in layer.cores.values())
-    transposed = isinstance(layer.view, LinearView) and layer.view.transposed
+    transposed = getattr(layer.view, "transposed", False)
     key = (*key, int(transposed))
     if key not in weights:
         trainable = any(core.requires_grad for core in layer.cores.values())
@@ -75,20 +80,8 @@ def _empty(layer: StructuredLayer) -> nn.Module:
         return nn.Embedding(
             signature.outputs[0], signature.inputs[0], padding_idx=view.padding_idx, **meta
         )
-    if isinstance(view, Conv2dView):
-        channels, height, width = signature.inputs
-        return nn.Conv2d(
-            channels * view.groups,
-            signature.outputs[0],
-            (height, width),
-            view.stride,
-            view.padding,
-            view.dilation,
-            view.groups,
-            bias,
-            view.padding_mode,  # type: ignore[arg-type]
-            **meta,
-        )
+    if isinstance(view, ConvView):
+        return view.dense_layer(signature, bias, **meta)
     if isinstance(view, LinearView) and view.transposed:
         from transformers.pytorch_utils import Conv1D
 

@@ -18,7 +18,7 @@ from tnc.derive import adjoint, core_std, cost, dense, learning_rate_factors, pa
 from tnc.derive.cost import Work
 from tnc.derive.draw import draw_svg, draw_text
 from tnc.net import Structure, digest, from_json, parse_network, to_json
-from tnc.nn import Conv2dView, EmbeddingView, LinearView, StructuredLayer
+from tnc.nn import ConvView, EmbeddingView, LinearView, StructuredLayer
 from tnc.nn.dense import rebuild
 
 ALL = list(structures())
@@ -72,7 +72,7 @@ def close(a: torch.Tensor, b: torch.Tensor, limit: float = 1e-10) -> bool:
 @each
 def test_rebuilt_weight_is_the_naive_einsum(family, signature) -> None:
     structure = small(family, signature)
-    made = layer(structure, LinearView() if len(signature.inputs) == 1 else Conv2dView())
+    made = layer(structure, LinearView() if len(signature.inputs) == 1 else ConvView())
     assert close(made.weight, einsum_oracle(structure, made.cores))
 
 
@@ -85,7 +85,7 @@ def test_forward_is_the_dense_forward(family, signature) -> None:
             {"stride": (2, 1), "padding": (1, 2), "dilation": (1, 2)},
             {"padding": (1, 1), "padding_mode": "reflect"},
         ):
-            made = layer(structure, Conv2dView(**options))
+            made = layer(structure, ConvView(**options))
             kernel = signature.inputs[1:]
             conv = nn.Conv2d(signature.inputs[0], signature.outputs[0], kernel, **options).double()
             conv.weight.data, conv.bias.data = made.weight.detach(), made.bias.detach()
@@ -109,7 +109,7 @@ def test_gradients_are_those_of_the_dense_layer_and_of_finite_differences(
 ) -> None:
     structure = small(family, signature)
     conv = len(signature.inputs) > 1
-    made = layer(structure, Conv2dView(padding=(1, 1)) if conv else LinearView())
+    made = layer(structure, ConvView(padding=(1, 1)) if conv else LinearView())
     x = torch.randn(
         *((2, signature.inputs[0], 5, 4) if conv else (3, signature.inputs[0])),
         dtype=torch.float64,
@@ -143,7 +143,7 @@ def test_gradients_are_those_of_the_dense_layer_and_of_finite_differences(
 @each
 def test_adjoints_are_the_gradients_of_the_weight(family, signature) -> None:
     structure = small(family, signature)
-    made = layer(structure, LinearView() if len(signature.inputs) == 1 else Conv2dView())
+    made = layer(structure, LinearView() if len(signature.inputs) == 1 else ConvView())
     if structure.padded:
         return  # the adjoint is of the padded weight; the next law covers it through the layer
     covector = torch.randn(signature.shape, dtype=torch.float64)
@@ -167,7 +167,7 @@ def test_adjoints_are_the_gradients_of_the_weight(family, signature) -> None:
 @each
 def test_counted_parameters_are_those_of_the_layer(family, signature) -> None:
     structure = small(family, signature)
-    made = layer(structure, LinearView() if len(signature.inputs) == 1 else Conv2dView(), False)
+    made = layer(structure, LinearView() if len(signature.inputs) == 1 else ConvView(), False)
     assert parameters(structure) == sum(p.numel() for p in made.parameters())
     op = "linear" if len(signature.inputs) == 1 else "conv"
     assert cost(structure, Work(op, 10, 10)).flops > 0
@@ -178,7 +178,7 @@ def test_initialised_weights_have_the_asked_deviation(family, signature) -> None
     structure = small(family, signature)
     for seed in range(3):
         generator = torch.Generator().manual_seed(seed)
-        view = LinearView() if len(signature.inputs) == 1 else Conv2dView()
+        view = LinearView() if len(signature.inputs) == 1 else ConvView()
         made = StructuredLayer.initialised(structure, view, 0.02, generator=generator)
         assert abs(float(made.weight.pow(2).mean().sqrt()) / 0.02 - 1) < 0.05
 
@@ -194,7 +194,7 @@ def test_text_json_digest_copies_and_drawings(family, signature) -> None:
         assert draw_svg(term).startswith("<svg") and draw_svg(term).endswith("</svg>")
         assert all(f > 0 for f in learning_rate_factors(term).values())
         assert set(core_std(structure, 1.0)) == set(structure.shapes)
-    made = layer(structure, LinearView() if len(signature.inputs) == 1 else Conv2dView())
+    made = layer(structure, LinearView() if len(signature.inputs) == 1 else ConvView())
     for other in (copy.deepcopy(made), pickle.loads(pickle.dumps(made))):
         assert all(torch.equal(a, b) for a, b in zip(made.parameters(), other.parameters()))
         assert other.structure == structure
@@ -206,7 +206,7 @@ def test_text_json_digest_copies_and_drawings(family, signature) -> None:
 def test_bfloat16_and_export_with_a_dynamic_batch(family, signature) -> None:
     structure = small(family, signature)
     conv = len(signature.inputs) > 1
-    made = layer(structure, Conv2dView(padding=(1, 1)) if conv else LinearView(rows=4)).float()
+    made = layer(structure, ConvView(padding=(1, 1)) if conv else LinearView(rows=4)).float()
     x = torch.randn(*((4, signature.inputs[0], 5, 4) if conv else (4, signature.inputs[0])))
     low = copy.deepcopy(made).bfloat16()
     assert close(low(x.bfloat16()).float(), made(x), 0.1)
@@ -219,7 +219,7 @@ def test_bfloat16_and_export_with_a_dynamic_batch(family, signature) -> None:
 def test_the_oracle_can_fail() -> None:
     _, family, signature = ALL[0]
     structure = small(family, signature)
-    made = layer(structure, LinearView() if len(signature.inputs) == 1 else Conv2dView())
+    made = layer(structure, LinearView() if len(signature.inputs) == 1 else ConvView())
     wrong = {
         name: core.detach() * (2 if k == 0 else 1)
         for k, (name, core) in enumerate(made.cores.items())

@@ -41,7 +41,7 @@ def describe_modules(model: nn.Module, classes: Mapping[str, str]) -> tuple[dict
             continue
         elif path not in classes or classes[path] != classes_of_one(module):
             found.append(_plain(path, module))
-        elif getattr(module, "bias", None) is not None and type(module) in _BIASED:
+        elif getattr(module, "bias", None) is not None and isinstance(module, _BIASED):
             found.append({"kind": "bias", "path": path})
     removed = sorted(set(classes) - set(now))
     replaced = {entry["path"] for entry in found if entry["kind"] in ("structured", "identity")}
@@ -104,7 +104,7 @@ def _put(
         raise ArtifactError(f"unknown kind of module {kind!r}", where=path)
 
 
-_BIASED = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
+_BIASED = (nn.modules.conv._ConvNd, nn.Linear)
 
 
 def _layer(layer: StructuredLayer) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from tnc.capture.capturing import capture
 from tnc.capture.fingerprint import fingerprint
+from tnc.capture.kinds import layer_kind
 from tnc.capture.measure import Measured, Measurements, measure
 from tnc.capture.shares import Share, shares
 from tnc.capture.trace import Link, Trace, Traced
@@ -15,6 +16,7 @@ __all__ = [
     "Traced",
     "capture",
     "fingerprint",
+    "layer_kind",
     "measure",
     "shares",
 ]

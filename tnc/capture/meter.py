@@ -86,7 +86,7 @@ class Meter:
     def _add_gradient(self, read: Read, grad: Tensor) -> None:
         grad = grad.detach()
         if read.kind == "conv":
-            rows = grad.movedim(1, -1).flatten(0, -2)
+            rows = grad.movedim(1, -1).reshape(-1, self._sites[read.name].signature.outputs[0])
         else:
             rows = _as_rows(grad, read.columns)
         rows = self._kept(rows) if read.kind != "conv" else rows

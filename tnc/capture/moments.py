@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from math import prod
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -65,17 +67,41 @@ class Frequency:
 
 
 def patches(
-    x: Tensor, kernel: tuple[int, ...], options: dict[str, tuple[int, int]]
+    x: Tensor, kernel: tuple[int, ...], options: Mapping[str, tuple[int, ...]]
 ) -> Iterator[Tensor]:
-    """Yield the rows (pixels, i*h*w) that a convolution multiplies, some images at a time."""
-    height, width = kernel
-    each = max(1, x[0].numel() * height * width)
+    """Yield the rows (pixels, i * prod(kernel)) that a convolution multiplies, some images a time.
+
+    With `output_padding` it is a transposed one: every output pixel's inputs, with zeros between
+    them, in the order of its kernel, which it meets from behind.
+    """
+    if "output_padding" in options:
+        x = _spread(x, kernel, options)
+        stride = (1,) * len(kernel)
+    else:
+        x = functional.pad(x, [p for p in reversed(options["padding"]) for _ in range(2)])
+        stride = options["stride"]
+    each = max(1, x[0].numel() * prod(kernel)) if len(x) else 1
     for images in torch.split(x, max(1, PATCHES // each)):
-        rows = functional.unfold(
-            images.float() if images.dtype in (torch.bfloat16, torch.float16) else images,
-            (height, width),
-            dilation=options["dilation"],
-            padding=options["padding"],
-            stride=options["stride"],
-        )
-        yield rows.transpose(1, 2).flatten(0, 1)
+        rows = images.float() if images.dtype in (torch.bfloat16, torch.float16) else images
+        for axis, (size, step, gap) in enumerate(zip(kernel, stride, options["dilation"])):
+            rows = rows.unfold(2 + axis, gap * (size - 1) + 1, step)[..., ::gap]
+        rows = rows.movedim(1, 1 + len(kernel)).flatten(1 + len(kernel)).flatten(0, len(kernel))
+        if "output_padding" in options:
+            turned = torch.unflatten(rows, 1, (-1, *kernel)).flip(list(range(2, 2 + len(kernel))))
+            rows = turned.flatten(1)
+        yield rows
+
+
+def _spread(x: Tensor, kernel: tuple[int, ...], options: Mapping[str, tuple[int, ...]]) -> Tensor:
+    """Put zeros between and around the pixels, as a transposed convolution sees them."""
+    sizes = [(n - 1) * s + 1 for n, s in zip(x.shape[2:], options["stride"])]
+    wide = x.new_zeros(*x.shape[:2], *sizes)
+    places: Any = (..., *(slice(None, None, s) for s in options["stride"]))
+    wide[places] = x
+    pad: list[int] = []
+    for size, gap, padding, extra in zip(
+        kernel, options["dilation"], options["padding"], options["output_padding"]
+    ):
+        edge = gap * (size - 1) - padding
+        pad = [edge, edge + extra, *pad]
+    return functional.pad(wide, pad)

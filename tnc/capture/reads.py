@@ -131,24 +131,27 @@ def _product(pair: Any, addends: Any, weights: Weights, owned: Collection[str]) 
 
 
 def _convolution(args: Any, weights: Weights) -> Read:
-    data, weight, bias, stride, padding, dilation, transposed, _, groups = args[:9]
+    data, weight, bias, stride, padding, dilation, transposed, extra, groups = args[:9]
     shown = weights.alias(weight)
     assert shown is not None
     name, spatial = shown.name, weight.dim() - 2
     bias_name = weights.name_of(bias) if isinstance(bias, Tensor) else None
-    if transposed:
-        return Read(name, "", f"transposed convolution ({spatial}d) is not supported yet")
-    if spatial != 2:
-        return Read(name, "", f"convolution over {spatial} dimension(s) is not supported yet")
-    if not shown.whole or shown.axes != (0, 1, 2, 3):
+    if not 1 <= spatial <= 3:
+        return Read(name, "", f"a convolution over {spatial} dimensions")
+    if not shown.whole or shown.axes != tuple(range(weight.dim())):
         return Read(name, "", "only a part, or a permutation, of it is read by a convolution")
-    options = (
+    options: tuple[tuple[str, Any], ...] = (
         ("dilation", tuple(dilation)),
         ("padding", tuple(padding)),
         ("padding_mode", "zeros"),
         ("stride", tuple(stride)),
     )
-    return Read(name, "conv", data=data, groups=groups, options=options, bias=bias_name)
+    if transposed:
+        options = tuple(sorted((*options, ("output_padding", tuple(extra)))))
+    summed = 0 if transposed else 1
+    return Read(
+        name, "conv", data=data, summed=summed, groups=groups, options=options, bias=bias_name
+    )
 
 
 def _look_up(op: str, args: Any, weights: Weights) -> Read | None:

@@ -7,16 +7,15 @@ from math import ceil
 from typing import Any
 
 from torch import nn
-from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from torch.nn.utils import parametrize
 
+from tnc.capture.kinds import layer_kind
 from tnc.capture.record import Reading, Recorder
 from tnc.capture.weights import Weights
 from tnc.decide.site import Site, Use
 from tnc.net import Signature
 
 DTYPES = ("bfloat16", "float16", "float32", "float64")
-LAYERS = (nn.Linear, NonDynamicallyQuantizableLinear, nn.Conv2d, nn.Embedding)
 Sorted = tuple[tuple[Site, ...], tuple[tuple[str, str], ...]]
 
 
@@ -89,7 +88,7 @@ def _unreadable(owner: nn.Module, found: Sequence[Reading]) -> str:
 
 
 def _orientation(reading: Reading) -> int:
-    return 1 if reading.read.kind != "linear" else reading.read.summed
+    return reading.read.summed
 
 
 def _site(model: nn.Module, weights: Weights, name: str, recorder: Recorder) -> Site:
@@ -97,7 +96,9 @@ def _site(model: nn.Module, weights: Weights, name: str, recorder: Recorder) -> 
     biases = {bias for weight, bias in recorder.biases if weight == name}
     transposed = _orientation(found[0]) == 0
     shape = tuple(parameter.shape)
-    outputs, inputs = (shape[1:], shape[:1]) if transposed else (shape[:1], shape[1:])
+    outputs, inputs = shape[:1], shape[1:]
+    if transposed:
+        outputs, inputs = shape[1:2], (shape[0], *shape[2:])
     return Site(
         name=name,
         aliases=weights.aliases[name],
@@ -137,9 +138,11 @@ def _view(model: nn.Module, aliases: Sequence[str], reading: Reading) -> str:
     """Whether the layer that owns the weight ran, and is one that ours can stand in for."""
     module = model.get_submodule(reading.place)
     owns = any(getattr(module, "weight", None) is _get(model, a) for a in aliases)
-    hugging = (type(module).__module__, type(module).__name__)
-    known = type(module) in LAYERS or hugging == ("transformers.pytorch_utils", "Conv1D")
-    return "module" if owns and known and "forward" not in vars(module) else "parameter"
+    if not owns or not layer_kind(module):
+        return "parameter"
+    extra = dict(reading.read.options).get("output_padding")
+    resized = extra is not None and extra != getattr(module, "output_padding", extra)
+    return "parameter" if resized else "module"  # resized: it was called with an output_size
 
 
 def _biased(model: nn.Module, aliases: Sequence[str], biases: Collection[str]) -> bool:
@@ -162,17 +165,17 @@ def _options(
     reading = next(r for r in found if r.read.kind == kind)
     module = model.get_submodule(reading.place)
     if kind == "conv" and _view(model, aliases, reading) == "module":
-        assert isinstance(module, nn.Conv2d)
-        own = ("dilation", "padding", "padding_mode", "stride")
-        return tuple((name, _symmetric(module, name)) for name in own)
+        own = ["dilation", "padding", "padding_mode", "stride"]
+        own += ["output_padding"] if reading.read.summed == 0 else []
+        return tuple((name, _symmetric(module, name)) for name in sorted(own))
     return reading.read.options
 
 
-def _symmetric(module: nn.Conv2d, name: str) -> Any:
+def _symmetric(module: nn.Module, name: str) -> Any:
     """Write 'same' and 'valid' padding as numbers where one number a side is enough."""
     value = getattr(module, name)
     if name == "padding" and isinstance(value, str):
-        width = module._reversed_padding_repeated_twice
+        width: Any = module._reversed_padding_repeated_twice
         sides = tuple(zip(width[0::2], width[1::2]))[::-1]
         return tuple(a for a, _ in sides) if all(a == b for a, b in sides) else value
     return value

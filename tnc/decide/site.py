@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import prod
 from typing import Any
 
 from tnc.derive.cost import Cost, Work, dense_cost
@@ -35,7 +34,8 @@ class Site:
 
     `name` is the first of the parameter's names (`aliases` are all of them: tied weights). The
     signature is of the map, outputs first; `transposed` tells that the tensor is stored inputs
-    first (HF Conv1D, `x @ w`).
+    first (HF Conv1D, `x @ w`, transposed convolutions). Of a convolution in groups it is
+    `(o | i/groups ..)`, of a transposed one `(o/groups | i ..)`.
     """
 
     name: str
@@ -62,14 +62,15 @@ class Site:
     @property
     def rebuilt(self) -> bool:
         """Whether some use needs the dense weight at each call."""
-        return any(use.view == "parameter" for use in self.uses) or self.groups > 1
+        return any(use.view == "parameter" for use in self.uses)
 
     @property
     def work(self) -> Work:
         """What the weight does for the example input, summed over its uses."""
         rows = sum(use.rows for use in self.uses if use.op == self.op)
         rows_in = sum(use.rows_in for use in self.uses if use.op == self.op)
-        return Work(self.op, max(1, rows), max(1, rows_in), self.groups)
+        turned = self.op == "conv" and self.transposed
+        return Work(self.op, max(1, rows), max(1, rows_in), self.groups, turned)
 
     @property
     def itemsize(self) -> int:
@@ -79,10 +80,7 @@ class Site:
     @property
     def cost(self) -> Cost:
         """The cost of the dense weight."""
-        dense = dense_cost(self.signature, self.work, self.itemsize)
-        if self.groups == 1:
-            return dense
-        return Cost(dense.params, 2 * self.work.rows * prod(self.signature.shape), dense.bytes, 0)
+        return dense_cost(self.signature, self.work, self.itemsize)
 
 
 _ITEMSIZE = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}

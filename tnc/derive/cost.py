@@ -8,8 +8,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from math import prod
 
-from tnc.derive.chain import chain
+from tnc.derive.chain import Chain, chain
 from tnc.derive.dense import dense, forward
+from tnc.derive.grouped import grouped
 from tnc.net import Network, Signature, Structure
 
 
@@ -18,13 +19,15 @@ class Work:
     """What a weight has to do for one sample of the model's input.
 
     `op` is 'linear', 'conv' or 'embedding'; `rows` is the number of vectors (tokens) or, for
-    convolutions, of output pixels; `rows_in` the number of input pixels.
+    convolutions, of output pixels; `rows_in` the number of input pixels. A `transposed` convolution
+    multiplies its input pixels.
     """
 
     op: str = "linear"
     rows: int = 1
     rows_in: int = 1
     groups: int = 1
+    transposed: bool = False
 
 
 @dataclass(frozen=True)
@@ -46,7 +49,8 @@ def parameters(structure: Structure) -> int:
 def dense_cost(signature: Signature, work: Work, itemsize: int = 4) -> Cost:
     """Return the cost of the dense weight itself."""
     params = signature.parameters
-    flops = 0 if work.op == "embedding" else 2 * work.rows * params
+    rows = work.rows_in if work.transposed else work.rows
+    flops = 0 if work.op == "embedding" else 2 * rows * params
     return Cost(params, flops, params * itemsize, 0)
 
 
@@ -68,13 +72,30 @@ def rebuild_flops(term: Network, signature: Signature, work: Work) -> int:
     return dense(term).order.flops + dense_cost(signature, work).flops
 
 
+def conv_chain(term: Network, signature: Signature, work: Work) -> tuple[Network, Chain] | None:
+    """Return the chain of a convolution with the network that it is of; None where none pays.
+
+    None: a kernel axis is padded or spread over cores, a group is cut by no leg or by padding, or
+    rebuilding the weight is cheaper.
+    """
+    covers = term.signature
+    side = "inputs" if work.transposed else "outputs"
+    cut = work.groups > 1 and getattr(covers, side) != getattr(signature, side)
+    if covers.inputs[1:] != signature.inputs[1:] or cut:
+        return None
+    whole = grouped(term, work.groups, work.transposed)
+    stages = whole and chain(whole, work.rows_in, work.rows, work.transposed)
+    if not whole or not stages or rebuild_flops(term, signature, work) < stages.flops:
+        return None
+    return whole, stages
+
+
 def _term_cost(term: Network, signature: Signature, work: Work) -> tuple[int, int]:
     if work.op == "embedding":
         return gather_flops(term, work.rows), 0
     if work.op == "conv":
-        stages = chain(term, work.rows_in, work.rows) if work.groups == 1 else None
-        rebuilt = rebuild_flops(term, signature, work)
-        return (min(stages.flops, rebuilt) if stages else rebuilt), 0
+        stages = conv_chain(term, signature, work)
+        return (stages[1].flops if stages else rebuild_flops(term, signature, work)), 0
     order = forward(term, work.rows).order
     rebuilt = rebuild_flops(term, signature, work)
     if rebuilt < order.flops:

@@ -1,11 +1,13 @@
-"""The structured layer: one module for every structure, with linear, conv2d and embedding views."""
+"""The structured layer: one module for every structure, and the views that apply it."""
 
+from tnc.nn.conv_view import ConvView
 from tnc.nn.layer import StructuredLayer
 from tnc.nn.rebuilt import install_rebuilt_
-from tnc.nn.views import Conv2dView, EmbeddingView, LinearView, View, view_from_json
+from tnc.nn.view import View
+from tnc.nn.views import EmbeddingView, LinearView, view_from_json
 
 __all__ = [
-    "Conv2dView",
+    "ConvView",
     "EmbeddingView",
     "LinearView",
     "StructuredLayer",

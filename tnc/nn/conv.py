@@ -1,7 +1,8 @@
 """Convolutions as chains of the library's own convolutions.
 
-Every stage of `derive.chain` is one `conv2d`: contracted legs are its input channels, fresh legs
-its output channels, kept legs its groups, and legs that the core ignores join the batch.
+Every stage of `derive.chain` is one convolution: contracted legs are its input channels, fresh legs
+its output channels, kept legs its groups, and legs that the core ignores join the batch. In a
+transposed convolution the stages that carry kernel axes are transposed, the others are pointwise.
 """
 
 from __future__ import annotations
@@ -9,156 +10,189 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from tnc.derive.chain import Absorb, Chain, chain
-from tnc.derive.cost import Work, rebuild_flops
-from tnc.net import Network, Structure
+from tnc.derive.chain import Absorb, Chain
+from tnc.derive.cost import Work, conv_chain
+from tnc.net import Axis, Network, Structure
 from tnc.nn.dense import Rebuild, plan_rebuild
 
 if TYPE_CHECKING:
-    from tnc.nn.views import Conv2dView
+    from tnc.nn.conv_view import ConvView
+
+
+@dataclass(frozen=True)
+class Options:
+    """A convolution's options with one number for each of its `n` kernel axes.
+
+    `pad` is done before, as `functional.pad` takes it, in `mode`; `padding` by the convolution.
+    """
+
+    n: int
+    stride: tuple[int, ...]
+    padding: tuple[int, ...]
+    dilation: tuple[int, ...]
+    extra: tuple[int, ...]
+    groups: int
+    transposed: bool
+    pad: tuple[int, ...]
+    mode: str
+
+    def prepared(self, x: Tensor) -> Tensor:
+        """Apply the padding that the convolution cannot."""
+        return functional.pad(x, self.pad, mode=self.mode) if self.pad else x
+
+    def run(self, x: Tensor, weight: Tensor, groups: int, on: tuple[bool, ...] = ()) -> Tensor:
+        """Convolve with a weight that has a kernel along the axes that are `on`, all by default.
+
+        The weight is (o, i / groups, ..), or where it is transposed (i, o / groups, ..).
+        """
+        here = on or (True,) * self.n
+        stride, padding, dilation, extra = (
+            tuple(value if used else none for value, used in zip(values, here))
+            for values, none in (
+                (self.stride, 1),
+                (self.padding, 0),
+                (self.dilation, 1),
+                (self.extra, 0),
+            )
+        )
+        if self.transposed and any(here):
+            turned: Any = _TRANSPOSED[self.n]
+            made: Tensor = turned(x, weight, None, stride, padding, extra, groups, dilation)
+            return made
+        plain: Any = _PLAIN[self.n]
+        found: Tensor = plain(x, weight, None, stride, padding, dilation, groups)
+        return found
+
+
+_PLAIN = {1: functional.conv1d, 2: functional.conv2d, 3: functional.conv3d}
+_TRANSPOSED = {
+    1: functional.conv_transpose1d,
+    2: functional.conv_transpose2d,
+    3: functional.conv_transpose3d,
+}
+
+
+@dataclass(frozen=True)
+class ConvTerm:
+    """One network with its chain, or with how its weight is rebuilt.
+
+    `network` is that of all groups. An activation's channels are filled up by `pad` a group, a
+    result's are `crop` of `covers` a group.
+    """
+
+    network: Network
+    chain: Chain | Rebuild
+    pad: int
+    covers: int
+    crop: int
 
 
 @dataclass(frozen=True)
 class ConvPlan:
-    """The terms of a convolution, each with its chain, or with how its weight is rebuilt."""
+    """A convolution, ready to run: its options and its terms."""
 
-    structure: Structure
-    chains: tuple[Chain | Rebuild, ...]
-
-
-def plan_convolution(view: Conv2dView, structure: Structure) -> ConvPlan:
-    """Choose the chain of every term."""
-    chains = tuple(
-        chosen(view, structure, term) or plan_rebuild(Structure(structure.signature, (term,)))
-        for term in structure.terms
-    )
-    return ConvPlan(structure, chains)
+    options: Options
+    terms: tuple[ConvTerm, ...]
 
 
-def convolve(
-    view: Conv2dView,
-    plan: ConvPlan,
-    cores: Mapping[str, Tensor],
-    bias: Tensor | None,
-    x: Tensor,
-) -> Tensor:
-    """Convolve `x[b, i, y, x]`, or `x[i, y, x]`, with the weight of a structure."""
-    single, structure = x.dim() == 3, plan.structure
-    if single:
-        x = x.unsqueeze(0)
-    x, padding = _prepared(view, structure, x)
+def plan_convolution(view: ConvView, structure: Structure) -> ConvPlan:
+    """Choose the chain of every term. Raises KernelError for options that do not fit the kernel."""
+    options = view.options(structure.signature.inputs[1:])
+    return ConvPlan(options, tuple(_term(view, structure, term) for term in structure.terms))
+
+
+def _term(view: ConvView, structure: Structure, term: Network) -> ConvTerm:
+    work = Work("conv", view.pixels_out, view.pixels_in, view.groups, view.transposed)
+    found = conv_chain(term, structure.signature, work)
+    if found is None:
+        rebuild = plan_rebuild(Structure(structure.signature, (term,)))
+        return ConvTerm(term, rebuild, 0, 1, 1)
+    missing = term.signature.inputs[0] - structure.signature.inputs[0]
+    return ConvTerm(*found, missing, term.signature.outputs[0], structure.signature.outputs[0])
+
+
+def convolve(plan: ConvPlan, cores: Mapping[str, Tensor], bias: Tensor | None, x: Tensor) -> Tensor:
+    """Convolve `x[b, i, ..]`, or one image `x[i, ..]`, with the weight of a structure."""
+    options = plan.options
+    single = x.dim() == options.n + 1
+    x = options.prepared(x.unsqueeze(0) if single else x)
     total: Tensor | None = None
-    for term, stages in zip(structure.terms, plan.chains):
-        if isinstance(stages, Rebuild):
-            weight = stages.run(cores)
-            part = functional.conv2d(
-                x, weight, None, view.stride, padding, view.dilation, view.groups
-            )
-        else:
-            part = _run(view, structure, term, stages, cores, x, padding)
+    for term in plan.terms:
+        part = _run(options, term, cores, x)
         total = part if total is None else total + part
     assert total is not None
     if bias is not None:
-        total = total + bias.view(-1, 1, 1)
+        total = total + bias.view(-1, *[1] * options.n)
     return total.squeeze(0) if single else total
 
 
-def chosen(view: Conv2dView, structure: Structure, term: Network) -> Chain | None:
-    """Return the chain that the view runs, or None where rebuilding the weight is cheaper."""
-    if view.groups > 1:
-        return None
-    stages = chain(term, view.pixels_in, view.pixels_out)
-    work = Work("conv", view.pixels_out, view.pixels_in)
-    if stages is None or rebuild_flops(term, structure.signature, work) < stages.flops:
-        return None
-    return stages
-
-
-def _prepared(view: Conv2dView, structure: Structure, x: Tensor) -> tuple[Tensor, tuple[int, int]]:
-    """Apply paddings that a convolution of one axis cannot: modes, and 'same' of even kernels."""
-    kernel = structure.signature.inputs[1:]
-    if isinstance(view.padding, str):
-        if view.padding == "valid":
-            return x, (0, 0)
-        totals = [d * (k - 1) for d, k in zip(view.dilation, kernel)]
-        before = [total // 2 for total in totals]
-        after = [total - half for total, half in zip(totals, before)]
-    else:
-        before = after = list(view.padding)
-    if view.padding_mode == "zeros" and before == after:
-        return x, (before[0], before[1])
-    mode = "constant" if view.padding_mode == "zeros" else view.padding_mode
-    return functional.pad(x, (before[1], after[1], before[0], after[0]), mode=mode), (0, 0)
-
-
-def _run(
-    view: Conv2dView,
-    structure: Structure,
-    term: Network,
-    stages: Chain,
-    cores: Mapping[str, Tensor],
-    x: Tensor,
-    padding: tuple[int, int],
-) -> Tensor:
-    axes = term.equation.inputs[1:]
-    missing = term.signature.inputs[0] - structure.signature.inputs[0]
-    if missing:
-        x = functional.pad(x, (0, 0, 0, 0, 0, missing))
-    legs = list(term.equation.inputs[0])
-    for stage in stages.stages:
-        x, legs = _absorb(view, term, stage, cores[stage.core], x, legs, axes, padding)
-    wanted = list(term.equation.outputs[0])
+def _run(options: Options, term: ConvTerm, cores: Mapping[str, Tensor], x: Tensor) -> Tensor:
+    if isinstance(term.chain, Rebuild):
+        weight = term.chain.run(cores)
+        if options.transposed:
+            weight = weight.transpose(0, 1)
+        return options.run(x, weight, options.groups)
+    # only the side that does not tell the group can be padded where there are groups
+    groups = options.groups
+    if term.pad:
+        x = _split(x, groups)
+        x = functional.pad(x, (0, 0) * options.n + (0, term.pad)).flatten(1, 2)
+    axes = term.network.equation.inputs
+    legs = list(axes[0])
+    for stage in term.chain.stages:
+        core = cores[stage.core].reshape(term.network.shape(term.network.equation.core(stage.core)))
+        x, legs = _absorb(options, term.network, stage, core, x, legs)
+    wanted = list(term.network.equation.outputs[0])
     if legs != wanted:
-        x = _reordered(x, term, legs, wanted)
-    want = structure.signature.outputs[0]
-    return x if x.shape[1] == want else x.narrow(1, 0, want)
+        x = _reordered(x, term.network, legs, wanted)
+    if term.covers == term.crop:
+        return x
+    return _split(x, groups).narrow(2, 0, term.crop).flatten(1, 2)
+
+
+def _split(x: Tensor, groups: int) -> Tensor:
+    """Split channels into groups: `x[b, (g c), ..]` to `x[b, g, c, ..]`."""
+    return torch.unflatten(x, 1, (groups, -1))
 
 
 def _absorb(
-    view: Conv2dView,
-    term: Network,
-    stage: Absorb,
-    core: Tensor,
-    x: Tensor,
-    legs: list[str],
-    axes: tuple[tuple[str, ...], ...],
-    padding: tuple[int, int],
+    options: Options, term: Network, stage: Absorb, core: Tensor, x: Tensor, legs: list[str]
 ) -> tuple[Tensor, list[str]]:
+    axes = term.equation.inputs[1:]
     wanted = [*stage.passengers, *stage.groups, *stage.contracted]
     if legs != wanted:
         x = _reordered(x, term, legs, wanted)
     passengers = term.extent(stage.passengers)
     if passengers > 1:
-        x = torch.unflatten(x, 1, (passengers, -1)).flatten(0, 1)
-    order = [*stage.groups, *stage.fresh, *stage.contracted]
+        x = _split(x, passengers).flatten(0, 1)
     taps = [tuple(n for n in axis if n in stage.kernel) for axis in axes]
-    held = term.equation.core(stage.core).indices
-    places = [held.index(n) for n in (*order, *(n for axis in taps for n in axis))]
+    turned = options.transposed and bool(stage.kernel)
+    inner = (stage.contracted, stage.fresh) if turned else (stage.fresh, stage.contracted)
+    weight = _kernel(term, stage, core, inner, taps)
     groups = term.extent(stage.groups)
-    weight = core.permute(places).reshape(
-        groups * term.extent(stage.fresh),
-        term.extent(stage.contracted),
-        *(term.extent(axis) for axis in taps),
-    )
-    here = [bool(axis) for axis in taps]
-    x = functional.conv2d(
-        x,
-        weight,
-        None,
-        tuple(s if on else 1 for s, on in zip(view.stride, here)),
-        tuple(p if on else 0 for p, on in zip(padding, here)),
-        tuple(d if on else 1 for d, on in zip(view.dilation, here)),
-        groups,
-    )
+    x = options.run(x, weight, groups, tuple(bool(axis) for axis in taps))
     if passengers > 1:
         x = torch.unflatten(x, 0, (-1, passengers)).flatten(1, 2)
     return x, [*stage.passengers, *stage.groups, *stage.fresh]
+
+
+def _kernel(
+    term: Network, stage: Absorb, core: Tensor, inner: tuple[Axis, Axis], taps: list[Axis]
+) -> Tensor:
+    """Bring a core into the layout of a convolution's weight."""
+    held = term.equation.core(stage.core).indices
+    order = [*stage.groups, *inner[0], *inner[1], *(n for axis in taps for n in axis)]
+    return core.permute([held.index(n) for n in order]).reshape(
+        term.extent(stage.groups) * term.extent(inner[0]),
+        term.extent(inner[1]),
+        *(term.extent(axis) for axis in taps),
+    )
 
 
 def _reordered(x: Tensor, term: Network, legs: list[str], wanted: list[str]) -> Tensor:
@@ -166,6 +200,6 @@ def _reordered(x: Tensor, term: Network, legs: list[str], wanted: list[str]) -> 
         return x
     split = torch.unflatten(x, 1, [term.size[n] for n in legs])
     places = [1 + legs.index(n) for n in wanted]
-    tail = [split.dim() - 2, split.dim() - 1]
-    size = prod(term.size[n] for n in wanted)
+    tail = range(1 + len(legs), split.dim())
+    size = prod([term.size[n] for n in wanted])
     return split.permute(0, *places, *tail).reshape(x.shape[0], size, *x.shape[2:])

@@ -12,7 +12,7 @@ from tnc.derive.initial import core_std
 from tnc.errors import KernelError
 from tnc.net import Structure
 from tnc.nn.dense import plan_rebuild, rebuild
-from tnc.nn.views import View
+from tnc.nn.view import View
 
 
 class StructuredLayer(nn.Module):

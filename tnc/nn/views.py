@@ -1,10 +1,9 @@
-"""Views: how a structured weight is applied. Linear, convolution, embedding."""
+"""Views: how a structured weight is applied. Linear, embedding; convolutions have a file."""
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
@@ -16,11 +15,10 @@ from tnc.derive.dense import forward
 from tnc.derive.gather import gathered
 from tnc.errors import KernelError
 from tnc.net import Network, Structure
-from tnc.nn.conv import ConvPlan, convolve, plan_convolution
+from tnc.nn.conv_view import ConvView
 from tnc.nn.dense import Rebuild, plan_rebuild
 from tnc.nn.program import Program, lower
-
-Cores = Mapping[str, Tensor]
+from tnc.nn.view import Cores, View
 
 
 @dataclass(frozen=True)
@@ -89,33 +87,6 @@ class LookUp:
 
 
 @dataclass(frozen=True)
-class View(ABC):
-    """How a layer applies its weight: inert options and pure functions of the cores."""
-
-    name: ClassVar[str]
-
-    @abstractmethod
-    def prepare(self, structure: Structure) -> Any:
-        """Search orders and lower programs: everything that does not depend on tensors."""
-
-    @abstractmethod
-    def apply(self, prepared: Any, cores: Cores, bias: Tensor | None, x: Tensor) -> Tensor:
-        """Apply the weight to the layer's input, by what `prepare` returned."""
-
-    def attributes(self, structure: Structure) -> dict[str, Any]:
-        """Return attributes of the replaced layer that other code may read."""
-        return {}
-
-    def layout(self, weight: Tensor) -> Tensor:
-        """Bring the dense weight into the layout of the replaced layer."""
-        return weight
-
-    def as_json(self) -> dict[str, Any]:
-        """Write the view as plain data; `view_from_json` reads it back."""
-        return {"view": self.name, **asdict(self)}
-
-
-@dataclass(frozen=True)
 class LinearView(View):
     """`y = x W^T + b` over the last dimension, any leading ones.
 
@@ -150,42 +121,6 @@ class LinearView(View):
 
     def layout(self, weight: Tensor) -> Tensor:
         return weight.t() if self.transposed else weight
-
-
-@dataclass(frozen=True)
-class Conv2dView(View):
-    """A two-dimensional convolution with the options of `nn.Conv2d`.
-
-    `pixels_in` and `pixels_out` are the pixels of one image, for which the chain is chosen.
-    """
-
-    name: ClassVar[str] = "conv2d"
-    stride: tuple[int, int] = (1, 1)
-    padding: tuple[int, int] | str = (0, 0)
-    dilation: tuple[int, int] = (1, 1)
-    groups: int = 1
-    padding_mode: str = "zeros"
-    pixels_in: int = 1024
-    pixels_out: int = 1024
-
-    def prepare(self, structure: Structure) -> ConvPlan:
-        return plan_convolution(self, structure)
-
-    def apply(self, prepared: ConvPlan, cores: Cores, bias: Tensor | None, x: Tensor) -> Tensor:
-        return convolve(self, prepared, cores, bias, x)
-
-    def attributes(self, structure: Structure) -> dict[str, Any]:
-        channels, *kernel = structure.signature.inputs
-        return {
-            "in_channels": channels * self.groups,
-            "out_channels": structure.signature.outputs[0],
-            "kernel_size": tuple(kernel),
-            "stride": self.stride,
-            "padding": self.padding,
-            "dilation": self.dilation,
-            "groups": self.groups,
-            "padding_mode": self.padding_mode,
-        }
 
 
 @dataclass(frozen=True)
@@ -225,7 +160,8 @@ class EmbeddingView(View):
 
 def view_from_json(data: Mapping[str, Any]) -> View:
     """Read what `View.as_json` wrote. Raises KernelError for an unknown view."""
-    kinds = {kind.name: kind for kind in (LinearView, Conv2dView, EmbeddingView)}
+    known: tuple[type[View], ...] = (LinearView, ConvView, EmbeddingView)
+    kinds = {kind.name: kind for kind in known} | {"conv2d": ConvView}  # its name in format 1
     options: dict[str, Any] = {
         key: tuple(value) if isinstance(value, list) else value
         for key, value in data.items()

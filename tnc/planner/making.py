@@ -9,8 +9,11 @@ from typing import Any
 from tnc.capture.batches import some_of
 from tnc.decide.matching import Target, match_rules
 from tnc.decide.plan import Entry, Plan, Skip, Total
+from tnc.decide.site import Site
 from tnc.decide.spec import Spec
+from tnc.derive.cost import conv_chain
 from tnc.errors import InfeasibleBudget, PlanError
+from tnc.net import Structure
 from tnc.planner.allocation import Allotment, by_knapsack, shortlist, uniform
 from tnc.planner.budget import Budget, budget_of, totals
 from tnc.planner.options import Option, confirmed, dense_of, metric_kind, options_of
@@ -207,6 +210,12 @@ def _timed(
     return seconds
 
 
+def _is_unchained(site: Site, structure: Structure) -> bool:
+    """Whether a convolution's weight is rebuilt, in whole or in part."""
+    chains = (conv_chain(term, structure.signature, site.work) for term in structure.terms)
+    return site.op == "conv" and not all(chains)
+
+
 def _entry(
     subject: Subject, spec: Spec, target: Target, option: Option, allotment: Allotment
 ) -> Entry:
@@ -217,6 +226,8 @@ def _entry(
         reason = f"{allotment.how}: predicted error {option.error:.3g}"
         if target.sites[0].rebuilt:
             reason += "; its code reads the weight itself, so it is rebuilt at each call"
+        elif _is_unchained(target.sites[0], candidate.structure):
+            reason += "; no chain of convolutions is cheaper, so it is rebuilt at each call"
         if len(target.sites) > 1:
             reason += "; the sites read one tensor and share an input factor"
     if allotment.remark:

@@ -13,7 +13,7 @@ from torch import nn
 from tnc.decide.matching import Target
 from tnc.derive.initial import core_std
 from tnc.net import Structure
-from tnc.nn import StructuredLayer
+from tnc.nn import ConvView, StructuredLayer
 from tnc.rewrite.edit import view_for
 
 WARM, REPEATS = 2, 9
@@ -28,7 +28,7 @@ def layer_seconds(target: Target, structure: Structure | None) -> float:
     x = _input(target)
     layer = _dense(target) if structure is None else _structured(target, structure)
     with torch.no_grad():
-        if structure is not None and site.rebuilt and site.groups == 1:
+        if structure is not None and site.rebuilt:
             dense = _dense(target)
             return median(
                 [_once(lambda: (layer.weight, dense(x))) for _ in range(WARM + REPEATS)][WARM:]
@@ -41,8 +41,10 @@ def _input(target: Target) -> torch.Tensor:
     if site.op == "embedding":
         return torch.zeros(site.work.rows, dtype=torch.long)
     if site.op == "conv":
-        side = max(max(inputs[1:]), round(site.work.rows_in**0.5))
-        return torch.ones(1, inputs[0] * site.groups, side, side)
+        n = len(inputs) - 1
+        side = max(max(inputs[1:]), round(site.work.rows_in ** (1 / n)))
+        channels = inputs[0] if site.transposed else inputs[0] * site.groups
+        return torch.ones(1, channels, *[side] * n)
     return torch.ones(site.work.rows, inputs[0])
 
 
@@ -52,10 +54,9 @@ def _dense(target: Target) -> nn.Module:
         return nn.Embedding(outputs[0], inputs[0])
     if site.op != "conv":
         return nn.Linear(inputs[0], outputs[0])
-    known = ("stride", "padding", "dilation", "padding_mode")
-    options: dict[str, Any] = {k: v for k, v in site.options if k in known}
-    kernel = (inputs[1], inputs[2])
-    return nn.Conv2d(inputs[0] * site.groups, outputs[0], kernel, groups=site.groups, **options)
+    view = view_for(site, "conv", False)
+    assert isinstance(view, ConvView)
+    return view.dense_layer(target.signature)
 
 
 def _structured(target: Target, structure: Structure) -> StructuredLayer:

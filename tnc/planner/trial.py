@@ -103,7 +103,8 @@ class Trial:
             weight = module._parameters[attribute]
             assert weight is not None
             saved.append((weight, weight.data))
-            weight.data = (part.t() if site.transposed else part).to(weight.dtype).contiguous()
+            stored = part.transpose(0, 1) if site.transposed else part
+            weight.data = stored.to(weight.dtype).contiguous()
             bias = bias_of(self._model, site)
             if bias is not None and shift is not None:
                 saved.append((bias, bias.data))

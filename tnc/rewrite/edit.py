@@ -6,10 +6,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from tnc.capture import layer_kind
 from tnc.decide.site import Site
 from tnc.errors import PassError
 from tnc.net import Structure
-from tnc.nn import Conv2dView, EmbeddingView, LinearView, StructuredLayer, View, install_rebuilt_
+from tnc.nn import ConvView, EmbeddingView, LinearView, StructuredLayer, View, install_rebuilt_
 
 HOOKS = (
     "_forward_hooks",
@@ -28,21 +29,6 @@ def owner_of(model: nn.Module, name: str) -> tuple[nn.Module, str]:
     return model.get_submodule(path), attribute
 
 
-def replaceable(module: nn.Module, attribute: str) -> str:
-    """Say which view stands in for a whole module: 'linear', 'conv', 'embedding' or ''."""
-    if attribute != "weight":
-        return ""
-    kind = type(module)
-    if kind in (nn.Linear, nn.modules.linear.NonDynamicallyQuantizableLinear):
-        return "linear"
-    if kind is nn.Conv2d:
-        return "conv"
-    if kind is nn.Embedding:
-        return "embedding"
-    hugging = (kind.__module__, kind.__name__) == ("transformers.pytorch_utils", "Conv1D")
-    return "linear" if hugging else ""
-
-
 def view_for(site: Site, kind: str, transposed: bool) -> View:
     """Return the view that a site's layer needs."""
     options: dict[str, Any] = dict(site.options)
@@ -50,14 +36,13 @@ def view_for(site: Site, kind: str, transposed: bool) -> View:
         return EmbeddingView(options.get("padding_idx"))
     work = site.work
     if kind == "conv":
-        return Conv2dView(
-            stride=options.get("stride", (1, 1)),
-            padding=options.get("padding", (0, 0)),
-            dilation=options.get("dilation", (1, 1)),
+        known = ("stride", "padding", "dilation", "padding_mode", "output_padding")
+        return ConvView(
             groups=site.groups,
-            padding_mode=options.get("padding_mode", "zeros"),
             pixels_in=work.rows_in,
             pixels_out=work.rows,
+            transposed=site.transposed,
+            **{name: options[name] for name in known if name in options},
         )
     return LinearView(rows=work.rows, transposed=transposed)
 
@@ -88,7 +73,7 @@ def install_(
             continue
         if attribute not in module._parameters:
             continue  # a shared module whose parameter was replaced under another of its names
-        kind = replaceable(module, attribute)
+        kind = _standing(site, alias, module, attribute)
         shared = first.cores if first is not None else cores
         view = view_for(site, kind or site.op, site.transposed)
         own_bias = _bias_of(module, kind, bias if first is None else None)
@@ -110,6 +95,14 @@ def install_(
     if first is None:
         raise PassError(f"no parameter of {site.name} is left to replace")
     return first, first_path
+
+
+def _standing(site: Site, alias: str, module: nn.Module, attribute: str) -> str:
+    """Return the kind of layer of ours that takes the module's place; empty where it stays."""
+    place = alias.rpartition(".")[0]
+    if any(use.module == place and use.view == "parameter" for use in site.uses):
+        return ""
+    return layer_kind(module) if attribute == "weight" else ""
 
 
 def bias_of(model: nn.Module, site: Site) -> nn.Parameter | None:

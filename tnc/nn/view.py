@@ -1,0 +1,41 @@
+"""What a view is: how a layer applies its weight."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+from tnc.net import Structure
+
+Cores = Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class View(ABC):
+    """How a layer applies its weight: inert options and pure functions of the cores."""
+
+    name: ClassVar[str]
+
+    @abstractmethod
+    def prepare(self, structure: Structure) -> Any:
+        """Search orders and lower programs: everything that does not depend on tensors."""
+
+    @abstractmethod
+    def apply(self, prepared: Any, cores: Cores, bias: Tensor | None, x: Tensor) -> Tensor:
+        """Apply the weight to the layer's input, by what `prepare` returned."""
+
+    def attributes(self, structure: Structure) -> dict[str, Any]:
+        """Return attributes of the replaced layer that other code may read."""
+        return {}
+
+    def layout(self, weight: Tensor) -> Tensor:
+        """Bring the dense weight into the layout of the replaced layer."""
+        return weight
+
+    def as_json(self) -> dict[str, Any]:
+        """Write the view as plain data; `view_from_json` reads it back."""
+        return {"view": self.name, **asdict(self)}
