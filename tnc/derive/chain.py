@@ -1,8 +1,8 @@
 """The convolution chain: cores absorbed one after another by an activation.
 
 A convolution weight is a map `(i..) h w -> (o..)`, of any number of kernel axes. A core that
-carries no kernel index is a pointwise map; one that carries `h` is a convolution along the height, and so
-on. Indices that both the activation and the core carry and that are needed later are groups
+carries no kernel index is a pointwise map; one that carries `h` is a convolution along the height,
+and so on. Indices that both the activation and the core carry and that are needed later are groups
 (depthwise for CP). The activation is small-strided by the core that carries the kernel index, so
 the order matters twice.
 """
