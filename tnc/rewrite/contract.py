@@ -47,16 +47,21 @@ class ZeroDelta(Contract):
 
 @dataclass(frozen=True)
 class Approximate(Contract):
-    """Every rewritten weight is within `slack` of the error that the plan promised for it."""
+    """Every rewritten weight is within `slack` of the error that the plan promised for it.
+
+    A refitted weight is another weight, in the metric of other inputs: `refitted` is its slack.
+    """
 
     slack: float = 1.1
+    refitted: float = 2.0
     floor: float = 1e-4
 
     def breach(self, before: Outputs, after: Outputs, old: Subject, new: Subject) -> str:
         dtypes = {name: p.dtype for name, p in new.model.named_parameters(remove_duplicate=False)}
         for reparam in new.reparams[len(old.reparams) :]:
             rounding = max(torch.finfo(dtypes[name]).eps for _, name in reparam.new)
-            allowed = reparam.promised * self.slack + self.floor + 4 * rounding
+            slack = self.refitted if reparam.refitted else self.slack
+            allowed = reparam.promised * slack + self.floor + 4 * rounding
             if not reparam.residual <= allowed:
                 return (
                     f"{reparam.old[0]}: relative error {reparam.residual:.4g}, "

@@ -63,7 +63,9 @@ def factorize_entry(
             for name, value in cores.items()
         }
         layer, path = install_(subject.model, site, structure, cores, bias)
-        reparams.append((_reparam(site, structure, path, entry, fitting), layer))
+        reparams.append(
+            (_reparam(site, structure, path, entry, fitting, weight is not None), layer)
+        )
         lines.append(f"{site.name} -> {structure}")
     return subject.edited(
         *lines, reparams=subject.reparams + tuple(reparam for reparam, _ in reparams)
@@ -123,7 +125,7 @@ def _moved(model: nn.Module, site: Site, shift: Tensor | None) -> Tensor | None:
 
 
 def _reparam(
-    site: Site, structure: Structure, path: str, entry: Entry, fitting: Fitting
+    site: Site, structure: Structure, path: str, entry: Entry, fitting: Fitting, refitted: bool
 ) -> Reparam:
     return Reparam(
         old=site.aliases,
@@ -135,4 +137,5 @@ def _reparam(
         plain=fitting.plain,
         fit=entry.fit,
         note=fitting.note,
+        refitted=refitted,
     )

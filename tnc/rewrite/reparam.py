@@ -14,7 +14,9 @@ class Reparam:
     `old` are the names of the replaced parameter (several when tied). `new` pairs every core with
     the name of its parameter. The dense weight of `structure`, transposed where `transposed`,
     stands for the old one; `residual` is its relative error in the plan's metric and `promised`
-    what the plan predicted. `plain` is the relative error in the Frobenius norm.
+    what the plan predicted. `plain` is the relative error in the Frobenius norm. `refitted` tells
+    that the weight was first fitted to the inputs that compressed layers before it produce, so that
+    both errors are of that other weight.
     """
 
     old: tuple[str, ...]
@@ -26,3 +28,4 @@ class Reparam:
     plain: float
     fit: str
     note: str = ""
+    refitted: bool = False

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from tnc.capture.batches import call, kept_rows
+from tnc.capture.moments import patches
 from tnc.capture.undisturbed import evaluating
 from tnc.decide.plan import Entry
 from tnc.decide.site import Site
@@ -23,6 +24,9 @@ from tnc.rewrite.subject import Subject
 
 KEEP_BYTES = 2 << 30
 """How many bytes of the original's activations are kept; beyond it they are computed again."""
+
+PIXELS = 1 << 17
+"""About how many patches of a convolution are looked at: evenly spread over all of them."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,9 +51,10 @@ class _Reached(Exception):
 def refitted_weights(
     subject: Subject, entries: Sequence[Entry], strength: float, batches: Sequence[Any]
 ) -> Subject:
-    """Fit and install entries in the order of execution, linear layers by `refit_target`.
+    """Fit and install entries in the order of execution, each by `refit_target`.
 
-    Layers that are no plain linear module with one use are fitted as planned, and say so.
+    Layers that are no plain linear or convolution module with one use are fitted as planned, and
+    say so.
     """
     original = copy.deepcopy(subject.model).eval()
     sites = {entry.site: sites_of(subject, entry)[0] for entry in entries}
@@ -59,12 +64,12 @@ def refitted_weights(
         if entry.site not in later:
             subject = factorize_entry(subject, entry)
             subject = subject.edited(
-                f"{entry.site}: no sequential refit, it is not one plain linear"
+                f"{entry.site}: no sequential refit, it is not one plain layer"
             )
     paths = [sites[stage[0].site].path for stage in stages]
     known = _Originals(original, paths, batches)
-    for stage, path in zip(stages, paths):
-        moments = _moments(known, subject.model, path, batches)
+    for stage in stages:
+        moments = _moments(known, subject.model, sites[stage[0].site], batches)
         for entry in stage:
             subject = _refit(subject, entry, sites[entry.site], moments, strength)
     return subject
@@ -73,7 +78,7 @@ def refitted_weights(
 def refit_target(
     weight: Tensor, moments: Moments, strength: float, centred: bool
 ) -> tuple[Tensor, Tensor]:
-    """Return `W*` and the moment of the inputs to fit it in.
+    """Return `W*` (o, n) for a weight (o, n), and the moment of the inputs to fit it in.
 
     `W* = argmin E |W x - W* x'|^2 + strength * E |(W - W*) x|^2`, both over centred inputs where
     the layer has a bias: `W* = W (E[x x'^T] + strength C) (E[x' x'^T] + strength C)^-1`. A ridge on
@@ -102,7 +107,8 @@ def _refit(
     """Refit one layer, or fit it as it was where the refit does worse on rows held back."""
     every, held, rest = moments
     centred = bias_of(subject.model, site) is not None
-    weight = weight_of(subject.model, (site,))
+    stored = weight_of(subject.model, (site,))
+    weight = stored.flatten(1)
     trial, _ = refit_target(weight, rest, strength, centred)
     if output_error(weight, trial, held, centred) >= output_error(weight, weight, held, centred):
         subject = subject.edited(f"{site.name}: no refit, it did worse on rows held back")
@@ -111,12 +117,12 @@ def _refit(
     measured = metric_of(subject.model, (site,), subject.measurements, entry.metric)
 
     def shift(dense: Tensor) -> Tensor:
-        return weight.double() @ every.mean_was - dense.double() @ every.mean_now
+        return weight.double() @ every.mean_was - dense.double().flatten(1) @ every.mean_now
 
     return factorize_entry(
         subject,
         entry,
-        weight=target.to(weight.dtype),
+        weight=target.to(weight.dtype).view_as(stored),
         metric=Metric(inputs, measured.outputs),
         shift=shift if centred else None,
     )
@@ -161,11 +167,21 @@ def _stages(
 
 def _is_plain(model: nn.Module, site: Site) -> bool:
     one = len(site.uses) == 1 and len(site.aliases) == 1
-    return one and site.op == "linear" and site.uses[0].view == "module" and site.groups == 1
+    if not one or site.uses[0].view != "module" or site.groups > 1:
+        return False
+    return site.op == "linear" or (site.op == "conv" and _is_unfolded(site))
+
+
+def _is_unfolded(site: Site) -> bool:
+    """Whether a convolution is a matrix product with the patches that `patches` gives."""
+    options = dict(site.options)
+    zeros = options.get("padding_mode", "zeros") == "zeros"
+    plain = not options.get("transposed") and not isinstance(options.get("padding"), str)
+    return zeros and plain and len(site.signature.inputs) == 3
 
 
 def _moments(
-    original: _Originals, current: nn.Module, path: str, batches: Sequence[Any]
+    original: _Originals, current: nn.Module, site: Site, batches: Sequence[Any]
 ) -> tuple[Moments, Moments, Moments]:
     """Return the moments of all rows, of a quarter held back, and of the other three.
 
@@ -175,13 +191,15 @@ def _moments(
     held, rest = _Sums(), _Sums()
     for number, batch in enumerate(batches):
         with evaluating(current):
-            x, y = original.rows(path, number), _input_at(current, path, batch)
-        if len(batches) < 4:
-            held.add(x[::4], y[::4])
-            for start in (1, 2, 3):
-                rest.add(x[start::4], y[start::4])
-        else:
-            (rest if number % 4 else held).add(x, y)
+            was, now = original.input(site.path, number), _input_at(current, site.path, batch)
+        pairs = zip(_rows(was, site, batch, len(batches)), _rows(now, site, batch, len(batches)))
+        for x, y in pairs:
+            if len(batches) < 4:
+                held.add(x[::4], y[::4])
+                for start in (1, 2, 3):
+                    rest.add(x[start::4], y[start::4])
+            else:
+                (rest if number % 4 else held).add(x, y)
     return _Sums.moments(held, rest), _Sums.moments(held), _Sums.moments(rest)
 
 
@@ -219,24 +237,24 @@ class _Originals:
         room = KEEP_BYTES
         for number, batch in enumerate(batches):
             found = _inputs_at(model, paths, batch)
-            room -= sum(rows.numel() * rows.element_size() for rows in found.values())
+            room -= sum(tensor.numel() * tensor.element_size() for tensor in found.values())
             if room < 0:
                 break
-            self._kept.update({(path, number): rows for path, rows in found.items()})
+            self._kept.update({(path, number): tensor for path, tensor in found.items()})
 
-    def rows(self, path: str, number: int) -> Tensor:
-        """Return the rows that a layer reads in a batch."""
+    def input(self, path: str, number: int) -> Tensor:
+        """Return the tensor that a layer reads in a batch."""
         kept: Tensor | None = self._kept.pop((path, number), None)
         return kept if kept is not None else _input_at(self._model, path, self._batches[number])
 
 
 def _inputs_at(model: nn.Module, paths: Sequence[str], batch: Any) -> dict[str, Tensor]:
-    """Run a model once and return the rows that several layers read."""
+    """Run a model once and return the tensors that several layers read."""
     found: dict[str, Tensor] = {}
 
     def keep(path: str) -> Callable[..., None]:
         def hook(module: nn.Module, args: tuple[Tensor, ...]) -> None:
-            found[path] = _rows(args[0].detach(), batch).clone()  # later code may write to it
+            found[path] = args[0].detach().clone()  # later code may write to it
 
         return hook
 
@@ -246,7 +264,7 @@ def _inputs_at(model: nn.Module, paths: Sequence[str], batch: Any) -> dict[str, 
 
 
 def _input_at(model: nn.Module, path: str, batch: Any) -> Tensor:
-    """Run a model until it reaches a layer and return the rows that the layer reads."""
+    """Run a model until it reaches a layer and return the tensor that the layer reads."""
     found: list[Tensor] = []
 
     def stop(module: nn.Module, args: tuple[Tensor, ...]) -> None:
@@ -255,16 +273,27 @@ def _input_at(model: nn.Module, path: str, batch: Any) -> Tensor:
 
     with torch.no_grad(), _hooked(model, {path: stop}), suppress(_Reached):
         call(model, batch)
-    return _rows(found[0], batch)
+    return found[0]
 
 
-def _rows(tensor: Tensor, batch: Any) -> Tensor:
-    """Return the vectors of a tensor, without those that the batch's mask leaves out."""
+def _rows(tensor: Tensor, site: Site, batch: Any, batches: int) -> Iterator[Tensor]:
+    """Yield the vectors that a layer multiplies, in parts.
+
+    Vectors that the batch's mask leaves out are left out; of patches about `PIXELS` are taken.
+    """
+    if tensor.dtype != torch.float64:
+        tensor = tensor.float()
+    if site.op == "conv":
+        images = tensor if tensor.dim() == 4 else tensor.unsqueeze(0)
+        pixels = max(1, site.work.rows) * len(images) * batches
+        step = -(-pixels // PIXELS)
+        step += step > 1 and step % 2 == 0  # an odd step meets all columns of the image
+        for rows in patches(images, site.signature.inputs[1:], dict(site.options)):
+            yield rows[::step]
+        return
     rows = tensor.flatten(0, -2)
-    if rows.dtype != torch.float64:
-        rows = rows.float()
     count, kept = kept_rows(batch, "attention_mask")
-    return rows[kept] if kept is not None and len(rows) == count else rows
+    yield rows[kept] if kept is not None and len(rows) == count else rows
 
 
 @contextmanager

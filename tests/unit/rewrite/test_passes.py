@@ -249,6 +249,24 @@ def test_a_sequential_refit_lowers_the_output_error(metric: str) -> None:
     assert found["factorize{refit=0.3}"] > 0
 
 
+def test_convolutions_are_refitted_on_their_patches() -> None:
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(3, 12, 3, padding=1), nn.ReLU()]
+    for stride in (1, 2, 1):
+        layers += [nn.Conv2d(12, 12, 3, stride=stride, padding=1), nn.ReLU()]
+    original = nn.Sequential(*layers).eval()
+    mixing = torch.randn(3, 3, 1, 1)  # colours of a picture are correlated
+    batches = [nn.functional.conv2d(torch.randn(8, 3, 10, 10), mixing) for _ in range(6)]
+    rule, found = {"match": "*", "structure": "tucker", "keep": 0.3}, []
+    for text in ("factorize{refit=0.0}", "factorize{refit=0.3}"):
+        made = tnc.compile(original, spec(rule, metric="inputs", passes=("find-sites", text)),
+                           calibration=batches[:4])  # fmt: skip
+        found.append(sum(gap(original, made.model, x) for x in batches[4:]))
+        told = [line for record in made.records for line in record.edits]
+        assert not [line for line in told if "no sequential refit" in line]
+    assert found[1] < 0.95 * found[0]
+
+
 def test_a_refit_leaves_the_mode_and_inputs_written_in_place() -> None:
     class Residual(nn.Module):
         def __init__(self, in_place: bool) -> None:
