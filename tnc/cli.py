@@ -1,4 +1,4 @@
-"""The command line: `tnc compile | plan | inspect | verify | export | spec | doctor`.
+"""The command line: `tnc compile | plan | inspect | report | verify | export | spec | doctor`.
 
 Exit codes: 0 ok; 1 internal error; 2 usage or spec; 3 infeasible budget; 4 quality gate;
 5 interrupted; 6 plans differ (`plan --detailed-exitcode`).
@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from tnc.commands import compile, doctor, export, inspect, plan, spec, verify
+from tnc.commands import compile, doctor, export, inspect, plan, report, spec, verify
 from tnc.commands.failures import report_failure
 
 _INTERRUPTED_BY_TYPER = 130
@@ -27,6 +27,7 @@ app = typer.Typer(
 app.command("compile")(compile.compile)
 app.command("plan")(plan.plan)
 app.command("inspect")(inspect.inspect)
+app.command("report")(report.report)
 app.command("verify")(verify.verify)
 app.command("export")(export.export)
 app.command("doctor")(doctor.doctor)

@@ -15,6 +15,7 @@ from tnc.errors import PlanError
 from tnc.inputs import Inputs, load, timing_batches
 from tnc.report.environment import environment
 from tnc.report.latency import latency
+from tnc.report.page import write_report
 from tnc.report.run_report import RunReport, Size
 from tnc.sources import models
 from tnc.sources.source import as_call, count
@@ -148,6 +149,7 @@ def _save(
         file.parent.mkdir(exist_ok=True)
         export(out, form, file)
         exports.append(str(file))
+    write_report(out)
     return replace(report, artifact=str(out), exports=tuple(exports))
 
 

@@ -53,6 +53,8 @@ def save(
             shutil.copy(file, folder / Path(file).name)
         (folder / "README.md").write_text(_card(compiled, source, report), encoding="utf-8")
         compiled.plan.save(folder / "plan.json")
+        if spec:
+            (folder / "spec.yaml").write_text(spec, encoding="utf-8")
         names = sorted(p.name for p in folder.iterdir() if p.is_file())
         manifest = Manifest(
             plan=compiled.plan.to_json(),

@@ -55,7 +55,7 @@ def capture(
         untraced=untraced,
         links=neighbours.links(recorder.flow, kept, calls),
         shared_inputs=neighbours.shared_inputs(sites),
-        calls=dict(sorted(calls.items())),
+        calls=calls,
         dead=neighbours.dead(recorder.flow, kept, weights.parameters),
         fingerprint=fingerprint(model),
         graphs=traced,

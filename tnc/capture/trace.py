@@ -48,7 +48,8 @@ class Trace:
     `sites` are sorted by name. `untraced` names every other parameter of two or more dimensions
     with the reason why it is left alone. `links` are neighbours without anything between.
     `shared_inputs` are groups of sites that read one tensor in one module (q, k, v). `calls`
-    counts the calls of every module. `dead` are parameters that no output depends on.
+    counts the calls of every module, in the order of execution. `dead` are parameters that no
+    output depends on.
     `fingerprint` is of names, shapes, dtypes, ties and classes, not of values.
     """
 

@@ -13,6 +13,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from tnc.decide.background import Background, read_background
 from tnc.errors import PlanError
 from tnc.net import Structure, digest, from_json, to_json
 
@@ -85,12 +86,13 @@ class Plan:
     spec: str = ""
     version: int = VERSION
     measured: tuple[tuple[str, float], ...] = field(default=(), compare=False)
+    background: Background = field(default=Background(), compare=False, repr=False)
 
     @cached_property
     def digest(self) -> str:
         """SHA-256 of what was decided: not of timings, estimates and explanations."""
         data = self.to_json()
-        for told in ("digest", "measured", "notes"):
+        for told in ("digest", "measured", "notes", "background"):
             data.pop(told, None)
         for entry in (*data["entries"], *data["skips"]):
             for estimate in ("reason", "error", "relative"):
@@ -200,7 +202,8 @@ def _short(entry: Entry | None) -> str:
 
 
 def _read(data: Mapping[str, Any]) -> Plan:
-    fields = {name: data[name] for name in Plan.__dataclass_fields__}
+    fields = {name: data[name] for name in Plan.__dataclass_fields__ if name != "background"}
+    fields["background"] = read_background(data.get("background"))
     fields["entries"] = tuple(
         Entry(
             **{

@@ -17,6 +17,7 @@ from tnc.net import Structure
 from tnc.planner.allocation import Allotment, by_knapsack, shortlist, uniform
 from tnc.planner.budget import Budget, budget_of, totals
 from tnc.planner.options import Option, confirmed, dense_of, metric_kind, options_of
+from tnc.planner.surveying import survey
 from tnc.planner.timing import layer_seconds
 from tnc.planner.trial import Evaluator, Trial
 from tnc.rewrite.subject import Subject
@@ -83,6 +84,7 @@ def make_plan(
         total=totals(subject.model, trace.sites, "*", chosen),
         scope=totals(subject.model, trace.sites, budget.scope, chosen),
         notes=(*notes, *_measured_notes(subject, spec)),
+        background=survey(subject, offers, budget, spec, seconds),
     )
 
 

@@ -1,0 +1,46 @@
+"""`tnc report`: one HTML page about an artifact, a plan, or several side by side."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tnc.commands.terminal import AsJson, print_json, print_note
+from tnc.errors import ArtifactError
+from tnc.files import check_place, write_text, writing
+
+
+def report(
+    what: Annotated[
+        list[str] | None, typer.Argument(help="Artifacts' folders, or plans (.json).")
+    ] = None,
+    plan: Annotated[
+        list[Path] | None, typer.Option(help="A plan alone, from `tnc plan --out`; repeatable.")
+    ] = None,
+    out: Annotated[Path, typer.Option(help="The page to write.")] = Path("report.html"),
+    as_json: AsJson = False,
+) -> None:
+    """Write a page about what was decided and measured; it needs no network to be read."""
+    from tnc.report.page_data import page_data
+    from tnc.report.subject import read_reported
+
+    places = [*(what or ()), *map(str, plan or ())]
+    if not places:
+        raise ArtifactError(
+            "there is nothing to report on", hint="name an artifact's folder, or --plan FILE"
+        )
+    if not as_json:
+        check_place(out, ArtifactError)
+        if out.is_dir():
+            raise ArtifactError(f"cannot write {out}: it is a folder", hint="name a file in it")
+    data = page_data([read_reported(place) for place in places])
+    if as_json:
+        print_json("report", data)
+        return
+    from tnc.report.page import render
+
+    with writing(out, ArtifactError):
+        write_text(out, render(data))
+    print_note(f"report written to {out}")

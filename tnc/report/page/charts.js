@@ -1,0 +1,140 @@
+/* Charts: lines over two axes, bars before and after, the strip of modules. */
+function ticks(low, high, count) {
+  const raw = (high - low) / Math.max(1, count) || 1, power = 10 ** Math.floor(Math.log10(raw));
+  const step = [1, 2, 2.5, 5, 10].map((k) => k * power).find((k) => k >= raw * 0.999);
+  const found = [];
+  for (let value = Math.ceil(low / step - 1e-9) * step; value <= high + step * 1e-6; value += step) found.push(+value.toPrecision(12));
+  return found;
+}
+
+/* Series: {points: [{x, y, lines}], class, context, label}; marks: {x, y, lines, class}. */
+function lineChart(width, { series, marks = [], limit, xName, yName, xText, label, log, pick }) {
+  const height = 300, left = 58, right = 16, top = 14, bottom = 44;
+  const all = [...series.flatMap((one) => one.points), ...marks];
+  const svg = shape("svg", { width, height, viewBox: `0 0 ${width} ${height}` });
+  const xs = all.map((point) => point.x).concat(limit == null ? [] : [limit]);
+  let low = Math.min(...xs), high = Math.max(...xs);
+  const room = (high - low || Math.abs(high) || 1) * 0.04;
+  low = Math.max(0, low - room); high += room;
+  const positive = all.map((point) => point.y).filter((y) => y > 0);
+  let bottomY = log ? Math.log10(Math.min(...positive)) : 0, topY = Math.max(...all.map((point) => point.y), 1e-12);
+  if (log) { topY = Math.log10(topY); bottomY = Math.max(bottomY, topY - 6); const pad = (topY - bottomY || 1) * 0.06; bottomY -= pad; topY += pad; } else topY *= 1.06;
+  const X = (x) => left + (x - low) / (high - low) * (width - left - right);
+  const Y = (y) => height - bottom - ((log ? Math.log10(Math.max(y, 10 ** bottomY)) : y) - bottomY) / (topY - bottomY) * (height - top - bottom);
+  const yTicks = log ? logTicks(bottomY, topY) : ticks(0, topY, 4);
+  for (const value of yTicks) svg.append(shape("line", { x1: left, x2: width - right, y1: Y(value), y2: Y(value), class: "axis" }), text(left - 8, Y(value) + 4, small(value), "end"));
+  for (const value of ticks(low, high, Math.max(2, Math.floor(width / 110)))) svg.append(text(X(value), height - bottom + 18, xText(value), "middle"));
+  svg.append(shape("line", { x1: left, x2: width - right, y1: height - bottom, y2: height - bottom, class: "zero" }));
+  svg.append(text(width - right, height - 6, xName, "end"));
+  svg.append(text(left + 6, top + 2, yName, "start"));
+  if (limit != null) svg.append(shape("line", { x1: X(limit), x2: X(limit), y1: top + 8, y2: height - bottom, class: "limit" }), text(X(limit) + (X(limit) > width - 110 ? -5 : 5), top + 30, "budget", X(limit) > width - 110 ? "end" : "start"));
+  const items = [];
+  for (const one of series) {
+    const path = one.points.map((point, place) => `${place ? "L" : "M"}${X(point.x).toFixed(1)} ${Y(point.y).toFixed(1)}`).join("");
+    svg.append(shape("path", { d: path, class: one.context ? "context" : "line " + one.class }));
+    if (one.context) continue;
+    for (const point of one.points) {
+      svg.append(shape("circle", { cx: X(point.x), cy: Y(point.y), r: 3, class: one.fill }));
+      items.push({ ...point, x: X(point.x), y: Y(point.y) });
+    }
+  }
+  for (const mark of marks) {
+    svg.append(shape("circle", { cx: X(mark.x), cy: Y(mark.y), r: 7, class: "ring " + mark.class }));
+    items.push({ ...mark, x: X(mark.x), y: Y(mark.y) });
+  }
+  items.sort((a, b) => a.x - b.x);
+  explore(svg, items, { label, pick });
+  return svg;
+}
+
+function logTicks(low, high) {
+  const found = [];
+  for (let power = Math.floor(low); power <= Math.ceil(high); power++)
+    for (const k of high - low > 2.2 ? [1] : high - low > 1 ? [1, 3] : [1, 2, 5]) {
+      const value = k * 10 ** power;
+      if (Math.log10(value) >= low && Math.log10(value) <= high) found.push(value);
+    }
+  return found;
+}
+
+const text = (x, y, words, anchor, kind) => shape("text", { x, y, "text-anchor": anchor, class: kind }, words);
+
+/* Rows: {label, before, after, family, lines, site}. The bar before lies behind the one after. */
+function barChart(width, rows, { most, label, pick }) {
+  const narrow = width < 560, names = narrow ? 0 : Math.min(330, width * 0.36), values = 118;
+  const line = narrow ? 38 : 22, room = Math.max(60, width - names - values - (narrow ? 0 : 10));
+  const height = rows.length * line + 6;
+  const svg = shape("svg", { width, height, viewBox: `0 0 ${width} ${height}` });
+  const fits = Math.floor((narrow ? width : names) / 6.95);
+  const items = rows.map((row, place) => {
+    const y = place * line + 3, barY = y + (narrow ? 17 : 3), left = narrow ? 0 : names + 10;
+    const scale = (value) => Math.max(value > 0 ? 1 : 0, value / most * room);
+    const name = row.label.length > fits ? "…" + row.label.slice(1 - fits) : row.label;
+    svg.append(narrow ? text(0, y + 12, name, "start", "mono") : text(names, y + 15, name, "end", "mono"));
+    svg.append(shape("rect", { x: left, y: barY, width: scale(row.before), height: 15, rx: 2, class: "before" }));
+    svg.append(shape("rect", { x: left, y: barY + 3, width: scale(row.after), height: 9, rx: 2, class: "f-" + colour(row.family) }));
+    svg.append(text(left + scale(row.before) + 8, barY + 12, row.before === row.after ? short(row.before) : `${short(row.before)} → ${short(row.after)}`, "start"));
+    return { x: 0, y, w: width, h: line - 2, lines: row.lines, row };
+  });
+  explore(svg, items, { label, pick });
+  return svg;
+}
+
+/* Boxes narrower than a pixel join their neighbours of the same colour and block. */
+function stripRow(run, width, side, total) {
+  const boxes = [];
+  let x = 0;
+  for (const [name, kind, place, ...counts] of run.strip) {
+    const layer = run.layers[place], family = layer ? layer.family : "alone";
+    const value = counts[side], w = value / total * width, last = boxes[boxes.length - 1];
+    if (last && last.family === family && (w < 1.5 || last.w < 1.5) && last.w + w < 6) { last.w += w; last.value += value; last.before += counts[0]; last.names.push(name); }
+    else boxes.push({ x, w, value, before: counts[0], family, kind, names: [name], place });
+    x += w;
+  }
+  return boxes;
+}
+
+function stripChart(width, run, pick) {
+  const total = sum(run.strip.map((part) => part[3])), tall = 44, head = 34;
+  const height = head + 2 * tall + 52;
+  const svg = shape("svg", { width, height, viewBox: `0 0 ${width} ${height}` });
+  const items = [];
+  [["Before", 0, head], ["After", 1, head + tall + 34]].forEach(([title, side, y]) => {
+    const boxes = stripRow(run, width, side, total);
+    const whole = sum(boxes.map((box) => box.value));
+    if (side) svg.append(text(0, y - 7, `${title}: ${short(whole)} parameters, ${percent(whole / total)}`, "start", "strong"));
+    for (const box of boxes) {
+      const layer = run.layers[box.place], family = side ? box.family : layer ? "dense" : "alone";
+      const gap = box.w > 3 ? 1 : 0;
+      svg.append(shape("rect", { x: box.x, y, width: Math.max(0.6, box.w - gap), height: tall, rx: box.w > 8 ? 3 : 0, class: "f-" + (side ? colour(family) : colour(box.family)), "fill-opacity": side ? 1 : 0.45 }));
+      const told = box.names.length > 1 ? [`${box.names[0]} … ${box.names[box.names.length - 1]}`, `${box.names.length} modules`] : [box.names[0], box.kind];
+      items.push({ x: box.x, y, w: Math.max(1, box.w - gap), h: tall, site: layer && layer.site, lines: [...told, layer && box.names.length === 1 ? `becomes ${becomes(layer)}` : box.family === "alone" ? "left alone" : box.family, side ? `${exact(box.before)} → ${exact(box.value)} parameters` : `${exact(box.value)} parameters`] });
+    }
+  });
+  brackets(svg, run, width, total, head - 6);
+  explore(svg, items, { label: "Modules before and after", pick: (item) => item.site && pick(item.site) });
+  return svg;
+}
+
+/* Name the blocks above the strip: the deepest level at which a model still has few of them. */
+function brackets(svg, run, width, total, y) {
+  const depth = (level) => {
+    const found = [];
+    let x = 0;
+    for (const [name, , , before] of run.strip) {
+      const words = name.split("."), key = words.slice(0, Math.min(level, Math.max(1, words.length - 1))).join("."), w = before / total * width;
+      const last = found[found.length - 1];
+      if (last && last.key === key) last.w += w; else found.push({ key, x, w });
+      x += w;
+    }
+    return found;
+  };
+  const fitting = [3, 2, 1].map(depth).find((blocks) => blocks.length <= width / 46) || [];
+  for (const block of fitting) {
+    if (block.w < 20) continue;
+    svg.append(shape("path", { d: `M${block.x + 1} ${y}v-5H${block.x + block.w - 2}v5`, fill: "none", class: "bracket" }));
+    const room = Math.floor(block.w / 6.6), words = block.key.split(".");
+    const name = [block.key, words.slice(-2).join("."), words[words.length - 1]].find((one) => one.length <= room);
+    if (name) svg.append(text(block.x + block.w / 2, y - 9, name, "middle"));
+  }
+}
