@@ -27,14 +27,15 @@ def programs() -> str:
             continue
         template = family.template(signature)
         ranks = template.within(signature.parameters // 2) or template.scaled(0.0)
-        (term,) = template.at(ranks).terms
-        contraction = forward(term, 64)
-        program = lower(contraction)
-        lines.append(f"{name}\n  {term}\n  {contraction.order.flops} FLOPs")
-        for step in program.instructions:
-            shown = step.spec or f"{step.width} legs by {step.shape} -> {step.split}"
-            lines.append(f"  {step.left} {step.right} {step.form} {shown}")
-        lines.append(f"  final {program.final}")
+        lines.append(name)
+        for term in template.at(ranks).terms:
+            contraction = forward(term, 64)
+            program = lower(contraction)
+            lines.append(f"  {term}\n  {contraction.order.flops} FLOPs")
+            for step in program.instructions:
+                shown = step.spec or f"{step.width} legs by {step.shape} -> {step.split}"
+                lines.append(f"  {step.left} {step.right} {step.form} {shown}")
+            lines.append(f"  final {program.final}")
     return "\n".join(lines) + "\n"
 
 

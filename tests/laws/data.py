@@ -14,7 +14,7 @@ OPTIONS: dict[str, tuple[dict[str, object], ...]] = {
         {"equation": "A[g o i] : (g i) -> (g o)", "sizes": {"g": 2}},
         {"equation": "B[o r] A[r i h w] : i h w -> o"},
     ),
-    "tucker": ({}, {"factors": 2}),
+    "tucker": ({}, {"factors": 2}, {"spatial": True}),
     "tensor-train": ({}, {"factors": 3}),
     "tensor-ring": ({"factors": 3},),
     "cp": ({}, {"factors": 1}),
@@ -22,17 +22,31 @@ OPTIONS: dict[str, tuple[dict[str, object], ...]] = {
         {"terms": tuple(build(families, term) for term in terms)}
         for terms in (("low-rank", "kronecker"), ("tucker", "tensor-train", "low-rank"))
     ),
+    "grouped-low-rank": ({}, {"groups": 3, "scheme": 1}, {"groups": 2, "scheme": 3}),
+    "butterfly": ({}, {"factors": 3}),
+    "block-diagonal": ({"blocks": 2},),
+    "einsum": (
+        {},
+        {"theta": (1.0, 0.0, 0.0, 0.0, 1.0, 0.0)},
+        {"theta": (0.4, 0.3, 0.3, 0.3, 0.3, 0.4, 0.5)},
+    ),
+    "hierarchical-tucker": ({}, {"factors": 2, "tree": "((o1 i1) (o2) (i2))"}),
 }
 
 LINEAR = (Signature((12,), (18,)), Signature((7,), (11,)))
-CONV = (Signature((8,), (6, 3, 3)), Signature((5,), (7, 3, 2)))
+CONV = (Signature((8,), (6, 3, 3)), Signature((5,), (7, 3, 2)), Signature((6,), (4, 1, 1)))
+
+
+def members() -> Iterator[tuple[str, Family]]:
+    """Yield every registered family with each of its options."""
+    for name, family in families.all().items():
+        for options in OPTIONS.get(name, ({},)):
+            yield f"{name}-{options or ''}", family(**options)
 
 
 def structures() -> Iterator[tuple[str, Family, Signature]]:
     """Yield every registered family with each of its options and every weight that it takes."""
-    for name, family in families.all().items():
-        for options in OPTIONS.get(name, ({},)):
-            made = family(**options)
-            for signature in LINEAR + CONV:
-                if not made.refuses(signature):
-                    yield f"{name}-{options or ''}-{signature}", made, signature
+    for name, made in members():
+        for signature in LINEAR + CONV:
+            if not made.refuses(signature):
+                yield f"{name}-{signature}", made, signature

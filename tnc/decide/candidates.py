@@ -56,6 +56,18 @@ def template_of(family: Family, target: Target) -> Template:
     return family.template(target.signature)
 
 
+def members_of(target: Target) -> tuple[Family, ...]:
+    """Return the families of a target's rule, those with open options as all their variants.
+
+    Raises PlanError where a family refuses.
+    """
+    found: dict[Family, None] = {}
+    for family in target.rule.structure:
+        template_of(family, target)
+        found.update(dict.fromkeys(family.variants(target.signature)))
+    return tuple(found)
+
+
 def name_of(family: Family) -> str:
     """Return the text form of a family with its options."""
     return print_option(families, family)

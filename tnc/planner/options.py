@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import exp, isnan, log, sqrt
 
 import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
-from tnc.decide.candidates import Candidate, ladder, name_of, template_of
+from tnc.decide.candidates import Candidate, ladder, members_of, name_of, template_of
 from tnc.decide.matching import Target
 from tnc.decide.spec import Spec
 from tnc.derive.cost import Cost
 from tnc.derive.cut import cut
 from tnc.errors import PlanError
-from tnc.fit import Metric, fits, tails
+from tnc.fit import Metric, choose, fits, tails
 from tnc.rewrite.fitting import fit_sites, metric_of, weight_of
 from tnc.rewrite.subject import Subject
 from tnc.structures import Family
@@ -94,10 +94,11 @@ def options_of(
     energy = metric.norm(weight, target.signature) ** 2 or 1.0
     unit = 1 / curvature if metric.outputs is not None and kind == "both" else energy
     options = [] if is_fixed(target) else [Option(None, 0.0, 0.0)]
-    for family in target.rule.structure:
+    for family in members_of(target):
         _check_fit(family, target)
         found = spectra(weight, target, family, metric)
-        candidates = ladder(family, target, found, spec.round_to)
+        rungs = ladder(family, target, found, spec.round_to)
+        candidates = tuple(_as_honoured(candidate, metric) for candidate in rungs)
 
         def fitted(candidate: Candidate) -> float:
             return _fitted(subject, target, candidate, metric, spec.seed, energy)
@@ -124,6 +125,13 @@ def confirmed(
     unit = 1 / curvature if metric.outputs is not None and kind == "both" else energy
     squared = _fitted(subject, target, candidate, metric, spec.seed, energy, full=True)
     return Option(candidate, _six(squared / unit), _six(sqrt(squared / energy)))
+
+
+def _as_honoured(candidate: Candidate, metric: Metric) -> Candidate:
+    """Return a candidate whose spectrum is exact only where its fit honours the metric."""
+    fit = choose(candidate.structure, candidate.fit)
+    honoured = fit.honours(candidate.structure, metric)
+    return replace(candidate, exact=candidate.exact and honoured)
 
 
 def _check_fit(family: Family, target: Target) -> None:

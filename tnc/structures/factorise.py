@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import lru_cache
-from math import prod
+from math import log, prod
 
 _EVEN = 2.5  # an exact split whose largest factor is at most this times the smallest is kept
 _PADDING = 1.06  # otherwise up to six percent of padding buys a more even split
@@ -31,6 +32,39 @@ def factorise(size: int, parts: int) -> tuple[int, ...]:
         if spread < badness - 1e-12:
             best, badness = split, spread
     return best
+
+
+@lru_cache(maxsize=4096)
+def factorise_by(size: int, shares: tuple[float, ...]) -> tuple[int, ...]:
+    """Return one factor for each share, near `size ** share`, with product `size` or slightly more.
+
+    Of all products up to 6 % above, the one whose factors are nearest in logarithm is taken,
+    weighed by what its padding costs; equal shares are split as `factorise` does.
+
+    >>> factorise_by(768, (0.75, 0.25)), factorise_by(7, (0.5, 0.5)), factorise_by(12, (1.0,))
+    ((128, 6), (1, 7), (12,))
+    """
+    if len(set(shares)) == 1:
+        return factorise(size, len(shares))
+    wanted = [share * log(size) for share in shares]
+    best, badness = (size,) + (1,) * (len(shares) - 1), float("inf")
+    for padded in range(size, int(size * _PADDING) + 1):
+        for split in _ordered(padded, len(shares)):
+            off = sum((log(part) - want) ** 2 for part, want in zip(split, wanted))
+            worse = (1 + off) * (padded / size) ** 8
+            if worse < badness - 1e-12:
+                best, badness = split, worse
+    return best
+
+
+def _ordered(size: int, parts: int) -> Iterator[tuple[int, ...]]:
+    """Yield every ordered exact factorisation."""
+    if parts == 1:
+        yield (size,)
+        return
+    for first in (d for d in range(1, size + 1) if size % d == 0):
+        for rest in _ordered(size // first, parts - 1):
+            yield (first, *rest)
 
 
 def _split(size: int, parts: int) -> tuple[int, ...]:

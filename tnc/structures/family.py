@@ -14,7 +14,8 @@ class Family(ABC):
     """A parametric family; concrete families are frozen dataclasses whose fields are options."""
 
     fit: ClassVar[str]
-    """The registered fit that serves the family best; 'als' serves every equation."""
+    """The registered fit that serves the family best; 'als' serves every equation, and 'auto' takes
+    the first that accepts the equation at hand."""
 
     @abstractmethod
     def refuses(self, signature: Signature) -> str:
@@ -23,6 +24,10 @@ class Family(ABC):
     @abstractmethod
     def template(self, signature: Signature) -> Template:
         """Return the equation, leg sizes and rank bounds for a weight that is not refused."""
+
+    def variants(self, signature: Signature) -> tuple[Family, ...]:
+        """Return the members that a plan compares; several where an option is left to it."""
+        return (self,)
 
     @classmethod
     def registry(cls) -> Registry[type[Family]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import product
 
 from tnc.net import Signature
 from tnc.structures.family import Family, families
@@ -26,6 +27,10 @@ class Sum(Family):
             return "a sum needs two terms or more"
         reasons = ((n, term.refuses(signature)) for n, term in enumerate(self.terms, 1))
         return "; ".join(f"term {number}: {reason}" for number, reason in reasons if reason)
+
+    def variants(self, signature: Signature) -> tuple[Family, ...]:
+        each = product(*(term.variants(signature) for term in self.terms))
+        return tuple(Sum(terms) for terms in each)
 
     def template(self, signature: Signature) -> Template:
         return Template.sum([term.template(signature) for term in self.terms])
