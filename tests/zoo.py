@@ -261,8 +261,23 @@ class Convolutions(nn.Module):
         return self.solid(x.unsqueeze(1)).mean((1, 2, 3))
 
 
+class Recurrent(nn.Module):
+    """Two directions, two layers and projections; GRU; no biases."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lstm = nn.LSTM(6, 8, 2, bidirectional=True, proj_size=3)
+        self.gru = nn.GRU(6, 5, batch_first=True)
+        self.rnn = nn.RNN(5, 4, bias=False, nonlinearity="relu")
+
+    def forward(self, x: Tensor) -> Tensor:
+        packed = nn.utils.rnn.pack_padded_sequence(x, torch.tensor([4, 3]), batch_first=True)
+        y, _ = nn.utils.rnn.pad_packed_sequence(self.lstm(packed)[0], batch_first=True)
+        return self.rnn(self.gru(y)[0])[0]
+
+
 class Tagger(nn.Module):
-    """An LSTM tagger: recurrent weights are refused, its table and head are sites."""
+    """An LSTM tagger."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -323,6 +338,7 @@ CASES = (
     Case("llama", _llama, _tokens),
     Case("normed", Normed, _normal(8, 6)),
     Case("prime", _mlp(17, 31, 13, 7), _normal(5, 17)),
+    Case("recurrent", Recurrent, _normal(BATCH, 4, 6)),
     Case("resnet20", lambda: ResNet20(width=4), _normal(BATCH, 3, 8, 8)),
     Case("seq2seq", _seq2seq, _pairs),
     Case("shared", Shared, _ids(30, BATCH, 5)),

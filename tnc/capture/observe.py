@@ -150,6 +150,22 @@ def synchronise(on_gpu: bool) -> None:
         torch.cuda.synchronize()
 
 
+@contextmanager
+def _plain_recurrence(model: nn.Module) -> Iterator[None]:
+    """Run recurrent layers as the matrix products that their fused kernels are made of."""
+    if not any(isinstance(module, nn.RNNBase) for module in model.modules()):
+        yield
+        return
+    switch: Any = torch.backends.mkldnn.set_flags
+    cudnn, (fused, *_) = torch.backends.cudnn.enabled, switch(False)
+    torch.backends.cudnn.enabled = False
+    try:
+        yield
+    finally:
+        switch(fused)
+        torch.backends.cudnn.enabled = cudnn
+
+
 def observe(
     model: nn.Module,
     weights: Weights,
@@ -167,6 +183,7 @@ def observe(
         with (
             places.watching(),
             torch.compiler.set_stance("force_eager"),
+            _plain_recurrence(model),
             around(),
             Observer(weights, places, backup, to),
         ):

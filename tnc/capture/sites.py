@@ -60,8 +60,6 @@ def _structural(model: nn.Module, owner: nn.Module, name: str) -> str:
             return "a core of a structured layer"
         if isinstance(module, parametrize.ParametrizationList):
             return "it is parametrized (torch.nn.utils.parametrize): remove the parametrization"
-    if isinstance(owner, nn.RNNBase):
-        return f"recurrent weights ({type(owner).__name__}) are not supported yet"
     if isinstance(owner, nn.Embedding) and owner.max_norm is not None:
         return "an embedding with max_norm changes its weight at each call"
     return ""

@@ -2,14 +2,19 @@
 
 `F.linear(x, self.w)`, `nn.MultiheadAttention.in_proj_weight`: the code owns the operation, so the
 weight itself must be there. The module's class gains a property for it, by a subclass of the same
-name that pickles and deep-copies as the original class plus its properties.
+name that pickles and deep-copies as the original class plus its properties. Within one forward of
+the module a weight is rebuilt once, however often it is read: a stack of experts is read expert by
+expert.
 """
 
 from __future__ import annotations
 
 import copyreg
+import functools
+import threading
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from tnc.nn.layer import StructuredLayer
@@ -26,6 +31,9 @@ def install_rebuilt_(module: nn.Module, name: str, layer: StructuredLayer) -> No
     names = (*getattr(type(module), _MARK, ()), name)
     base = _base(type(module))
     del module._parameters[name]
+    if isinstance(module, nn.RNNBase):
+        module.__dict__.pop("_flat_weights", None)
+        module._flat_weight_refs = []
     module.add_module(name + SUFFIX, layer)
     module.__class__ = rebuilt_class(base, tuple(sorted(names)))
 
@@ -41,7 +49,10 @@ def rebuilt_class(base: type[nn.Module], names: tuple[str, ...]) -> type[nn.Modu
             "__qualname__": base.__qualname__,
             "__doc__": base.__doc__,
             "__reduce_ex__": _reduce,
+            "forward": _holding(base),
         }
+        if issubclass(base, nn.RNNBase):
+            body |= _RECURRENT
         _CLASSES[key] = type(base.__name__, (base,), body)
     return _CLASSES[key]
 
@@ -58,15 +69,68 @@ def _base(kind: type[nn.Module]) -> type[nn.Module]:
     return kind.__mro__[1] if hasattr(kind, _MARK) else kind
 
 
+class _Held(threading.local):
+    """The weights that running forwards have rebuilt, by module; a thread has its own."""
+
+    def __init__(self) -> None:
+        self.by_module: dict[int, dict[Any, Tensor]] = {}
+
+
+_HELD = _Held()
+
+
+def _holding(base: type[nn.Module]) -> Any:
+    """Wrap a class's forward so that what it rebuilds is kept until it returns."""
+
+    @functools.wraps(base.forward)
+    def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        held = _HELD.by_module
+        if torch.compiler.is_compiling() or id(self) in held:  # a compiler merges equal rebuilds
+            return base.forward(self, *args, **kwargs)
+        held[id(self)] = {}
+        try:
+            return base.forward(self, *args, **kwargs)
+        finally:
+            del held[id(self)]
+
+    return forward
+
+
 def _reader(name: str) -> Any:
-    key = name + SUFFIX
+    child = name + SUFFIX
 
     def read(self: nn.Module) -> Tensor:
-        layer = self._modules[key]
+        layer = self._modules[child]
         assert isinstance(layer, StructuredLayer)
-        return layer.weight
+        held = None if torch.compiler.is_compiling() else _HELD.by_module.get(id(self))
+        if held is None:
+            return layer.weight
+        key = (name, torch.is_grad_enabled(), torch.is_inference_mode_enabled())
+        if key not in held:
+            held[key] = layer.weight
+        return held[key]
 
     return read
+
+
+def _flat_weights(self: nn.RNNBase) -> list[Tensor]:
+    return [getattr(self, name) for name in self._flat_weights_names]
+
+
+def _ignore(self: nn.RNNBase, *value: object) -> None:
+    """The flat weights are read from the module each time: nothing is to be kept up to date."""
+
+
+def _unchanged(self: nn.RNNBase) -> bool:
+    return False
+
+
+_RECURRENT: dict[str, Any] = {
+    "_flat_weights": property(_flat_weights, _ignore),
+    "_init_flat_weights": _ignore,
+    "_weights_have_changed": _unchanged,
+    "flatten_parameters": _ignore,
+}
 
 
 def _reduce(self: nn.Module, protocol: int) -> tuple[Any, ...]:
@@ -86,3 +150,5 @@ def restore_dense_(module: nn.Module, name: str, weight: nn.Parameter) -> None:
     base = _base(type(module))
     module.__class__ = rebuilt_class(base, left) if left else base
     module.register_parameter(name, weight)
+    if isinstance(module, nn.RNNBase) and not left:
+        module._init_flat_weights()

@@ -125,10 +125,19 @@ def test_convolution_options() -> None:
     assert trace.site("solid.weight").signature == Signature((2,), (1, 2, 3, 3))
 
 
-def test_recurrent_weights_are_refused() -> None:
-    left = dict(_trace("tagger").untraced)
-    assert set(left) == {"lstm.weight_hh_l0", "lstm.weight_ih_l0"}
-    assert all("recurrent" in reason for reason in left.values())
+def test_recurrent_weights_are_sites_of_stacked_gates() -> None:
+    trace = _trace("tagger")
+    inputs, hidden = trace.site("lstm.weight_ih_l0"), trace.site("lstm.weight_hh_l0")
+    assert inputs.signature == hidden.signature == Signature((32,), (8,))
+    assert inputs.rebuilt and hidden.rebuilt and inputs.biased and hidden.biased
+    assert inputs.work.rows == hidden.work.rows == 10
+    assert not trace.untraced
+    assert torch.backends.mkldnn.enabled
+    assert {site.name for site in _trace("recurrent").sites} >= {
+        "lstm.weight_hr_l1_reverse",
+        "gru.weight_ih_l0",
+        "rnn.weight_hh_l0",
+    }
 
 
 class Strange(nn.Module):
