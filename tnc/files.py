@@ -72,18 +72,23 @@ def replaced_folder(path: Path) -> Iterator[Path]:
     fresh = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.new-{os.getpid()}-"))
     try:
         yield fresh
-        for file in sorted(fresh.rglob("*")):
-            if file.is_file():
-                _flush(file)
-        _flush(fresh)
-        old = _old(path)
-        _exchange(fresh, path, old)
-        _flush(path.parent)
-        shutil.rmtree(old, ignore_errors=True)
+        put_in_place(fresh, path)
     except BaseException:
         shutil.rmtree(fresh, ignore_errors=True)
         recover_folder(path)
         raise
+
+
+def put_in_place(fresh: Path, path: Path) -> None:
+    """Let a complete folder take the place of `path`, everything in it flushed before."""
+    for file in sorted(fresh.rglob("*")):
+        if file.is_file():
+            flush(file)
+    flush(fresh)
+    old = _old(path)
+    _exchange(fresh, path, old)
+    flush(path.parent)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def recover_folder(path: Path) -> bool:
@@ -132,7 +137,8 @@ def _old(path: Path) -> Path:
     return path.with_name(f".{path.name}.old")
 
 
-def _flush(path: Path) -> None:
+def flush(path: Path) -> None:
+    """Wait until a file or folder is on the disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

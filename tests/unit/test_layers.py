@@ -21,6 +21,7 @@ LAYERS = (
     {"planner", "passes", "artifact"},
     {"api"},
     {"report", "inputs"},
+    {"stream"},
     {"recipe"},
     {"commands"},
     {"cli"},

@@ -44,38 +44,72 @@ def save(
     """
     path = Path(out)
     check_savings(compiled)
-    _check_place(path, force)
-    state, tied = _state(compiled.model)
+    check_free(path, force)
+    state, tied = distinct_state(compiled.model)
     with writing(path, ArtifactError), replaced_folder(path) as folder:
         tensors = _write_shards(folder, state, shard_bytes)
-        probe = _write_probe(folder, compiled)
-        for file in files:
-            shutil.copy(file, folder / Path(file).name)
-        (folder / "README.md").write_text(_card(compiled, source, report), encoding="utf-8")
-        compiled.plan.save(folder / "plan.json")
-        if spec:
-            (folder / "spec.yaml").write_text(spec, encoding="utf-8")
-        names = sorted(p.name for p in folder.iterdir() if p.is_file())
-        manifest = Manifest(
-            plan=compiled.plan.to_json(),
-            modules=describe_modules(compiled.model, compiled.classes),
-            tensors=tensors,
-            tied=tied,
-            frozen=tuple(n for n, p in compiled.model.named_parameters() if not p.requires_grad),
-            files={name: checksum(folder / name) for name in names},
+        outputs = outputs_of(compiled.model, compiled.probe)
+        complete(
+            folder,
+            compiled,
+            tensors,
+            tied,
+            outputs,
             source=source,
+            files=files,
             spec=spec,
-            metrics=dict(report or {}),
-            versions={"tnc": tnc.__version__, "torch": version("torch")},
-            training=compiled.model.training,
-            modes=_modes(compiled.model),
-            probe=probe,
+            report=report,
         )
-        (folder / NAME).write_text(manifest.text(), encoding="utf-8")
     return path
 
 
-def _check_place(path: Path, force: bool) -> None:
+def complete(
+    folder: Path,
+    compiled: Compiled,
+    tensors: Mapping[str, str],
+    tied: tuple[tuple[str, ...], ...],
+    outputs: tuple[Tensor, ...],
+    *,
+    source: Mapping[str, Any] | None = None,
+    files: Iterable[Path] = (),
+    spec: str = "",
+    report: Mapping[str, Any] | None = None,
+) -> None:
+    """Write everything but the tensors into a folder that holds them; the manifest comes last.
+
+    `tensors` says in which file each lies, `outputs` are those on the probe; without any only the
+    probe's inputs are stored. The model's own tensors are not read: they may lie on meta.
+    """
+    form, held = probe_data(compiled.probe, outputs)
+    save_file(held, folder / PROBE)
+    for file in files:
+        shutil.copy(file, folder / Path(file).name)
+    (folder / "README.md").write_text(_card(compiled, source, report), encoding="utf-8")
+    compiled.plan.save(folder / "plan.json")
+    if spec:
+        (folder / "spec.yaml").write_text(spec, encoding="utf-8")
+    found = (p for p in folder.iterdir() if p.is_file() and not p.name.startswith("."))
+    names = sorted(p.name for p in found)
+    manifest = Manifest(
+        plan=compiled.plan.to_json(),
+        modules=describe_modules(compiled.model, compiled.classes),
+        tensors=tensors,
+        tied=tied,
+        frozen=tuple(n for n, p in compiled.model.named_parameters() if not p.requires_grad),
+        files={name: checksum(folder / name) for name in names},
+        source=source,
+        spec=spec,
+        metrics=dict(report or {}),
+        versions={"tnc": tnc.__version__, "torch": version("torch")},
+        training=compiled.model.training,
+        modes=_modes(compiled.model),
+        probe=form,
+    )
+    (folder / NAME).write_text(manifest.text(), encoding="utf-8")
+
+
+def check_free(path: Path, force: bool) -> None:
+    """Raise ArtifactError where a folder is in the way of an artifact."""
     if path.is_file() or (path.exists() and not (path / NAME).is_file() and any(path.iterdir())):
         raise ArtifactError(
             f"{path} exists and is no artifact, so it is not replaced", hint="choose another folder"
@@ -87,7 +121,7 @@ def _check_place(path: Path, force: bool) -> None:
         )
 
 
-def _state(model: nn.Module) -> tuple[dict[str, Tensor], tuple[tuple[str, ...], ...]]:
+def distinct_state(model: nn.Module) -> tuple[dict[str, Tensor], tuple[tuple[str, ...], ...]]:
     """Return one entry for each distinct tensor, and the groups of names that are tied."""
     groups: dict[int, list[str]] = {}
     tensors: dict[int, Tensor] = {}
@@ -129,13 +163,6 @@ def _modes(model: nn.Module) -> tuple[str, ...]:
         for path, module in model.named_modules(remove_duplicate=False)
         if module.training != model.training
     )
-
-
-def _write_probe(folder: Path, compiled: Compiled) -> dict[str, Any]:
-    outputs = outputs_of(compiled.model, compiled.probe)
-    form, tensors = probe_data(compiled.probe, outputs)
-    save_file(tensors, folder / PROBE)
-    return form
 
 
 def _card(

@@ -50,6 +50,8 @@ def verify(folder: str | Path, model: nn.Module | None = None, rtol: float = 1e-
         return Verified(tuple(checks))
     loaded = load(path, model)
     stored = load_file(path / PROBE)
+    if not any(name.startswith("outputs.") for name in stored):
+        return Verified((*checks, ("no outputs on the probe were stored", "ok")))
     outputs = outputs_of(loaded, probe_inputs(manifest.probe, stored))
     checks.append(("outputs on the probe", same_outputs(outputs, stored, rtol) or "ok"))
     return Verified(tuple(checks))

@@ -7,7 +7,16 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tnc.commands.terminal import AsJson, Sets, SpecName, print_json, print_result, working
+from tnc.commands.streaming import Stream, memory_line, streams
+from tnc.commands.terminal import (
+    AsJson,
+    Sets,
+    SpecName,
+    print_json,
+    print_note,
+    print_result,
+    working,
+)
 from tnc.errors import ArtifactError, QualityGate
 from tnc.files import check_place
 
@@ -23,6 +32,7 @@ def compile(
         Path | None, typer.Option(help="A plan to carry out exactly, from `tnc plan --out`.")
     ] = None,
     force: Annotated[bool, typer.Option(help="Replace an artifact that is there.")] = False,
+    stream: Stream = None,
     as_json: AsJson = False,
 ) -> None:
     """Compile a model as a spec says; measure before and after; write an artifact."""
@@ -32,10 +42,18 @@ def compile(
     resolved = read_spec(spec, set_ or ())
     given = Plan.read(plan) if plan else None
     _check_free(out, force)
+    streaming = streams(resolved.spec, stream)
     with working() as progress:
-        from tnc.recipe import run
+        if streaming:
+            from tnc.stream.running import run as run_streamed
 
-        report = run(resolved, out, given, progress, force=force)
+            report = run_streamed(resolved, out, given, progress, force=force)
+        else:
+            from tnc.recipe import run
+
+            report = run(resolved, out, given, progress, force=force)
+    if streaming:
+        print_note(memory_line(dict(report.environment)))
     if as_json and not report.gate:
         print_json("run", report.as_json())
     elif not as_json:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from tnc.commands.failures import CHANGED
+from tnc.commands.streaming import Stream, streams
 from tnc.commands.terminal import AsJson, Progress, Sets, print_json, print_note, print_result
 from tnc.commands.terminal import working as at_work
 from tnc.errors import PlanError
@@ -26,6 +27,7 @@ def plan(
     detailed_exitcode: Annotated[
         bool, typer.Option("--detailed-exitcode", help="With --diff: exit 6 when plans differ.")
     ] = False,
+    stream: Stream = None,
     as_json: AsJson = False,
 ) -> None:
     """Decide what every weight becomes and print it; the model is not touched."""
@@ -34,7 +36,7 @@ def plan(
     if out:
         _check_file(out)
     other = Plan.read(diff) if diff else None
-    made = Plan.read(spec) if spec.endswith(".json") else _make(spec, set_ or [])
+    made = Plan.read(spec) if spec.endswith(".json") else _make(spec, set_ or [], stream)
     if out:
         made.save(out)
         print_note(f"plan {made.digest[:12]} written to {out}")
@@ -61,11 +63,16 @@ def _check_file(out: Path) -> None:
         raise PlanError(f"cannot write {out}: it is a folder", hint="name a file in it")
 
 
-def _make(spec: str, overrides: list[str]) -> Plan:
+def _make(spec: str, overrides: list[str], stream: bool | None) -> Plan:
     from tnc.decide.spec import read_spec
 
     resolved = read_spec(spec, overrides)
+    streaming = streams(resolved.spec, stream)
     with at_work() as progress:
+        if streaming:
+            from tnc.stream.running import plan
+
+            return plan(resolved, progress)
         return _planned(resolved, progress)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -26,6 +26,8 @@ RESCORED = 192
 """On how many calibration samples the shortlist is rescored."""
 
 Progress = Callable[[str, int, int], None]
+Visits = Callable[[Sequence[Target]], Iterator[tuple[Subject, Sequence[Target]]]]
+"""Goes through targets in groups, each with a subject that has their weights and figures."""
 
 
 def make_plan(
@@ -37,37 +39,34 @@ def make_plan(
     evaluation: Evaluator | None = None,
     locations: Mapping[str, str] | None = None,
     progress: Progress | None = None,
+    visits: Visits | None = None,
 ) -> Plan:
     """Decide what every weight becomes.
 
     `subject` is the prepared model with its trace and measurements; `batches` are those on which
-    the shortlist is rescored when the spec says `allocate: measured`. Raises PlanError for rules
-    that match nothing, InfeasibleBudget with the tightest budget that can be met.
+    the shortlist is rescored when the spec says `allocate: measured`. `visits` is for models whose
+    weights are not all in memory: outside of its visits only shapes are looked at. Raises PlanError
+    for rules that match nothing, InfeasibleBudget with the tightest budget that can be met.
     """
     trace = subject.trace
+    visits = visits or (lambda targets: iter([(subject, targets)]))
     notes: list[str] = []
     targets, skips = match_rules(trace.sites, spec, locations or {}, trace.shared_inputs)
     _check_unit(subject, spec)
-    offers = _offers(subject, targets, spec, evaluation, progress)
+    curvature = evaluation.curvature if evaluation is not None else 1.0
+    offers, kinds = _offers(visits, targets, spec, curvature, progress)
     seconds = _timed(offers, spec)
     dense_seconds = {t.name: seconds(t, Option(None, 0.0, 0.0)) for t in targets}
     budget = budget_of(subject.model, trace.sites, targets, spec, dense_seconds)
     allotment = _allot(subject, offers, budget, spec, seconds, batches, evaluation, notes, progress)
-    curvature = evaluation.curvature if evaluation is not None else 1.0
-    allotment = replace(
-        allotment,
-        chosen=tuple(
-            (target, confirmed(subject, target, option, spec, curvature))
-            for target, option in allotment.chosen
-        ),
-    )
+    allotment = _confirmed(visits, allotment, spec, curvature)
     chosen = [(target, option.cost(target)) for target, option in allotment.chosen]
     notes += _cost_notes(totals(subject.model, trace.sites, budget.scope, chosen))
     return Plan(
         fingerprint=fingerprint,
         seed=spec.seed,
         entries=tuple(
-            _entry(subject, spec, target, option, allotment)
+            _entry(kinds[target.name], target, option, allotment)
             for target, option in sorted(allotment.chosen, key=lambda pair: pair[0].name)
         ),
         skips=tuple(
@@ -89,20 +88,33 @@ def make_plan(
 
 
 def _offers(
-    subject: Subject,
+    visits: Visits,
     targets: Sequence[Target],
     spec: Spec,
-    evaluation: Evaluator | None,
+    curvature: float,
     progress: Progress | None,
-) -> list[tuple[Target, tuple[Option, ...]]]:
-    """Return what every target could become."""
-    curvature = evaluation.curvature if evaluation is not None else 1.0
-    found = []
-    for number, target in enumerate(targets):
-        if progress:
-            progress("candidates", number, len(targets))
-        found.append((target, options_of(subject, target, spec, curvature)))
-    return found
+) -> tuple[list[tuple[Target, tuple[Option, ...]]], dict[str, str]]:
+    """Return what every target could become, and the metric that each is fitted in."""
+    found: list[tuple[Target, tuple[Option, ...]]] = []
+    kinds = {}
+    for subject, group in visits(targets):
+        for target in group:
+            if progress:
+                progress("candidates", len(found), len(targets))
+            found.append((target, options_of(subject, target, spec, curvature)))
+            kinds[target.name] = metric_kind(subject, target, spec)
+    return found, kinds
+
+
+def _confirmed(visits: Visits, allotment: Allotment, spec: Spec, curvature: float) -> Allotment:
+    """Fit the chosen options whose errors are only estimated."""
+    chosen = {target.name: option for target, option in allotment.chosen}
+    open_ones = [t for t, o in allotment.chosen if o.candidate and not o.candidate.exact]
+    for subject, group in visits(open_ones) if open_ones else ():
+        for target in group:
+            option = chosen[target.name]
+            chosen[target.name] = confirmed(subject, target, option, spec, curvature)
+    return replace(allotment, chosen=tuple((t, chosen[t.name]) for t, _ in allotment.chosen))
 
 
 def _check_unit(subject: Subject, spec: Spec) -> None:
@@ -218,9 +230,7 @@ def _is_unchained(site: Site, structure: Structure) -> bool:
     return site.op == "conv" and not all(chains)
 
 
-def _entry(
-    subject: Subject, spec: Spec, target: Target, option: Option, allotment: Allotment
-) -> Entry:
+def _entry(metric: str, target: Target, option: Option, allotment: Allotment) -> Entry:
     dense, cost, candidate = dense_of(target), option.cost(target), option.candidate
     if candidate is None:
         reason = f"{allotment.how}: no structure saves enough for its error; it stays dense"
@@ -240,7 +250,7 @@ def _entry(
         structure=candidate.structure if candidate else None,
         fit=candidate.fit if candidate else "",
         family=candidate.family if candidate else "dense",
-        metric=metric_kind(subject, target, spec),
+        metric=metric,
         error=option.error,
         relative=option.relative,
         params=cost.params,

@@ -52,9 +52,24 @@ def factorize_entry(
     fitting = fit_sites(
         subject.model, sites, entry.structure, entry.fit, norm, measured, subject.plan.seed, weight
     )
+    return install_fitting(subject, entry, fitting, shift, weight is not None)
+
+
+def install_fitting(
+    subject: Subject,
+    entry: Entry,
+    fitting: Fitting,
+    shift: Callable[[Tensor], Tensor] | None = None,
+    refitted: bool = False,
+) -> Subject:
+    """Put the cores of an entry's fit into the model, one layer for each of its sites."""
+    assert entry.structure is not None
+    sites = sites_of(subject, entry)
     reparams: list[tuple[Reparam, StructuredLayer]] = []
     lines = []
-    for number, (site, structure, cores) in enumerate(_members(sites, entry.structure, fitting)):
+    for number, (site, structure, cores) in enumerate(
+        members_of(sites, entry.structure, fitting.cores)
+    ):
         own_shift = shift(fitting.dense) if shift is not None else fitting.shifts[number]
         bias = _moved(subject.model, site, own_shift)
         shared: Mapping[str, Tensor] = dict(reparams[0][1].cores.items()) if reparams else {}
@@ -63,29 +78,27 @@ def factorize_entry(
             for name, value in cores.items()
         }
         layer, path = install_(subject.model, site, structure, cores, bias)
-        reparams.append(
-            (_reparam(site, structure, path, entry, fitting, weight is not None), layer)
-        )
+        reparams.append((_reparam(site, structure, path, entry, fitting, refitted), layer))
         lines.append(f"{site.name} -> {structure}")
     return subject.edited(
         *lines, reparams=subject.reparams + tuple(reparam for reparam, _ in reparams)
     )
 
 
-def _members(
-    sites: Sequence[Site], structure: Structure, fitting: Fitting
+def members_of(
+    sites: Sequence[Site], structure: Structure, cores: Mapping[str, Tensor]
 ) -> list[tuple[Site, Structure, dict[str, Tensor]]]:
     """Cut a fit of stacked weights into one structure and its cores for each site."""
     if len(sites) == 1:
-        return [(sites[0], structure, fitting.cores)]
+        return [(sites[0], structure, dict(cores))]
     name = stacked_core(structure)
     place = structure.terms[0].equation.core(name).indices.index(_output_leg(structure))
     rows = [site.signature.outputs[0] for site in sites]
-    parts = torch.split(fitting.cores[name], rows, dim=place)
+    parts = torch.split(cores[name], rows, dim=place)
     found = []
     for site, part in zip(sites, parts):
         own = _with_rows(structure, site.signature.outputs[0])
-        found.append((site, own, {**fitting.cores, name: part.contiguous()}))
+        found.append((site, own, {**cores, name: part.contiguous()}))
     return found
 
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+from tnc.errors import SourceError
 from tnc.registry import Registry
+from tnc.sources.checkpoint import Checkpoint
 
 if TYPE_CHECKING:
     from torch import Generator, Tensor, nn
@@ -34,6 +36,18 @@ class Loaded:
         return None if self.inputs is None else as_call(self.inputs)
 
 
+@dataclass(frozen=True)
+class Streamed(Loaded):
+    """A model whose parameters have no memory (device meta), and the checkpoint that holds them.
+
+    `checkpoint` has a tensor for each entry of the state dict, under one of its names; buffers are
+    in the model already. `notes` say what in the files is not used.
+    """
+
+    checkpoint: Checkpoint = field(kw_only=True)
+    notes: tuple[str, ...] = ()
+
+
 def as_call(batch: Batch) -> Call:
     """Return a batch as (args, kwargs).
 
@@ -56,6 +70,18 @@ class ModelSource(ABC):
     @abstractmethod
     def load(self) -> Loaded:
         """Return the model with its weights, in evaluation mode. Raises SourceError."""
+
+    def stream(self) -> Streamed:
+        """Return the model without its weights, which stay in their files. Raises SourceError."""
+        raise SourceError(
+            f"a model from {type(self).__name__} cannot be streamed: it makes its own weights",
+            where="model",
+            hint="stream models of kind 'hf' or 'safetensors'",
+        )
+
+    def stored_bytes(self) -> int:
+        """Return how many bytes of weights lie in files that `stream` can read; 0 for none."""
+        return 0
 
     @abstractmethod
     def skeleton(self, folder: Path | None = None) -> nn.Module:

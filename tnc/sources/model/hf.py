@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tnc.errors import MissingExtra, SourceError
+from tnc.sources.checkpoint import Checkpoint, open_checkpoint, shard_files
 from tnc.sources.reference import find_path
-from tnc.sources.source import Batch, Loaded, ModelSource, models
+from tnc.sources.source import Batch, Loaded, ModelSource, Streamed, models
 
 if TYPE_CHECKING:
     from torch import nn
@@ -51,16 +53,38 @@ class HuggingFace(ModelSource):
 
     def load(self) -> Loaded:
         folder = find_path(self.path)
-        transformers = _transformers()
         try:
             model = self._class().from_pretrained(folder, dtype=self.dtype, **_LOCAL)
         except (OSError, ValueError) as error:
             raise SourceError(f"cannot load the model: {error}", where=str(folder)) from error
-        tokenizer = None
-        if any((folder / name).exists() for name in _CARRIED[2:]):
-            tokenizer = transformers.AutoTokenizer.from_pretrained(folder, **_LOCAL)
+        tokenizer = self._tokenizer(folder)
         files = tuple(folder / name for name in _CARRIED if (folder / name).is_file())
         return Loaded(model.eval(), _example(tokenizer, model), tokenizer, files)
+
+    def stream(self) -> Streamed:
+        from tnc.sources.skeleton import streamed, without_memory
+
+        folder = find_path(self.path)
+        checkpoint = open_checkpoint(shard_files(folder))
+        config = _transformers().AutoConfig.from_pretrained(folder, **_LOCAL)
+        dtype = self.dtype if self.dtype != "auto" or config.dtype else _stored_dtype(checkpoint)
+        with without_memory():
+            model = replace(self, dtype=dtype).skeleton(folder)
+        tokenizer = self._tokenizer(folder)
+        files = tuple(folder / name for name in _CARRIED if (folder / name).is_file())
+        inputs = _example(tokenizer, model)
+        return streamed(model, checkpoint, _renaming(model), inputs, tokenizer, files)
+
+    def stored_bytes(self) -> int:
+        try:
+            return sum(file.stat().st_size for file in shard_files(find_path(self.path)))
+        except (OSError, SourceError):
+            return 0  # what is wrong with the files is said where they are read
+
+    def _tokenizer(self, folder: Path) -> Any:
+        if any((folder / name).exists() for name in _CARRIED[2:]):
+            return _transformers().AutoTokenizer.from_pretrained(folder, **_LOCAL)
+        return None
 
     def skeleton(self, folder: Path | None = None) -> nn.Module:
         import torch
@@ -89,6 +113,36 @@ def _transformers() -> Any:
             "a model of kind 'hf' needs transformers", hint="pip install 'tnc[hf]'"
         ) from error
     return transformers
+
+
+def _stored_dtype(checkpoint: Checkpoint) -> str:
+    """Return the dtype of the first tensor of floating point, as transformers does."""
+    names = {"F32": "float32", "F64": "float64", "BF16": "bfloat16", "F16": "float16"}
+    found = (names[t.dtype] for t in checkpoint.tensors.values() if t.dtype in names)
+    return next(found, "float32")
+
+
+def _renaming(model: Any) -> Callable[[str], str]:
+    """Return how transformers renames the tensors of a file; those it converts keep their names."""
+    known = model.state_dict()
+    prefix = getattr(model, "base_model_prefix", "")
+    start = f"{prefix}." if prefix else ""
+    try:
+        from transformers.conversion_mapping import get_model_conversion_mapping
+        from transformers.core_model_loading import WeightRenaming
+
+        steps = [s for s in get_model_conversion_mapping(model) if isinstance(s, WeightRenaming)]
+    except ImportError:  # before transformers 5
+        steps = []
+
+    def renamed(key: str) -> str:
+        new = key
+        for step in steps:
+            new = step.rename_source_key(new)[0]
+        forms = [f for n in (new, key) for f in (n, n.removeprefix(start), start + n)]
+        return next((form for form in forms if form in known), key)
+
+    return renamed
 
 
 def _example(tokenizer: Any, model: nn.Module) -> Batch | None:

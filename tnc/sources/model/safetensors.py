@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tnc.errors import SourceError
+from tnc.sources.checkpoint import open_checkpoint
 from tnc.sources.model.callable import made_by
 from tnc.sources.reference import find_path
-from tnc.sources.source import Loaded, ModelSource, models
+from tnc.sources.source import Loaded, ModelSource, Streamed, models
 
 if TYPE_CHECKING:
     from torch import nn
@@ -39,6 +40,17 @@ class Safetensors(ModelSource):
             raise SourceError(f"cannot read the weights: {error}", where=str(file)) from error
         _fill(model, state, file)
         return Loaded(model.eval(), inputs)
+
+    def stream(self) -> Streamed:
+        from tnc.sources.skeleton import streamed, without_memory
+
+        checkpoint = open_checkpoint([find_path(self.state)])
+        with without_memory():
+            model, inputs = made_by(self.function, self.kwargs)
+        return streamed(model.eval(), checkpoint, inputs=inputs)
+
+    def stored_bytes(self) -> int:
+        return find_path(self.state).stat().st_size
 
     def skeleton(self, folder: Path | None = None) -> nn.Module:
         return made_by(self.function, self.kwargs)[0].eval()
