@@ -15,6 +15,7 @@ _checkout.install()
 __version__ = "0.1.0"
 
 _PUBLIC = {
+    "adapt_ranks": "tnc.adapting.ranks",
     "compile": "tnc.api",
     "densify": "tnc.api",
     "export": "tnc.api",
@@ -34,6 +35,7 @@ _PUBLIC = {
 __all__ = ["__version__", *sorted(_PUBLIC)]
 
 if TYPE_CHECKING:
+    from tnc.adapting.ranks import adapt_ranks as adapt_ranks
     from tnc.api import compile as compile
     from tnc.api import densify as densify
     from tnc.api import export as export

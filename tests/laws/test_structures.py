@@ -235,3 +235,12 @@ def test_any_size_of_low_rank(o: int, i: int, r: int, rows: int) -> None:
     made = layer(structure, LinearView(rows=max(1, rows)))
     x = torch.randn(rows, i, dtype=torch.float64)
     assert close(made(x), functional.linear(x, made.weight, made.bias))
+
+
+def test_a_bias_over_several_output_legs_is_added_once_all_are_there() -> None:
+    text = (
+        "U[o r] P[p q] G[r q s t] V[s i] Q[t j] : (i j) -> (o p) | i=3 j=4 o=4 p=3 r=3 q=1 s=3 t=3"
+    )
+    made = layer(Structure.of(parse_network(text)), LinearView())
+    x = torch.randn(5, 12, dtype=torch.float64)
+    assert close(made(x), functional.linear(x, made.weight, made.bias))

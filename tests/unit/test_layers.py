@@ -18,7 +18,7 @@ LAYERS = (
     {"decide", "explore"},
     {"capture", "fit", "nn", "kernels", "optim"},
     {"rewrite"},
-    {"planner", "passes", "artifact"},
+    {"planner", "passes", "artifact", "adapting"},
     {"api"},
     {"report", "inputs"},
     {"stream"},

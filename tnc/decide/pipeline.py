@@ -1,6 +1,6 @@
-"""Pipelines as text: which passes run, in order, with their options.
+"""Pipelines as text: which passes run, in order, and the schedule of a training run.
 
-A spec and a plan keep passes in their text form (`factorize`, `fuse{limit=4}`), so that both can be
+A spec and a plan keep them in their text form (`factorize`, `fuse{limit=4}`), so that both can be
 read where torch is not wanted. The names are the files of `tnc.passes`; only options, and names
 that no such file has (plug-ins, typing errors), need the passes themselves.
 """
@@ -19,6 +19,7 @@ from tnc.decide.spec_problems import problem
 from tnc.registry import Registry, normalise
 
 passes: Registry[type[Any]] = Registry("pass", "tnc.passes")
+schedules: Registry[type[Any]] = Registry("schedule", "tnc.adapting.schedules")
 
 DEFAULT = (
     "fold-batch-norm",
@@ -31,23 +32,23 @@ DEFAULT = (
 
 
 @cache
-def shipped() -> tuple[str, ...]:
-    """Name the passes that come with tnc, without importing them."""
-    package = importlib.util.find_spec("tnc.passes")
+def shipped(folder: str = passes.folder) -> tuple[str, ...]:
+    """Name the things in a registry's folder that come with tnc, without importing them."""
+    package = importlib.util.find_spec(folder)
     folders = (package.submodule_search_locations or []) if package else []
     return tuple(sorted(normalise(module.name) for module in pkgutil.iter_modules(folders)))
 
 
-def canonical(step: Any) -> str:
-    """Return the text form of a pass given as text, mapping or instance, checked."""
+def canonical(step: Any, registry: Registry[type[Any]] = passes) -> str:
+    """Return the text form of a pass (or schedule) given as text, mapping or instance, checked."""
     if isinstance(step, str):
         try:
             options = parse_form(step)
         except OptionText as error:
             raise problem("option_text", str(error)) from error
-        if len(options) == 1 and normalise(options["kind"]) in shipped():
+        if len(options) == 1 and normalise(options["kind"]) in shipped(registry.folder):
             return normalise(options["kind"])
-    return print_option(passes, validated(passes, step))
+    return print_option(registry, validated(registry, step))
 
 
 def pipeline(texts: Iterable[str]) -> tuple[tuple[str, Any], ...]:
@@ -55,9 +56,9 @@ def pipeline(texts: Iterable[str]) -> tuple[tuple[str, Any], ...]:
     return tuple((text, build(passes, text)) for text in texts)
 
 
-def schema() -> dict[str, Any]:
-    """Return the JSON schema of one pass."""
-    names = list(shipped())
+def schema(registry: Registry[type[Any]] = passes) -> dict[str, Any]:
+    """Return the JSON schema of one pass, or one schedule."""
+    names = list(shipped(registry.folder))
     by_kind = {
         "type": "object",
         "properties": {"kind": {"enum": names}},

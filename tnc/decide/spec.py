@@ -22,7 +22,7 @@ from pydantic import (
 )
 
 from tnc.decide.options import Choice
-from tnc.decide.pipeline import DEFAULT
+from tnc.decide.pipeline import DEFAULT, passes, schedules
 from tnc.decide.spec_fields import (
     Amount,
     Flag,
@@ -44,6 +44,8 @@ from tnc.structures import Family, families
 
 Metric = Literal["auto", "none", "inputs", "both"]
 Format = Literal["torch-export", "onnx", "dense"]
+_PASS = Step(passes)
+_TRAIN = "How ranks change while the compiled model is trained: tnc.adapt_ranks reads it."
 _EXTENDS = "Files beside this one, or recipes, that it is laid over; resolved on reading."
 Patterns = Annotated[tuple[str, ...], AfterValidator(not_empty), OneOrMore()]
 
@@ -159,7 +161,8 @@ class Spec(Part):
     rules: Annotated[tuple[Rule, ...], AfterValidator(not_empty)] = Field(
         json_schema_extra={"minItems": 1}
     )
-    passes: tuple[Annotated[str, Step()], ...] = DEFAULT
+    passes: tuple[Annotated[str, _PASS], ...] = DEFAULT
+    train: Annotated[str, Step(schedules)] | None = Field(default=None, description=_TRAIN)
     quality: Quality | None = None
     export: Annotated[tuple[Format, ...], OneOrMore()] = ()
 

@@ -11,6 +11,7 @@ from pydantic_core import CoreSchema, core_schema
 
 from tnc.decide.pipeline import canonical, schema
 from tnc.decide.spec_problems import problem
+from tnc.registry import Registry
 
 
 @dataclass(frozen=True)
@@ -68,19 +69,23 @@ def _full(value: Any, handler: Any) -> Any:
     return value if value == "full" else handler(value)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Step:
-    """Annotate text that names a pass with its options."""
+    """Annotate text that names a pass, or another registered step, with its options."""
+
+    registry: Registry[type[Any]]
 
     def __get_pydantic_core_schema__(
         self, source: Any, handler: GetCoreSchemaHandler
     ) -> CoreSchema:
-        return core_schema.no_info_plain_validator_function(canonical)
+        return core_schema.no_info_plain_validator_function(
+            lambda step: canonical(step, self.registry)
+        )
 
     def __get_pydantic_json_schema__(
         self, core: CoreSchema, handler: GetJsonSchemaHandler
     ) -> dict[str, Any]:
-        return schema()
+        return schema(self.registry)
 
 
 def not_empty(value: tuple[Any, ...]) -> tuple[Any, ...]:

@@ -41,12 +41,7 @@ class StructuredLayer(nn.Module):
         bias: Tensor | None = None,
     ) -> None:
         super().__init__()
-        for name, shape in structure.shapes.items():
-            if name not in cores or tuple(cores[name].shape) != shape:
-                got = tuple(cores[name].shape) if name in cores else "nothing"
-                raise KernelError(
-                    f"core {name} must have shape {shape}, got {got}", where=str(structure)
-                )
+        _check_shapes(structure, cores)
         self.structure = structure
         self.view = view
         self.cores = nn.ParameterDict(
@@ -97,6 +92,25 @@ class StructuredLayer(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return self.view.apply(self._prepared, self.cores, self.bias, x)  # type: ignore[arg-type]
 
+    def run(self, cores: Mapping[str, Tensor], x: Tensor) -> Tensor:
+        """Apply the layer with other cores of the same shapes, such as masked ones."""
+        return self.view.apply(self._prepared, cores, self.bias, x)
+
+    def restructure_(self, structure: Structure, cores: Mapping[str, nn.Parameter]) -> None:
+        """Take a structure of the same signature, with its parameters, and lower it anew.
+
+        Raises KernelError for another signature, or for cores that do not fit the structure.
+        """
+        if structure.signature != self.structure.signature:
+            raise KernelError(
+                f"the layer is {self.structure.signature}, the structure {structure.signature}",
+                where=str(structure),
+            )
+        _check_shapes(structure, cores)
+        self.structure = structure
+        self.cores = nn.ParameterDict({name: cores[name] for name in structure.shapes})
+        self._prepared, self._rebuild = self.view.prepare(structure), plan_rebuild(structure)
+
     def __getstate__(self) -> dict[str, Any]:
         """Leave the lowered programs out of pickles: they follow from structure and view."""
         return {k: v for k, v in self.__dict__.items() if k not in ("_prepared", "_rebuild")}
@@ -114,6 +128,15 @@ class StructuredLayer(nn.Module):
         from tnc.net import to_json
 
         return {"structure": to_json(self.structure), "view": self.view.as_json()}
+
+
+def _check_shapes(structure: Structure, cores: Mapping[str, Tensor]) -> None:
+    for name, shape in structure.shapes.items():
+        if name not in cores or tuple(cores[name].shape) != shape:
+            got = tuple(cores[name].shape) if name in cores else "nothing"
+            raise KernelError(
+                f"core {name} must have shape {shape}, got {got}", where=str(structure)
+            )
 
 
 def _parameter(value: Tensor, kind: str) -> nn.Parameter:

@@ -53,7 +53,7 @@ class Program:
     def takes_bias(self) -> bool:
         """Whether a bias can ride on the last matrix product."""
         last = self.instructions[-1] if self.instructions else None
-        return last is not None and last.form == "rows" and not self.final and len(last.split) == 1
+        return last is not None and last.form == "rows" and not self.final and self.legs == 1
 
     def run(self, operands: Sequence[Tensor], bias: Tensor | None = None) -> Tensor:
         """Run on operands in the order of `names`; leading rows may have any shape.

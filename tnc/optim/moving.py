@@ -1,0 +1,97 @@
+"""Optimizer state that follows a parameter whose axes are changed linearly.
+
+Slots have kinds. A covector (a momentum) moves as the gradient does, exactly. A diagonal (a second
+moment) moves by the squared map, which is exact for uncorrelated gradients; what the map leaves
+open, such as a new row, takes the mean along the axis, never zero: Adam divides by it. Numbers
+(the step) stay. A slot of unknown kind is an error and no guess.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tnc.errors import BindError
+
+Maps = Mapping[int, Tensor]
+"""For axes of a parameter, how its gradient moves: `[new size, old size]`."""
+
+COVECTOR = frozenset({"exp_avg", "momentum_buffer", "grad_avg", "prev"})
+DIAGONAL = frozenset(
+    {
+        "exp_avg_sq",
+        "max_exp_avg_sq",
+        "exp_inf",
+        "square_avg",
+        "acc_delta",
+        "sum",
+        "step_size",
+    }
+)
+
+
+def refusal(optimizer: torch.optim.Optimizer, parameter: nn.Parameter) -> str:
+    """Say why an optimizer cannot follow a parameter; empty when it can."""
+    if isinstance(optimizer, torch.optim.LBFGS):
+        return "LBFGS keeps its state flattened over all parameters"
+    held = [p for group in optimizer.param_groups for p in group["params"] if p is parameter]
+    if not held:
+        return "the optimizer does not hold the parameter"
+    for slot, value in optimizer.state.get(parameter, {}).items():
+        known = slot in COVECTOR or slot in DIAGONAL
+        if isinstance(value, Tensor) and value.numel() > 1:
+            if not known:
+                return f"{type(optimizer).__name__} keeps {slot!r}, whose kind is not known"
+            if value.shape != parameter.shape:
+                return f"{slot!r} has not the shape of its parameter"
+        elif not isinstance(value, Tensor | int | float | bool | None):
+            return f"{type(optimizer).__name__} keeps {slot!r}, a {type(value).__name__}"
+    return ""
+
+
+def move_(
+    optimizer: torch.optim.Optimizer, old: nn.Parameter, new: nn.Parameter, maps: Maps
+) -> None:
+    """Put `new` in the place of `old`, and move the state by `maps`; axes without one stay.
+
+    `new` may be `old`, whose values were changed in place. Groups keep their order and options, so
+    that learning rate schedulers go on. Raises BindError before anything is changed.
+    """
+    reason = refusal(optimizer, old)
+    if reason:
+        raise BindError(
+            f"the optimizer cannot follow a core of shape {tuple(old.shape)}: {reason}",
+            hint="use SGD, Adam, AdamW or another elementwise optimizer of torch.optim",
+        )
+    state = optimizer.state.get(old, {})
+    moved = {slot: _moved(slot, value, maps) for slot, value in state.items()}
+    for group in optimizer.param_groups:
+        group["params"][:] = [new if p is old else p for p in group["params"]]
+    optimizer.state.pop(old, None)
+    if moved:
+        optimizer.state[new] = moved
+
+
+def _moved(slot: str, value: Any, maps: Maps) -> Any:
+    if not isinstance(value, Tensor) or (slot not in COVECTOR and slot not in DIAGONAL):
+        return value
+    for axis, matrix in maps.items():
+        matrix = matrix.to(value)
+        if slot in COVECTOR:
+            value = along(value, axis, matrix)
+            continue
+        squares = matrix.square()
+        left = (1 - squares.sum(1)).clamp_min(0)
+        shape = [-1 if k == axis else 1 for k in range(value.dim())]
+        mean = value.mean(axis, keepdim=True)
+        value = along(value, axis, squares) + left.reshape(shape) * mean
+    return value.contiguous()
+
+
+def along(tensor: Tensor, axis: int, matrix: Tensor) -> Tensor:
+    """Multiply a matrix `[new, old]` onto one axis of a tensor."""
+    found: Tensor = torch.tensordot(tensor, matrix, dims=([axis], [1]))
+    return found.movedim(-1, axis)
