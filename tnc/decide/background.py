@@ -5,7 +5,7 @@ Nothing here enters a plan's digest, and a plan without it is complete.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,6 +49,18 @@ class Background:
     resource: str = ""
     frontier: tuple[tuple[float, float], ...] = ()
     parts: tuple[Part, ...] = ()
+
+
+def thinned(points: Sequence[tuple[float, ...]], most: int) -> tuple[tuple[float, ...], ...]:
+    """Return at most `most` points, the first, the last, and evenly spaced ones between.
+
+    >>> thinned([(0,), (1,), (2,), (3,), (4,)], 3)
+    ((0,), (2,), (4,))
+    """
+    if len(points) <= most:
+        return tuple(points)
+    places = sorted({round(k * (len(points) - 1) / (most - 1)) for k in range(most)})
+    return tuple(points[place] for place in places)
 
 
 def read_background(data: Mapping[str, Any] | None) -> Background:

@@ -9,7 +9,7 @@ from math import isfinite
 from torch import nn
 
 from tnc.decide.allocate import Choice, Effort, allocate
-from tnc.decide.background import Background, Curve, Part
+from tnc.decide.background import Background, Curve, Part, thinned
 from tnc.decide.matching import Target
 from tnc.decide.spec import Spec
 from tnc.errors import InfeasibleBudget
@@ -60,16 +60,9 @@ def _curves(target: Target, options: Sequence[Option]) -> list[Curve]:
         point = (cost.params, cost.flops, option.error, option.relative, *(r for _, r in ranks))
         found[option.candidate.family, tuple(name for name, _ in ranks)].append(point)
     return [
-        Curve(target.name, family, names, _thinned(sorted(points)))
+        Curve(target.name, family, names, thinned(sorted(points), MOST))
         for (family, names), points in found.items()
     ]
-
-
-def _thinned(points: list[tuple[float, ...]]) -> tuple[tuple[float, ...], ...]:
-    if len(points) <= MOST:
-        return tuple(points)
-    places = sorted({round(k * (len(points) - 1) / (MOST - 1)) for k in range(MOST)})
-    return tuple(points[place] for place in places)
 
 
 def _frontier(

@@ -28,6 +28,18 @@ def budget_rows(plan: Plan) -> list[dict[str, Any]]:
     return rows
 
 
+def gate_of(spec: str) -> float | None:
+    """Return the quality gate of a resolved spec; None where it has none."""
+    from ruamel.yaml import YAML
+    from ruamel.yaml.error import YAMLError
+
+    try:
+        gate = YAML(typ="safe").load(spec)["quality"]["max_error"]
+        return float(gate)
+    except (YAMLError, KeyError, TypeError, ValueError):
+        return None
+
+
 def warnings_of(one: Reported) -> Iterator[str]:
     """Yield what a reader should know before trusting the figures."""
     plan, metrics = one.plan, one.metrics

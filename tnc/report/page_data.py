@@ -5,21 +5,27 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from math import isfinite
 from shlex import quote
 from typing import Any
 
+from tnc.decide.background import thinned
 from tnc.decide.plan import Entry, Plan
 from tnc.derive.draw import draw_svg
-from tnc.net import Signature
-from tnc.report.findings import budget_rows, differences, warnings_of
+from tnc.net import Network, Signature
+from tnc.report.findings import budget_rows, differences, gate_of, warnings_of
 from tnc.report.subject import Reported
 
 VERSION = 1
 DRAWN = 300
 """Distinct structures that are drawn into a page; `tnc inspect --draw` draws any."""
 
-DENSE, ALONE = "dense", "left alone"
+POINTS = 20_000
+"""Points of all curves of a run together, but not fewer than `FEWEST` on each."""
+
+FEWEST = 6
+DENSE = "dense"
 
 
 def page_data(reported: Sequence[Reported]) -> dict[str, Any]:
@@ -52,12 +58,17 @@ class _Drawings:
             if len(self.made) >= DRAWN:
                 return -1
             self._place[key] = len(self.made)
-            self.made.append([draw_svg(term) for term in entry.structure.terms])
+            self.made.append([drawn(term) for term in entry.structure.terms])
         return self._place[key]
 
 
+def drawn(term: Network) -> str:
+    """Draw a network; one of two cores needs less height."""
+    return draw_svg(term, 480, 190 if len(term.equation.cores) < 3 else 320)
+
+
 def _run(one: Reported, drawings: _Drawings) -> dict[str, Any]:
-    plan, metrics = one.plan, one.metrics
+    plan, metrics = replace(one.plan, entries=in_order(one.plan)), one.metrics
     kinds = {part.name: part.kind for part in plan.background.parts}
     return {
         "name": one.name,
@@ -74,13 +85,14 @@ def _run(one: Reported, drawings: _Drawings) -> dict[str, Any]:
         "budgets": budget_rows(plan),
         "timings": list(metrics.get("timings", ())),
         "figures": list(dict(metrics.get("figures", {})).items()),
+        "gate": gate_of(one.spec),
         "held_out": metrics.get("held_out", 0),
         "seconds": list(dict(metrics.get("seconds", {})).items()),
         "layers": [_layer(entry, kinds, drawings) for entry in plan.entries],
         "skips": [[skip.site, skip.reason] for skip in plan.skips],
         "notes": list(plan.notes),
         "warnings": list(warnings_of(one)),
-        "curves": [_curve(curve) for curve in plan.background.curves],
+        "curves": _curves(plan),
         "resource": plan.background.resource,
         "frontier": [list(point) for point in plan.background.frontier],
         "chosen": chosen_point(plan),
@@ -89,6 +101,18 @@ def _run(one: Reported, drawings: _Drawings) -> dict[str, Any]:
         "environment": list({**one.versions, **metrics.get("environment", {})}.items()),
         "command": command(one),
     }
+
+
+def in_order(plan: Plan) -> tuple[Entry, ...]:
+    """Return the entries in the order of execution; by name, numbers as numbers, where unknown."""
+    places = {part.name: place for place, part in enumerate(plan.background.parts)}
+
+    def key(entry: Entry) -> tuple[Any, ...]:
+        words = re.split(r"(\d+)", entry.site)
+        natural = [(0, int(word), "") if word.isdigit() else (1, 0, word) for word in words]
+        return places.get(entry.members[0].rpartition(".")[0], len(places)), natural
+
+    return tuple(sorted(plan.entries, key=key))
 
 
 def _layer(entry: Entry, kinds: Mapping[str, str], drawings: _Drawings) -> dict[str, Any]:
@@ -124,13 +148,20 @@ def _shape(entry: Entry) -> str:
     return " → ".join(sides)
 
 
-def _curve(curve: Any) -> dict[str, Any]:
-    return {
-        "site": curve.site,
-        "family": curve.family,
-        "ranks": list(curve.ranks),
-        "points": [list(point) for point in curve.points],
-    }
+def _curves(plan: Plan) -> list[dict[str, Any]]:
+    """Return the curves of the plan's layers, thinned where there are many."""
+    places = {entry.site: place for place, entry in enumerate(plan.entries)}
+    curves = [curve for curve in plan.background.curves if curve.site in places]
+    most = max(FEWEST, POINTS // max(1, len(curves)))
+    return [
+        {
+            "layer": places[curve.site],
+            "family": curve.family,
+            "ranks": list(curve.ranks),
+            "points": [list(point) for point in thinned(curve.points, most)],
+        }
+        for curve in curves
+    ]
 
 
 def pattern(site: str) -> str:

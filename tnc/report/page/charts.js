@@ -29,7 +29,8 @@ function lineChart(width, { series, marks = [], limit, xName, yName, xText, labe
   svg.append(text(left + 6, top + 2, yName, "start"));
   if (limit != null) svg.append(shape("line", { x1: X(limit), x2: X(limit), y1: top + 8, y2: height - bottom, class: "limit" }), text(X(limit) + (X(limit) > width - 110 ? -5 : 5), top + 30, "budget", X(limit) > width - 110 ? "end" : "start"));
   const items = [];
-  for (const one of series) {
+  for (let one of series) {
+    if (log) one = { ...one, points: one.points.filter((point) => point.y > 0) };
     const path = one.points.map((point, place) => `${place ? "L" : "M"}${X(point.x).toFixed(1)} ${Y(point.y).toFixed(1)}`).join("");
     svg.append(shape("path", { d: path, class: one.context ? "context" : "line " + one.class }));
     if (one.context) continue;
@@ -38,7 +39,7 @@ function lineChart(width, { series, marks = [], limit, xName, yName, xText, labe
       items.push({ ...point, x: X(point.x), y: Y(point.y) });
     }
   }
-  for (const mark of marks) {
+  for (const mark of marks.filter((mark) => !log || mark.y > 0)) {
     svg.append(shape("circle", { cx: X(mark.x), cy: Y(mark.y), r: 7, class: "ring " + mark.class }));
     items.push({ ...mark, x: X(mark.x), y: Y(mark.y) });
   }
@@ -96,7 +97,7 @@ function stripRow(run, width, side, total) {
 
 function stripChart(width, run, pick) {
   const total = sum(run.strip.map((part) => part[3])), tall = 44, head = 34;
-  const height = head + 2 * tall + 52;
+  const height = head + 2 * tall + 38;
   const svg = shape("svg", { width, height, viewBox: `0 0 ${width} ${height}` });
   const items = [];
   [["Before", 0, head], ["After", 1, head + tall + 34]].forEach(([title, side, y]) => {

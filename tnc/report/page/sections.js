@@ -8,10 +8,10 @@ function cards(run) {
   const before = run.size.before ? run.size.before.params : total.dense_params, after = run.size.after ? run.size.after.params : total.params;
   card("Parameters", [percent(after / before), make("small", {}, " of dense")], `${short(before)} → ${short(after)}`, after / before);
   card("FLOPs", [percent(total.flops / total.dense_flops), make("small", {}, " of dense")], `${short(total.dense_flops)} → ${short(total.flops)}`, total.flops / total.dense_flops);
-  for (const timing of run.timings.slice(0, 3)) card(`Latency, batch ${timing.batch}`, [(timing.before / timing.after).toFixed(2), make("small", {}, timing.after <= timing.before ? " times as fast" : " times as fast: slower")], `${small(timing.before)} → ${small(timing.after)} ms, median of ${timing.rounds}`, timing.after / timing.before, timing.after > timing.before ? "bad" : "");
+  for (const timing of run.timings.slice(0, 3)) card(`Latency, batch ${timing.batch}`, [(timing.before / timing.after).toFixed(2), make("small", {}, timing.after <= timing.before ? " times as fast" : " times as fast: slower")], `${small(timing.before)} → ${small(timing.after)} ms, median of ${timing.rounds} runs`, timing.after / timing.before, timing.after > timing.before ? "bad" : "");
   if (run.figures.length) {
     const rest = run.figures.slice(1).map(([name, value]) => `${name} ${small(value)}`).join(", ");
-    card(run.figures[0][0], small(run.figures[0][1]), `on ${run.held_out} held-out samples${rest ? "; " + rest : ""}`);
+    card(run.figures[0][0], small(run.figures[0][1]), `${run.gate == null ? "" : `gate ${small(run.gate)} ${run.figures[0][1] <= run.gate ? "met" : "not met"}; `}on ${run.held_out} held-out samples${rest ? "; " + rest : ""}`);
   }
   for (const row of run.budgets) {
     const met = row.used == null ? null : row.used <= row.limit;
@@ -41,24 +41,29 @@ function frontier(article, run) {
   if (run.frontier.length < 2) { lead.textContent = "The plan holds no frontier: nothing was left to decide, or it was made by hand."; return; }
   const name = named(run.resource), whole = { params: run.scope.dense_params, flops: run.scope.dense_flops }[run.resource];
   const share = (value) => whole ? ` (${percent(value / whole)})` : "";
-  lead.textContent = `The least predicted error at each budget, and what was chosen. ${run.objective === "max" ? "Largest error of a layer." : "Errors of layers added up."}`;
+  lead.textContent = `The least predicted error at each budget; the ring is what was chosen. ${run.objective === "max" ? "Largest error of a layer." : "Errors of layers added up."}`;
   const points = run.frontier.map(([x, y]) => ({ x, y, lines: [`${name}: ${short(x)}${share(x)}`, `predicted error ${small(y)}`] }));
   const marks = data.runs.filter((other) => other.chosen && other.resource === run.resource && other.chosen[1] != null).map((other) => ({
     x: other.chosen[0], y: other.chosen[1], class: other === run ? "k-1" : "k-dense",
     lines: [other === run ? "chosen" : other.name, `${name}: ${short(other.chosen[0])}${share(other.chosen[0])}`, `predicted error ${small(other.chosen[1])}`],
   }));
   const row = run.budgets.find((one) => one.name === run.resource);
-  draws(section.querySelector(".chart"), (width) => lineChart(width, { series: [{ points, class: "k-0", fill: "f-0" }], marks, limit: row && row.limit, xName: `${name} in the budget's scope`, yName: "predicted error", xText: short, label: "Budget against predicted error" }))();
+  const positive = points.concat(marks).map((point) => point.y).filter((y) => y > 0);
+  let scale = positive.length > 1 && Math.max(...positive) > 20 * Math.min(...positive) ? "log" : "linear";
+  const again = draws(section.querySelector(".chart"), (width) => lineChart(width, { series: [{ points, class: "k-0", fill: "f-0" }], marks, log: scale === "log", limit: row && row.limit, xName: `${name} in the budget's scope`, yName: "predicted error", xText: short, label: "Budget against predicted error" }));
+  if (positive.length > 1) section.querySelector(".tools").append(switcher(["log", "linear"], scale, (name) => { scale = name; again(); }, "Scale"));
+  again();
 }
 
 function curves(article, run) {
   const section = article.querySelector(".curves"), tools = section.querySelector(".tools"), lead = section.querySelector(".lead");
-  const sites = [...new Set(run.curves.map((curve) => curve.site))];
+  const siteOf = (curve) => run.layers[curve.layer].site;
+  const sites = [...new Set(run.curves.map(siteOf))];
   if (!sites.length) { lead.textContent = "The plan holds no error curves."; return () => {}; }
   lead.textContent = "Relative error of the layer against the parameters that a structure keeps; grey: the other layers. The ring is what was chosen.";
   const byLayer = new Map(run.layers.map((layer) => [layer.site, layer]));
   const curvesOf = new Map();
-  for (const curve of run.curves) curvesOf.set(curve.site, [...(curvesOf.get(curve.site) || []), curve]);
+  for (const curve of run.curves) curvesOf.set(siteOf(curve), [...(curvesOf.get(siteOf(curve)) || []), curve]);
   const largest = [...sites].sort((a, b) => byLayer.get(b).error - byLayer.get(a).error)[0];
   const list = make("select", { "aria-label": "Layer", on: { change: () => again() } }, sites.map((site) => make("option", { value: site }, plain(site))));
   list.value = largest;
@@ -172,8 +177,8 @@ function diff(article, run) {
   });
   const pager = paged(40, (page) => list.replaceChildren(...page.map(([name, layers]) => {
     const layer = layers[0], total = (side) => exact(layer.params[side]);
-    const lines = layer.family === "dense" ? [make("span", { class: "same" }, `  stays dense  ${total(0)} parameters`)]
-      : [make("span", { class: "minus" }, `- ${layer.was}  ${total(0)} parameters`), make("span", { class: "plus" }, `+ ${becomes(layer)}  ${total(1)} parameters (${percent(ratio(layer.params))})`)];
+    const lines = layer.family === "dense" ? [make("span", { class: "same" }, `  stays dense   ${total(0)} parameters`)]
+      : [make("span", { class: "minus" }, `- ${layer.was}   ${total(0)} parameters`), make("span", { class: "plus" }, `+ ${becomes(layer)}   ${total(1)} parameters (${percent(ratio(layer.params))})`)];
     const node = make("details", { on: { toggle: () => { if (node.open && node.children.length === 1) node.append(detail(layer)); } } }, make("summary", {}, plain(name), make("span", { class: "times" }, numbers(layers)), ...lines));
     return node;
   })));
@@ -182,7 +187,7 @@ function diff(article, run) {
 }
 
 function detail(layer) {
-  const facts = [layer.reason && `Because ${layer.reason}.`, layer.rule && `By ${layer.rule}.`, layer.fit && `Fitted by ${layer.fit} in the ${layer.metric} metric; relative error ${small(layer.relative)}, predicted error ${small(layer.error)}.`, layer.members > 1 && `${layer.members} weights share input factors.`];
+  const facts = [layer.reason && `Because ${layer.reason}.`, layer.rule && `By ${layer.rule}.`, layer.fit && `Fitted by ${layer.fit}, metric ${layer.metric}; relative error ${small(layer.relative)}, predicted error ${small(layer.error)}.`, layer.members > 1 && `${layer.members} weights share input factors.`];
   const drawn = make("div", { class: "drawing" });
   for (const source of data.drawings[layer.drawing] || []) {
     const parsed = new DOMParser().parseFromString(source, "image/svg+xml").documentElement;
