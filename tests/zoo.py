@@ -170,6 +170,27 @@ def _seq2seq() -> nn.Module:
         return nn.Transformer(16, 2, 1, 1, 32)
 
 
+def _mixture(implementation: str) -> Callable[[], nn.Module]:
+    def make() -> nn.Module:
+        from transformers import MixtralConfig, MixtralForCausalLM
+
+        config = MixtralConfig(
+            vocab_size=VOCABULARY,
+            hidden_size=16,
+            intermediate_size=24,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            num_key_value_heads=2,
+            num_local_experts=4,
+            num_experts_per_tok=2,
+            max_position_embeddings=16,
+        )
+        config._experts_implementation = implementation
+        return MixtralForCausalLM(config)
+
+    return make
+
+
 class Attention(nn.Module):
     """A classifier on `nn.MultiheadAttention`, whose projections are bare parameters."""
 
@@ -336,6 +357,9 @@ CASES = (
     Case("gpt2", _gpt2, _tokens),
     Case("half", _mlp(24, 32, 8, dtype=torch.bfloat16), _normal(6, 24, dtype=torch.bfloat16)),
     Case("llama", _llama, _tokens),
+    Case("mixture", _mixture("grouped_mm"), _tokens),
+    Case("mixture-by-expert", _mixture("eager"), _tokens),
+    Case("mixture-gathered", _mixture("batched_mm"), _tokens),
     Case("normed", Normed, _normal(8, 6)),
     Case("prime", _mlp(17, 31, 13, 7), _normal(5, 17)),
     Case("recurrent", Recurrent, _normal(BATCH, 4, 6)),

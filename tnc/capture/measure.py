@@ -189,10 +189,19 @@ def _measured(
         samples=samples,
         moment=frequencies if pure else moment,
         mean=None if pure else mean,
-        outputs=meter.outputs[site.name].over(samples * probes),
+        outputs=_outputs(meter, site, samples * probes),
         features=meter.features[site.name].over(samples * probes),
         frequencies=frequencies,
     )
+
+
+def _outputs(meter: Meter, site: Site, count: int) -> Tensor | None:
+    """Return the weights of a site's outputs; every expert has an equal share of their sum."""
+    found = meter.outputs[site.name].over(count)
+    if found is None or site.op != "experts":
+        return found
+    experts = site.signature.outputs[0]
+    return (found / experts).repeat(experts)
 
 
 def _notes(
@@ -203,11 +212,13 @@ def _notes(
         measured = found[site.name]
         if site.groups > 1:
             notes.append(f"{site.name}: no input moment for {site.groups} groups")
+        elif site.op == "experts" and measured.rows:
+            notes.append(f"{site.name}: its experts are measured together, not one by one")
         elif measured.rows == 0:
             notes.append(f"{site.name}: not reached by the calibration batches")
         for side in ("moment", "outputs", "features"):
             tensor = getattr(measured, side)
-            if tensor is not None and tensor.dim() == 1 and site.op != "embedding":
+            if tensor is not None and tensor.dim() == 1 and site.op not in ("embedding", "experts"):
                 notes.append(f"{site.name}: {side} is its diagonal, {len(tensor)} > {limit}")
         reached = measured.outputs is not None or measured.features is not None
         if meter.differentiate and (not reached or site.name in meter.unreached):

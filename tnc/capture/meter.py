@@ -36,7 +36,7 @@ class Meter:
             name: Moment(prod(self._sites[name].signature.inputs), _wide(self._sites[name], limit))
             for name in set(self.leader.values())
         }
-        self.outputs = {s.name: _moment(s.signature.outputs[0], limit) for s in sites}
+        self.outputs = {s.name: _results(s, limit) for s in sites}
         self.features = {s.name: _moment(prod(s.signature.inputs), limit) for s in sites}
         self.tokens = {s.name: Frequency(s.signature.outputs[0]) for s in sites}
         self.rows = 0
@@ -119,6 +119,12 @@ def _leaders(sites: Sequence[Site]) -> dict[str, str]:
 
 def _moment(size: int, limit: int) -> Moment:
     return Moment(size, size > limit)
+
+
+def _results(site: Site, limit: int) -> Moment:
+    """Sum up gradients: of a stack of experts for all of them at once, each entry by itself."""
+    size = site.signature.outputs[-1]
+    return Moment(size, site.op == "experts" or size > limit)
 
 
 def _wide(site: Site, limit: int) -> bool:

@@ -141,7 +141,17 @@ class Observer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if event.op in COPIES and made and self._weights.name_of(event.args[0]):
             self._weights.follow(made[0], event.args[0])
             return
+        if made and _picks(event) and self._weights.parameter_of(event.args[0], 3):
+            self._weights.gather(made[0], event.args[0])
+            return
         self._to.step(event)
+
+
+def _picks(event: Event) -> bool:
+    """Whether an operation picks whole matrices of a stack by their numbers."""
+    if event.op == "aten.index_select":
+        return bool(event.args[1] == 0)
+    return event.op == "aten.index" and len(event.args[1]) == 1 and event.args[1][0].dim() == 1
 
 
 def synchronise(on_gpu: bool) -> None:

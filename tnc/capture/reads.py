@@ -23,6 +23,7 @@ PRODUCTS = {
     "aten.addmv": 1,
     "aten.baddbmm": 1,
     "aten._addmm_activation": 1,
+    "aten._grouped_mm": 0,
 }
 CONVOLUTIONS = frozenset({"aten.convolution", "aten._convolution", "aten.convolution_overrideable"})
 LOOK_UPS = frozenset({"aten.embedding", "aten.index_select", "aten.index"})
@@ -32,10 +33,11 @@ LOOK_UPS = frozenset({"aten.embedding", "aten.index_select", "aten.index"})
 class Read:
     """One parameter in one operation.
 
-    `kind` is linear, conv, embedding, or empty with a `reason`. `data` is the other operand,
-    `columns` tells that its rows are its columns (`w @ x`). `summed` is the parameter's axis that
-    is summed over. `part` is the share of the weight that is used; `first` the first output row
-    of that part. `options` are those of the operation.
+    `kind` is linear, conv, embedding, experts (a stack of matrices, of which a row meets one), or
+    empty with a `reason`. `data` is the other operand, `columns` tells that its rows are its
+    columns (`w @ x`). `summed` is the axis of the parameter, or of a matrix of the stack, that is
+    summed over. `part` is the share of the weight that is used; `first` the first output row of
+    that part. `options` are those of the operation.
     """
 
     name: str
@@ -111,6 +113,9 @@ def _product(pair: Any, addends: Any, weights: Weights, owned: Collection[str]) 
         return None
     name = shown.name
     rank = weights.parameters[name].dim()
+    if rank == 3:
+        shape = tuple(weights.parameters[name].shape)
+        return _stacked(shown, data, shape, bool(right))
     if rank != 2:
         return Read(name, "", f"a weight of {rank} dimensions in a matrix product")
     if shown.axes is None or sorted(a for a in shown.axes[-2:] if a is not None) != [0, 1]:
@@ -128,6 +133,21 @@ def _product(pair: Any, addends: Any, weights: Weights, owned: Collection[str]) 
     return Read(
         name, "linear", "", data, columns, inner, part, shown.start[outer], bias=bias or None
     )
+
+
+def _stacked(shown: Alias, data: Tensor, shape: tuple[int, ...], on_the_right: bool) -> Read:
+    """Read a stack of matrices `w[e, .., ..]`: one of them, some gathered, or all, in a product.
+
+    A row of data meets one matrix of the stack.
+    """
+    name, axes = shown.name, shown.axes
+    if axes is None or sorted(a for a in axes[-2:] if a is not None) != [1, 2]:
+        return Read(name, "", "a weight of 3 dimensions in a matrix product")
+    inner = axes[-2] if on_the_right else axes[-1]
+    if shown.sizes[1:] != shape[1:] or inner is None:
+        return Read(name, "", "only a part of its matrices is read by a matrix product")
+    columns = not on_the_right and data.dim() > 1
+    return Read(name, "experts", "", data, columns, inner - 1, 1 / shape[0])
 
 
 def _convolution(args: Any, weights: Weights) -> Read:

@@ -97,6 +97,11 @@ def _site(model: nn.Module, weights: Weights, name: str, recorder: Recorder) -> 
     outputs, inputs = shape[:1], shape[1:]
     if transposed:
         outputs, inputs = shape[1:2], (shape[0], *shape[2:])
+    if found[0].read.kind == "experts":
+        outputs, inputs = (
+            (shape[0], shape[2 if transposed else 1]),
+            (shape[1 if transposed else 2],),
+        )
     return Site(
         name=name,
         aliases=weights.aliases[name],

@@ -86,6 +86,11 @@ class Weights:
         layout = self._layout(tensor)
         return layout.name if layout else None
 
+    def parameter_of(self, tensor: Tensor, rank: int) -> bool:
+        """Whether a tensor shows a parameter of `rank` dimensions."""
+        name = self.name_of(tensor)
+        return name is not None and self.parameters[name].dim() == rank
+
     def alias(self, tensor: Tensor) -> Alias | None:
         """How a tensor shows a parameter; None for any other tensor."""
         layout = self._layout(tensor)
@@ -102,6 +107,19 @@ class Weights:
                 strides[axis] = copy.stride(dim)
         self._copies[key] = _Layout(
             layout.name, shown.sizes, tuple(strides), int(copy.storage_offset()), shown.start
+        )
+
+    def gather(self, rows: Tensor, source: Tensor) -> None:
+        """Let matrices picked from a whole stack, as often as wanted, stand for the stack."""
+        layout, shown, key = self._layout(source), self.alias(source), storage_key(rows)
+        if layout is None or shown is None or not shown.whole or shown.axes != (0, 1, 2) or not key:
+            return
+        self._copies[key] = _Layout(
+            layout.name,
+            tuple(rows.shape),
+            tuple(rows.stride()),
+            int(rows.storage_offset()),
+            (0, 0, 0),
         )
 
     def forget(self, tensor: Tensor) -> None:

@@ -13,11 +13,12 @@ from tnc.net import Signature
 class Use:
     """One operation that reads a weight.
 
-    `module` is the path of the module whose forward holds it. `op` is linear, conv or embedding.
-    `view` says how a rewrite reaches it: 'module' where the owner is a layer that one of ours can
-    stand in for, 'parameter' where the code reads the tensor itself, which is then rebuilt from
-    its cores at each call. `rows` counts the vectors (tokens, output pixels) of the example input,
-    `rows_in` its input pixels. `reads` names the tensor that is read: equal names, one tensor.
+    `module` is the path of the module whose forward holds it. `op` is linear, conv, embedding or
+    experts. `view` says how a rewrite reaches it: 'module' where the owner is a layer that one of
+    ours can stand in for, 'parameter' where the code reads the tensor itself, which is then rebuilt
+    from its cores at each call. `rows` counts the vectors (tokens, output pixels) of the example
+    input, `rows_in` its input pixels. `reads` names the tensor that is read: equal names, one
+    tensor.
     """
 
     module: str
@@ -35,7 +36,8 @@ class Site:
     `name` is the first of the parameter's names (`aliases` are all of them: tied weights). The
     signature is of the map, outputs first; `transposed` tells that the tensor is stored inputs
     first (HF Conv1D, `x @ w`, transposed convolutions). Of a convolution in groups it is
-    `(o | i/groups ..)`, of a transposed one `(o/groups | i ..)`.
+    `(o | i/groups ..)`, of a transposed one `(o/groups | i ..)`, of a stack of experts' matrices
+    `(e o | i)`: a row of data meets one of the e.
     """
 
     name: str
@@ -71,6 +73,13 @@ class Site:
         rows_in = sum(use.rows_in for use in self.uses if use.op == self.op)
         turned = self.op == "conv" and self.transposed
         return Work(self.op, max(1, rows), max(1, rows_in), self.groups, turned)
+
+    @property
+    def swapped(self) -> tuple[int, int]:
+        """The two axes that differ between the map and the stored tensor; equal where none do."""
+        if not self.transposed:
+            return 0, 0
+        return (1, 2) if self.op == "experts" else (0, 1)
 
     @property
     def itemsize(self) -> int:

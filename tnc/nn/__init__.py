@@ -4,12 +4,13 @@ from tnc.nn.conv_view import ConvView
 from tnc.nn.layer import StructuredLayer
 from tnc.nn.rebuilt import install_rebuilt_
 from tnc.nn.view import View
-from tnc.nn.views import EmbeddingView, LinearView, view_from_json
+from tnc.nn.views import EmbeddingView, LinearView, StackView, view_from_json
 
 __all__ = [
     "ConvView",
     "EmbeddingView",
     "LinearView",
+    "StackView",
     "StructuredLayer",
     "View",
     "install_rebuilt_",

@@ -158,9 +158,30 @@ class EmbeddingView(View):
         }
 
 
+@dataclass(frozen=True)
+class StackView(View):
+    """A stack of matrices, `y[e, n, o] = x[e, n, i] W[e, o, i]`: the experts of a mixture.
+
+    `transposed` tells that the code keeps it as `(e, i, o)`.
+    """
+
+    name: ClassVar[str] = "stack"
+    transposed: bool = False
+
+    def prepare(self, structure: Structure) -> Rebuild:
+        return plan_rebuild(structure)
+
+    def apply(self, prepared: Rebuild, cores: Cores, bias: Tensor | None, x: Tensor) -> Tensor:
+        y = torch.matmul(x, prepared.run(cores).transpose(1, 2))
+        return y if bias is None else y + bias
+
+    def layout(self, weight: Tensor) -> Tensor:
+        return weight.transpose(1, 2) if self.transposed else weight
+
+
 def view_from_json(data: Mapping[str, Any]) -> View:
     """Read what `View.as_json` wrote. Raises KernelError for an unknown view."""
-    known: tuple[type[View], ...] = (LinearView, ConvView, EmbeddingView)
+    known: tuple[type[View], ...] = (LinearView, ConvView, EmbeddingView, StackView)
     kinds = {kind.name: kind for kind in known} | {"conv2d": ConvView}  # its name in format 1
     options: dict[str, Any] = {
         key: tuple(value) if isinstance(value, list) else value

@@ -53,7 +53,7 @@ def _dense(target: Target) -> nn.Module:
     if site.op == "embedding":
         return nn.Embedding(outputs[0], inputs[0])
     if site.op != "conv":
-        return nn.Linear(inputs[0], outputs[0])
+        return nn.Linear(inputs[0], outputs[-1])
     view = view_for(site, "conv", False)
     assert isinstance(view, ConvView)
     return view.dense_layer(target.signature)

@@ -103,7 +103,7 @@ class Trial:
             weight = module._parameters[attribute]
             assert weight is not None
             saved.append((weight, weight.data))
-            stored = part.transpose(0, 1) if site.transposed else part
+            stored = part.transpose(*site.swapped)
             weight.data = stored.to(weight.dtype).contiguous()
             bias = bias_of(self._model, site)
             if bias is not None and shift is not None:

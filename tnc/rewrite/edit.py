@@ -10,7 +10,15 @@ from tnc.capture import layer_kind
 from tnc.decide.site import Site
 from tnc.errors import PassError
 from tnc.net import Structure
-from tnc.nn import ConvView, EmbeddingView, LinearView, StructuredLayer, View, install_rebuilt_
+from tnc.nn import (
+    ConvView,
+    EmbeddingView,
+    LinearView,
+    StackView,
+    StructuredLayer,
+    View,
+    install_rebuilt_,
+)
 
 HOOKS = (
     "_forward_hooks",
@@ -44,6 +52,8 @@ def view_for(site: Site, kind: str, transposed: bool) -> View:
             transposed=site.transposed,
             **{name: options[name] for name in known if name in options},
         )
+    if kind == "experts":
+        return StackView(transposed)
     return LinearView(rows=work.rows, transposed=transposed)
 
 

@@ -55,7 +55,7 @@ def weight_of(model: nn.Module, sites: Sequence[Site]) -> Tensor:
         stored = module._parameters[attribute]
         assert stored is not None
         part = stored.detach()
-        parts.append(part.transpose(0, 1) if site.transposed else part)
+        parts.append(part.transpose(*site.swapped))
     return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
