@@ -11,7 +11,7 @@ from statistics import median
 import numpy as np
 
 from benchmarks.outcome import Arguments, Goal, Outcome, table
-from tnc.decide.allocate import Allocation, Choice, Effort, allocate, minimise_cost
+from tnc.decide.allocation import Allocation, Choice, Effort, allocate, minimise_cost
 
 NAME = "plan-scale"
 

@@ -8,10 +8,10 @@ from math import prod
 
 import numpy as np
 
-from tnc.decide.core_shape import Packing
 from tnc.decide.matching import Target
 from tnc.decide.options import print_option
 from tnc.decide.packing import pack_exact, shortlist
+from tnc.decide.packing.problem import Packing
 from tnc.decide.ranks import Tails, climb
 from tnc.derive.cost import Cost, cost
 from tnc.derive.dense import dense as dense_weight

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from math import ceil
 
-from tnc.decide.allocate import Choice, allocate, minimise_cost
+from tnc.decide.allocation import Choice, allocate, minimise_cost
 from tnc.decide.candidates import Candidate, cost_of, name_of, template_of
 from tnc.decide.matching import Target
 from tnc.decide.spec import Spec

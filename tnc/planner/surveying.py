@@ -8,7 +8,7 @@ from math import isfinite
 
 from torch import nn
 
-from tnc.decide.allocate import Choice, Effort, allocate
+from tnc.decide.allocation import Choice, Effort, allocate
 from tnc.decide.background import Background, Curve, Part, thinned
 from tnc.decide.matching import Target
 from tnc.decide.spec import Spec

@@ -13,10 +13,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tnc.decide.allocate import Choice, Effort, allocate, minimise_cost
-from tnc.decide.branching import branch
-from tnc.decide.knapsack import from_choices
-from tnc.decide.lagrangian import solve_dual
+from tnc.decide.allocation import Choice, Effort, allocate, minimise_cost
+from tnc.decide.allocation.branching import branch
+from tnc.decide.allocation.knapsack import from_choices
+from tnc.decide.allocation.lagrangian import solve_dual
 from tnc.errors import InfeasibleBudget, PlanError
 
 EXACT = Effort(gap=0.0)
@@ -285,7 +285,7 @@ def test_wrong_inputs_are_refused(call, said):
 
 def test_the_same_under_another_hash_seed_and_thread_count():
     code = (
-        "from test_allocate import _model; from tnc.decide.allocate import allocate\n"
+        "from test_allocate import _model; from tnc.decide.allocation import allocate\n"
         "s, b = _model(40, 10, 3)\n"
         "print([allocate(s, b, objective=o).picks for o in ('sum', 'max')])"
     )

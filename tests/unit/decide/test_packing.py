@@ -126,7 +126,7 @@ def test_chunks_do_not_change_the_answer(monkeypatch, chunk):
     spectra = tuple(np.arange(1.0, size + 1) ** -0.8 for size in (12, 9, 8, 5))
     problem = Packing(spectra, (12, 9, 8, 5), 700)
     expected = pack_exact(problem)
-    monkeypatch.setattr("tnc.decide.packing_exact.CHUNK", chunk)
+    monkeypatch.setattr("tnc.decide.packing.exact.CHUNK", chunk)
     assert pack_exact(problem) == expected
 
 

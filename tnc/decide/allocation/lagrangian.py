@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.optimize import linprog
 
-from tnc.decide.knapsack import Floats, Ints, Knapsack
+from tnc.decide.allocation.knapsack import Floats, Ints, Knapsack
 
 SAFETY = 2e-15
 """Rounding of a Lagrangian, relative to its terms, that is taken off every bound."""

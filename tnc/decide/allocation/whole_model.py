@@ -9,13 +9,11 @@ from typing import Literal, get_args
 
 import numpy as np
 
-from tnc.decide.allocate_max import cheapest_under, smallest_threshold
-from tnc.decide.infeasible import explain, explain_error_bound
-from tnc.decide.knapsack import Floats, from_choices
-from tnc.decide.knapsack_solve import Answer, Effort, solve
+from tnc.decide.allocation.infeasible import explain, explain_error_bound
+from tnc.decide.allocation.knapsack import Floats, from_choices
+from tnc.decide.allocation.solve import Answer, Effort, solve
+from tnc.decide.allocation.threshold import cheapest_under, smallest_threshold
 from tnc.errors import PlanError
-
-__all__ = ("Allocation", "Choice", "Effort", "allocate", "minimise_cost")
 
 Objective = Literal["sum", "max"]
 

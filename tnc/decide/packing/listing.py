@@ -1,29 +1,14 @@
-"""Core shapes of one tensor: every solver, the short list of their answers, and its rescoring."""
+"""Short lists of core shapes: what several solvers answer, and its rescoring by real fits."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 
-from tnc.decide.core_shape import CoreShape, Floats, Packing
-from tnc.decide.packing_baselines import bang_for_buck, greedy
-from tnc.decide.packing_energy import core_spectra, energy_table, pack_by_energy
-from tnc.decide.packing_exact import pack_exact
-from tnc.decide.packing_program import pack_program
-
-__all__ = (
-    "CoreShape",
-    "Packing",
-    "bang_for_buck",
-    "core_spectra",
-    "energy_table",
-    "greedy",
-    "pack_by_energy",
-    "pack_exact",
-    "pack_program",
-    "rescore",
-    "shortlist",
-)
+from tnc.decide.packing.baselines import bang_for_buck, greedy
+from tnc.decide.packing.energy import pack_by_energy
+from tnc.decide.packing.exact import pack_exact
+from tnc.decide.packing.problem import CoreShape, Floats, Packing
 
 Solver = Callable[[Packing], CoreShape]
 

@@ -7,7 +7,7 @@ from math import prod
 
 import numpy as np
 
-from tnc.decide.core_shape import CoreShape, Floats, Ints, Packing
+from tnc.decide.packing.problem import CoreShape, Floats, Ints, Packing
 from tnc.errors import PlanError
 
 

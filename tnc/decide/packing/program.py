@@ -9,8 +9,8 @@ import numpy as np
 from scipy import sparse
 from scipy.optimize import LinearConstraint
 
-from tnc.decide.core_shape import CoreShape, Packing, better
-from tnc.decide.highs import solve_binary
+from tnc.decide.allocation.highs import solve_binary
+from tnc.decide.packing.problem import CoreShape, Packing, better
 from tnc.errors import PlanError
 
 

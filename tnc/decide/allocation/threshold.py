@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from tnc.decide.knapsack import Floats, Knapsack
-from tnc.decide.knapsack_solve import Answer, Effort, feasible, solve
+from tnc.decide.allocation.knapsack import Floats, Knapsack
+from tnc.decide.allocation.solve import Answer, Effort, feasible, solve
 
 
 def smallest_threshold(knapsack: Knapsack, effort: Effort) -> Answer:

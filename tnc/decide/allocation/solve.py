@@ -9,10 +9,10 @@ import numpy as np
 from scipy import sparse
 from scipy.optimize import LinearConstraint, OptimizeResult
 
-from tnc.decide.branching import branch
-from tnc.decide.highs import solve_binary
-from tnc.decide.knapsack import Floats, Ints, Knapsack, Mask
-from tnc.decide.lagrangian import Dual, solve_dual
+from tnc.decide.allocation.branching import branch
+from tnc.decide.allocation.highs import solve_binary
+from tnc.decide.allocation.knapsack import Floats, Ints, Knapsack, Mask
+from tnc.decide.allocation.lagrangian import Dual, solve_dual
 
 CORES = (150, 500, 1500)
 """Entries beyond one per site in the programs that come before the one that proves."""

@@ -6,8 +6,8 @@ from itertools import combinations
 
 import numpy as np
 
-from tnc.decide.knapsack import Floats, Knapsack
-from tnc.decide.knapsack_solve import Answer, Effort, solve
+from tnc.decide.allocation.knapsack import Floats, Knapsack
+from tnc.decide.allocation.solve import Answer, Effort, solve
 from tnc.errors import InfeasibleBudget, PlanError, TncError
 
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from tnc.decide.knapsack import Floats, Ints, Knapsack
-from tnc.decide.lagrangian import Dual, solve_dual
+from tnc.decide.allocation.knapsack import Floats, Ints, Knapsack
+from tnc.decide.allocation.lagrangian import Dual, solve_dual
 
 NODES = 24
 """Subproblems looked at: a limit that, unlike seconds, is the same on every machine."""

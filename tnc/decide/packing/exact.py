@@ -8,8 +8,8 @@ from math import prod
 import numpy as np
 from numpy.typing import NDArray
 
-from tnc.decide.core_shape import CoreShape, Floats, Ints, Packing
-from tnc.decide.packing_baselines import bang_for_buck
+from tnc.decide.packing.baselines import bang_for_buck
+from tnc.decide.packing.problem import CoreShape, Floats, Ints, Packing
 from tnc.errors import PlanError
 
 CHUNK = 1 << 16

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from math import prod
 
-from tnc.decide.core_shape import CoreShape, Packing
+from tnc.decide.packing.problem import CoreShape, Packing
 
 Score = Callable[[float, int], float]
 """Rank a step by the energy that it gains and the parameters that it adds."""
