@@ -170,6 +170,47 @@ def _seq2seq() -> nn.Module:
         return nn.Transformer(16, 2, 1, 1, 32)
 
 
+def _t5() -> nn.Module:
+    from transformers import T5Config, T5ForConditionalGeneration
+
+    return T5ForConditionalGeneration(
+        T5Config(
+            vocab_size=VOCABULARY,
+            d_model=16,
+            d_kv=8,
+            d_ff=24,
+            num_layers=1,
+            num_heads=2,
+            feed_forward_proj="gated-gelu",
+            decoder_start_token_id=0,
+        )
+    )
+
+
+def _whisper() -> nn.Module:
+    from transformers import WhisperConfig, WhisperForConditionalGeneration
+
+    return WhisperForConditionalGeneration(
+        WhisperConfig(
+            vocab_size=VOCABULARY,
+            num_mel_bins=6,
+            d_model=16,
+            encoder_layers=1,
+            decoder_layers=1,
+            encoder_attention_heads=2,
+            decoder_attention_heads=2,
+            encoder_ffn_dim=24,
+            decoder_ffn_dim=24,
+            max_source_positions=10,
+            max_target_positions=8,
+            pad_token_id=0,
+            bos_token_id=1,
+            eos_token_id=2,
+            decoder_start_token_id=1,
+        )
+    )
+
+
 def _mixture(implementation: str) -> Callable[[], nn.Module]:
     def make() -> nn.Module:
         from transformers import MixtralConfig, MixtralForCausalLM
@@ -282,6 +323,64 @@ class Convolutions(nn.Module):
         return self.solid(x.unsqueeze(1)).mean((1, 2, 3))
 
 
+class UNet(nn.Module):
+    """Down, up and across: strided, transposed, depthwise, with a size asked for at the call."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(3, 8, 3, padding=1)
+        self.down = nn.Conv2d(8, 12, (3, 2), stride=2, padding=(1, 0), bias=False)
+        self.depthwise = nn.Conv2d(12, 12, 3, padding=1, groups=12)
+        self.up = nn.ConvTranspose2d(12, 8, (3, 2), stride=2, padding=(1, 0))
+        self.grouped = nn.ConvTranspose2d(16, 8, 3, padding=1, groups=4)
+        self.last = nn.Conv2d(8, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.first(x))
+        y = torch.relu(self.depthwise(self.down(x)))
+        y = self.up(y, output_size=x.shape[-2:])
+        return self.last(torch.relu(self.grouped(torch.cat([x, y], 1))))
+
+
+class Audio(nn.Module):
+    """One dimension: dilated causal convolutions, an upsampler, and one unbatched signal."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.into = nn.Conv1d(1, 8, 5, stride=2, padding=2, padding_mode="replicate")
+        self.dilated = nn.Conv1d(8, 16, 3, dilation=2, padding="same")
+        self.out = nn.ConvTranspose1d(16, 4, 4, stride=2, padding=1, output_padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        whole = self.out(torch.tanh(self.dilated(torch.relu(self.into(x)))))
+        return whole + self.out(torch.tanh(self.dilated(torch.relu(self.into(x[0])))))
+
+
+class Volume(nn.Module):
+    """Three dimensions, plain and transposed, kernels of three different sizes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.down = nn.Conv3d(2, 6, (3, 2, 1), stride=(2, 1, 1), padding=(1, 1, 0))
+        self.grouped = nn.Conv3d(6, 6, 3, padding=1, groups=2, padding_mode="circular")
+        self.up = nn.ConvTranspose3d(6, 3, (2, 1, 3), stride=(2, 1, 1), output_padding=(1, 0, 0))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.up(torch.relu(self.grouped(torch.relu(self.down(x)))))
+
+
+class Crossed(nn.Module):
+    """`nn.MultiheadAttention` with keys and values of their own widths, weights returned."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention = nn.MultiheadAttention(16, 2, kdim=6, vdim=10, add_bias_kv=True)
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        y, weights = self.attention(q, k, v)
+        return y.mean((0, 2)) + weights.square().sum((1, 2))
+
+
 class Recurrent(nn.Module):
     """Two directions, two layers and projections; GRU; no biases."""
 
@@ -343,15 +442,35 @@ def _pairs(generator: torch.Generator) -> Inputs:
     return (source, torch.randn(4, BATCH, 16, generator=generator)), {}
 
 
+def _crossed(generator: torch.Generator) -> Inputs:
+    query = torch.randn(5, BATCH, 16, generator=generator)
+    key = torch.randn(4, BATCH, 6, generator=generator)
+    return (query, key, torch.randn(4, BATCH, 10, generator=generator)), {}
+
+
+def _text_pairs(generator: torch.Generator) -> Inputs:
+    _, given = _tokens(generator)
+    given["decoder_input_ids"] = torch.randint(1, VOCABULARY, (BATCH, 4), generator=generator)
+    return (), given
+
+
+def _speech(generator: torch.Generator) -> Inputs:
+    features = torch.randn(BATCH, 6, 20, generator=generator)
+    ids = torch.randint(1, VOCABULARY, (BATCH, 4), generator=generator)
+    return (), {"input_features": features, "decoder_input_ids": ids}
+
+
 def _images(generator: torch.Generator) -> Inputs:
     return (), {"pixel_values": torch.randn(BATCH, 3, 8, 8, generator=generator)}
 
 
 CASES = (
     Case("attention", Attention, _normal(BATCH, TOKENS, 16)),
+    Case("audio", Audio, _normal(BATCH, 1, 21)),
     Case("bert", _bert, _tokens),
     Case("branching", Branching, _normal(5, 8)),
     Case("convolutions", Convolutions, _normal(BATCH, 3, 8, 8)),
+    Case("crossed", Crossed, _crossed),
     Case("encoder", _encoder, _normal(BATCH, TOKENS, 16)),
     Case("functional", Functional, _ids(9, BATCH, 3)),
     Case("gpt2", _gpt2, _tokens),
@@ -366,8 +485,12 @@ CASES = (
     Case("resnet20", lambda: ResNet20(width=4), _normal(BATCH, 3, 8, 8)),
     Case("seq2seq", _seq2seq, _pairs),
     Case("shared", Shared, _ids(30, BATCH, 5)),
+    Case("t5", _t5, _text_pairs),
     Case("tagger", Tagger, _ids(30, BATCH, 5)),
+    Case("unet", UNet, _normal(BATCH, 3, 9, 8)),
     Case("vit", _vit, _images),
+    Case("volume", Volume, _normal(BATCH, 2, 5, 4, 4)),
+    Case("whisper", _whisper, _speech),
 )
 BY_NAME = {case.name: case for case in CASES}
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import pickle
 from functools import cache
+from pathlib import Path
 
 import pytest
 import torch
@@ -82,6 +83,14 @@ def test_compiled_models_copy_and_pickle(name: str) -> None:
         assert gap(want, outputs_of(other, probe)) == 0.0
         ties = len({id(p) for p in other.parameters()})
         assert ties == len({id(p) for p in made.model.parameters()})
+
+
+@each
+def test_saved_and_loaded_models_compute_the_same(name: str, tmp_path: Path) -> None:
+    _, probe, made = compiled(name)
+    tnc.save(made, tmp_path / "artifact")
+    loaded = tnc.load(tmp_path / "artifact", model=BY_NAME[name].build(seed=1))
+    assert gap(outputs_of(made.model, probe), outputs_of(loaded, probe)) == 0.0
 
 
 @each

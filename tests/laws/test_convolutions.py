@@ -150,6 +150,21 @@ def test_patches_are_what_the_weight_multiplies(case: Any) -> None:
     torch.testing.assert_close(out, layer(x).flatten(2))
 
 
+def test_a_size_asked_for_at_the_call() -> None:
+    layer = dense_layer(2, True, {"stride": 2, "padding": 1})
+    made = structured(
+        layer,
+        Structure.of(parse_network("B[o r] A[r i h w] : i h w -> o | h=3 i=8 o=12 r=2 w=2")),
+        9,
+    )
+    x = torch.randn(2, 8, 5, 6, dtype=torch.float64)
+    for size in ((9, 10), (10, 11), (2, 12, 10, 10)):
+        torch.testing.assert_close(made(x, output_size=size), layer(x, output_size=size))
+    torch.testing.assert_close(made(x[0], (10, 10)), layer(x[0], (10, 10)))
+    with pytest.raises(KernelError, match="output_size"):
+        made(x, output_size=(20, 20))
+
+
 def test_options_that_do_not_fit_are_told() -> None:
     with pytest.raises(KernelError, match="stride"):
         ConvView(stride=(1, 1)).options((3, 3, 3))

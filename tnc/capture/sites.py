@@ -141,11 +141,7 @@ def _view(model: nn.Module, aliases: Sequence[str], reading: Reading) -> str:
     """Whether the layer that owns the weight ran, and is one that ours can stand in for."""
     module = model.get_submodule(reading.place)
     owns = any(getattr(module, "weight", None) is _get(model, a) for a in aliases)
-    if not owns or not layer_kind(module):
-        return "parameter"
-    extra = dict(reading.read.options).get("output_padding")
-    resized = extra is not None and extra != getattr(module, "output_padding", extra)
-    return "parameter" if resized else "module"  # resized: it was called with an output_size
+    return "module" if owns and layer_kind(module) else "parameter"
 
 
 def _biased(model: nn.Module, aliases: Sequence[str], biases: Collection[str]) -> bool:

@@ -7,8 +7,8 @@ transposed convolution the stages that carry kernel axes are transposed, the oth
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from math import prod
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +18,7 @@ from torch.nn import functional
 
 from tnc.derive.chain import Absorb, Chain
 from tnc.derive.cost import Work, conv_chain
+from tnc.errors import KernelError
 from tnc.net import Axis, Network, Structure
 from tnc.nn.dense import Rebuild, plan_rebuild
 
@@ -27,12 +28,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Options:
-    """A convolution's options with one number for each of its `n` kernel axes.
+    """A convolution's options with one number for each of its kernel axes.
 
     `pad` is done before, as `functional.pad` takes it, in `mode`; `padding` by the convolution.
     """
 
-    n: int
+    kernel: tuple[int, ...]
     stride: tuple[int, ...]
     padding: tuple[int, ...]
     dilation: tuple[int, ...]
@@ -41,6 +42,29 @@ class Options:
     transposed: bool
     pad: tuple[int, ...]
     mode: str
+
+    @property
+    def n(self) -> int:
+        """The number of kernel axes."""
+        return len(self.kernel)
+
+    def sized(self, given: Sequence[int], wanted: tuple[int, ...]) -> Options:
+        """Return options whose results have the `wanted` size for inputs of a `given` shape.
+
+        Only a transposed convolution can choose. Raises KernelError for sizes out of reach.
+        """
+        sizes = given[-self.n :]
+        least = [
+            (m - 1) * s - 2 * p + d * (k - 1) + 1
+            for m, s, p, d, k in zip(sizes, self.stride, self.padding, self.dilation, self.kernel)
+        ]
+        extra = tuple(want - low for want, low in zip(wanted[-self.n :], least))
+        if len(wanted) < self.n or any(not 0 <= e < s for e, s in zip(extra, self.stride)):
+            raise KernelError(
+                f"an output_size of {tuple(wanted)} from an input of {tuple(sizes)}",
+                hint=f"sizes from {tuple(least)}, less than the stride {self.stride} more",
+            )
+        return replace(self, extra=extra)
 
     def prepared(self, x: Tensor) -> Tensor:
         """Apply the padding that the convolution cannot."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
@@ -40,6 +41,11 @@ class ConvView(View):
     def apply(self, prepared: ConvPlan, cores: Cores, bias: Tensor | None, x: Tensor) -> Tensor:
         return convolve(prepared, cores, bias, x)
 
+    def resized(self, prepared: ConvPlan, x: Tensor, output_size: Sequence[int]) -> ConvPlan:
+        if not self.transposed:
+            return super().resized(prepared, x, output_size)  # type: ignore[no-any-return]
+        return replace(prepared, options=prepared.options.sized(x.shape, tuple(output_size)))
+
     def options(self, kernel: tuple[int, ...]) -> Options:
         """Return the options by axis of a kernel. Raises KernelError where they do not fit it."""
         n = len(kernel)
@@ -59,7 +65,7 @@ class ConvView(View):
         plain = self.padding_mode == "zeros" and all(a == b for a, b in sides)
         pad = () if plain else tuple(side for pair in reversed(sides) for side in pair)
         return Options(
-            n,
+            kernel,
             stride,
             tuple(a for a, _ in sides) if plain else (0,) * n,
             dilation,

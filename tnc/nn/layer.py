@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -89,8 +89,12 @@ class StructuredLayer(nn.Module):
         """The dense weight in the layout of the layer that this one stands for."""
         return self.view.layout(self._rebuild.run(self.cores))  # type: ignore[arg-type]
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.view.apply(self._prepared, self.cores, self.bias, x)  # type: ignore[arg-type]
+    def forward(self, x: Tensor, output_size: Sequence[int] | None = None) -> Tensor:
+        """Apply the layer; an `output_size` is for transposed convolutions, as the library's."""
+        prepared = self._prepared
+        if output_size is not None:
+            prepared = self.view.resized(prepared, x, output_size)
+        return self.view.apply(prepared, self.cores, self.bias, x)  # type: ignore[arg-type]
 
     def run(self, cores: Mapping[str, Tensor], x: Tensor) -> Tensor:
         """Apply the layer with other cores of the same shapes, such as masked ones."""

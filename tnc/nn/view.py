@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar
 
 from torch import Tensor
 
+from tnc.errors import KernelError
 from tnc.net import Structure
 
 Cores = Mapping[str, Tensor]
@@ -27,6 +28,10 @@ class View(ABC):
     @abstractmethod
     def apply(self, prepared: Any, cores: Cores, bias: Tensor | None, x: Tensor) -> Tensor:
         """Apply the weight to the layer's input, by what `prepare` returned."""
+
+    def resized(self, prepared: Any, x: Tensor, output_size: Sequence[int]) -> Any:
+        """Return what `prepare` returned, for results of another size. Raises KernelError."""
+        raise KernelError(f"the {self.name} view has no output_size")
 
     def attributes(self, structure: Structure) -> dict[str, Any]:
         """Return attributes of the replaced layer that other code may read."""
