@@ -81,15 +81,18 @@ function barChart(width, rows, { most, label, pick }) {
   return svg;
 }
 
-/* Boxes narrower than a pixel join their neighbours of the same colour and block. */
+/* Narrow boxes share one, in which the structures are stacked by their shares. */
 function stripRow(run, width, side, total) {
   const boxes = [];
   let x = 0;
   for (const [name, kind, place, ...counts] of run.strip) {
     const layer = run.layers[place], family = layer ? layer.family : "alone";
-    const value = counts[side], w = value / total * width, last = boxes[boxes.length - 1];
-    if (last && last.family === family && (w < 1.5 || last.w < 1.5) && last.w + w < 6) { last.w += w; last.value += value; last.before += counts[0]; last.names.push(name); }
-    else boxes.push({ x, w, value, before: counts[0], family, kind, names: [name], place });
+    const value = counts[side], w = value / total * width;
+    let box = boxes[boxes.length - 1];
+    if (!box || box.w >= 6 || w >= 3) boxes.push(box = { x, w: 0, value: 0, before: 0, kind, place, names: [], mix: new Map() });
+    box.w += w; box.value += value; box.before += counts[0];
+    box.names.push(name);
+    box.mix.set(family, (box.mix.get(family) || 0) + value);
     x += w;
   }
   return boxes;
@@ -105,11 +108,16 @@ function stripChart(width, run, pick) {
     const whole = sum(boxes.map((box) => box.value));
     if (side) svg.append(text(0, y - 7, `${title}: ${short(whole)} parameters, ${percent(whole / total)}`, "start", "strong"));
     for (const box of boxes) {
-      const layer = run.layers[box.place], family = side ? box.family : layer ? "dense" : "alone";
-      const gap = box.w > 3 ? 1 : 0;
-      svg.append(shape("rect", { x: box.x, y, width: Math.max(0.6, box.w - gap), height: tall, rx: box.w > 8 ? 3 : 0, class: "f-" + (side ? colour(family) : colour(box.family)), "fill-opacity": side ? 1 : 0.45 }));
-      const told = box.names.length > 1 ? [`${box.names[0]} … ${box.names[box.names.length - 1]}`, `${box.names.length} modules`] : [box.names[0], box.kind];
-      items.push({ x: box.x, y, w: Math.max(1, box.w - gap), h: tall, site: layer && layer.site, lines: [...told, layer && box.names.length === 1 ? `becomes ${becomes(layer)}` : box.family === "alone" ? "left alone" : box.family, side ? `${exact(box.before)} → ${exact(box.value)} parameters` : `${exact(box.value)} parameters`] });
+      const layer = run.layers[box.place], alone = box.names.length === 1, gap = box.w > 3 ? 1 : 0;
+      let from = y;
+      for (const [family, value] of [...box.mix].sort()) {
+        const high = tall * (box.value ? value / box.value : 1);
+        svg.append(shape("rect", { x: box.x, y: from, width: Math.max(0.6, box.w - gap), height: high, rx: box.w > 8 && box.mix.size === 1 ? 3 : 0, class: "f-" + colour(family), "fill-opacity": side ? 1 : 0.45 }));
+        from += high;
+      }
+      const what = alone ? (layer ? `becomes ${becomes(layer)}` : "left alone") : [...box.mix.keys()].map((family) => family === "alone" ? "left alone" : family).join(", ");
+      const told = alone ? [box.names[0], box.kind] : [`${box.names[0]} … ${box.names[box.names.length - 1]}`, `${box.names.length} modules`];
+      items.push({ x: box.x, y, w: Math.max(1, box.w - gap), h: tall, site: layer && layer.site, lines: [...told, what, side ? `${exact(box.before)} → ${exact(box.value)} parameters` : `${exact(box.value)} parameters`].filter(Boolean) });
     }
   });
   brackets(svg, run, width, total, head - 6);

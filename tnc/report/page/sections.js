@@ -8,7 +8,7 @@ function cards(run) {
   const before = run.size.before ? run.size.before.params : total.dense_params, after = run.size.after ? run.size.after.params : total.params;
   card("Parameters", [percent(after / before), make("small", {}, " of dense")], `${short(before)} → ${short(after)}`, after / before);
   card("FLOPs", [percent(total.flops / total.dense_flops), make("small", {}, " of dense")], `${short(total.dense_flops)} → ${short(total.flops)}`, total.flops / total.dense_flops);
-  for (const timing of run.timings.slice(0, 3)) card(`Latency, batch ${timing.batch}`, [(timing.before / timing.after).toFixed(2), make("small", {}, timing.after <= timing.before ? " times as fast" : " times as fast: slower")], `${small(timing.before)} → ${small(timing.after)} ms, median of ${timing.rounds} runs`, timing.after / timing.before, timing.after > timing.before ? "bad" : "");
+  for (const timing of run.timings.slice(0, 3)) card(`Latency, batch ${timing.batch}`, [(timing.before / timing.after).toFixed(2) + "×", make("small", {}, timing.after <= timing.before ? " as fast" : " as fast: slower")], `${small(timing.before)} → ${small(timing.after)} ms, median of ${timing.rounds} runs`, timing.after / timing.before, timing.after > timing.before ? "bad" : "");
   if (run.figures.length) {
     const rest = run.figures.slice(1).map(([name, value]) => `${name} ${small(value)}`).join(", ");
     card(run.figures[0][0], small(run.figures[0][1]), `${run.gate == null ? "" : `gate ${small(run.gate)} ${run.figures[0][1] <= run.gate ? "met" : "not met"}; `}on ${run.held_out} held-out samples${rest ? "; " + rest : ""}`);
@@ -44,7 +44,7 @@ function frontier(article, run) {
   lead.textContent = `The least predicted error at each budget; the ring is what was chosen. ${run.objective === "max" ? "Largest error of a layer." : "Errors of layers added up."}`;
   const points = run.frontier.map(([x, y]) => ({ x, y, lines: [`${name}: ${short(x)}${share(x)}`, `predicted error ${small(y)}`] }));
   const marks = data.runs.filter((other) => other.chosen && other.resource === run.resource && other.chosen[1] != null).map((other) => ({
-    x: other.chosen[0], y: other.chosen[1], class: other === run ? "k-1" : "k-dense",
+    x: other.chosen[0], y: other.chosen[1], class: other === run ? "k-fg" : "k-dense",
     lines: [other === run ? "chosen" : other.name, `${name}: ${short(other.chosen[0])}${share(other.chosen[0])}`, `predicted error ${small(other.chosen[1])}`],
   }));
   const row = run.budgets.find((one) => one.name === run.resource);
@@ -162,28 +162,49 @@ function layers(article, run, select) {
   fill();
 }
 
-/* Runs of numbers in one group: `0-5` where they follow each other. */
-function numbers(layers) {
-  const found = layers.map((layer) => (layer.site.match(/\d+/) || [""])[0]);
-  return found.length > 1 ? ` · ${found[0]}–${found[found.length - 1]}, ×${found.length}` : "";
+/* The block numbers of layers, `0–2, 5`: the first number in which the names of `all` differ. */
+function numbers(layers, all = layers) {
+  const read = (layer) => (layer.site.match(/\d+/g) || []).map(Number), every = all.map(read);
+  const place = every[0].findIndex((number, at) => every.some((one) => one[at] !== number));
+  if (place < 0) return "";
+  const found = [...new Set(layers.map((layer) => read(layer)[place]))].sort((a, b) => a - b), spans = [];
+  for (const number of found) {
+    const last = spans[spans.length - 1];
+    if (last && last[1] === number - 1) last[1] = number; else spans.push([number, number]);
+  }
+  const told = spans.slice(0, 6).map(([from, to]) => from === to ? String(from) : `${from}–${to}`).join(", ");
+  return told + (spans.length > 6 ? ", …" : "");
 }
 
 function diff(article, run) {
   const list = article.querySelector(".diff .list"), section = article.querySelector(".diff");
-  const rows = groups(run.layers).flatMap(([pattern, layers]) => {
-    const same = new Map();
-    for (const layer of layers) same.set(becomes(layer), [...(same.get(becomes(layer)) || []), layer]);
-    return [...same.values()].map((found) => [found.length > 1 ? pattern : found[0].site, found]);
-  });
-  const pager = paged(40, (page) => list.replaceChildren(...page.map(([name, layers]) => {
-    const layer = layers[0], total = (side) => exact(layer.params[side]);
-    const lines = layer.family === "dense" ? [make("span", { class: "same" }, `  stays dense   ${total(0)} parameters`)]
-      : [make("span", { class: "minus" }, `- ${layer.was}   ${total(0)} parameters`), make("span", { class: "plus" }, `+ ${becomes(layer)}   ${total(1)} parameters (${percent(ratio(layer.params))})`)];
-    const node = make("details", { on: { toggle: () => { if (node.open && node.children.length === 1) node.append(detail(layer)); } } }, make("summary", {}, plain(name), make("span", { class: "times" }, numbers(layers)), ...lines));
-    return node;
-  })));
+  const pager = paged(40, (page) => list.replaceChildren(...page.map(([pattern, layers]) => diffEntry(pattern, layers))));
   section.append(pager.node);
-  pager.show(rows);
+  pager.show(groups(run.layers));
+}
+
+/* One line for each structure that the equal layers of the blocks become. */
+function diffEntry(pattern, layers) {
+  const same = new Map();
+  for (const layer of layers) same.set(becomes(layer), [...(same.get(becomes(layer)) || []), layer]);
+  const kinds = [...same.values()], several = layers.length > 1;
+  const where = (found) => kinds.length > 1 ? `   in ${numbers(found, layers)}` : "";
+  const made = kinds.find((found) => found[0].family !== "dense");
+  const lines = made ? [make("span", { class: "minus" }, `- ${made[0].was}   ${exact(made[0].params[0])} parameters`)] : [];
+  for (const found of kinds.slice(0, 8)) {
+    const layer = found[0];
+    lines.push(layer.family === "dense" ? make("span", { class: "same" }, `  stays dense   ${exact(layer.params[0])} parameters${where(found)}`)
+      : make("span", { class: "plus" }, `+ ${becomes(layer)}   ${exact(layer.params[1])} parameters (${percent(ratio(layer.params))})${where(found)}`));
+  }
+  if (kinds.length > 8) lines.push(make("span", { class: "same" }, `  and ${kinds.length - 8} other sizes`));
+  const fill = () => kinds.length === 1 ? [detail(kinds[0][0])] : kinds.map((found) => lazily(make("summary", {}, `${becomes(found[0])} · in ${numbers(found, layers)}`), () => [detail(found[0])]));
+  const title = several ? ` · ${numbers(layers)}, ×${layers.length}` : "";
+  return lazily(make("summary", {}, plain(several ? pattern : layers[0].site), make("span", { class: "times" }, title), ...lines), fill);
+}
+
+function lazily(summary, fill) {
+  const node = make("details", { on: { toggle: () => { if (node.open && node.children.length === 1) node.append(...fill()); } } }, summary);
+  return node;
 }
 
 function detail(layer) {
@@ -218,7 +239,7 @@ function compare() {
   add("Parameters", (run) => `${short(run.total.params)} (${percent(run.total.params / run.total.dense_params)})`);
   add("in the budget's scope", (run) => `${short(run.scope.params)} (${percent(run.scope.params / run.scope.dense_params)})`);
   add("FLOPs", (run) => `${short(run.total.flops)} (${percent(run.total.flops / run.total.dense_flops)})`);
-  for (const batch of new Set(data.runs.flatMap((run) => run.timings.map((timing) => timing.batch)))) add(`Latency, batch ${batch}`, (run) => { const timing = run.timings.find((one) => one.batch === batch); return timing ? `${small(timing.after)} ms (${(timing.before / timing.after).toFixed(2)} times as fast)` : null; });
+  for (const batch of new Set(data.runs.flatMap((run) => run.timings.map((timing) => timing.batch)))) add(`Latency, batch ${batch}`, (run) => { const timing = run.timings.find((one) => one.batch === batch); return timing ? `${small(timing.after)} ms (${(timing.before / timing.after).toFixed(2)}× as fast)` : null; });
   for (const figure of new Set(data.runs.flatMap((run) => run.figures.map((one) => one[0])))) add(figure, (run) => { const found = run.figures.find((one) => one[0] === figure); return found ? small(found[1]) : null; });
   add("Predicted error", (run) => run.chosen ? small(run.chosen[1]) : null);
   add("Layers that stay dense", (run) => `${run.layers.filter((layer) => layer.family === "dense").length} of ${run.layers.length}`);
@@ -249,5 +270,6 @@ document.querySelectorAll("[role=tab]").forEach((tab, place, tabs) => {
   tab.addEventListener("click", () => open(place));
   tab.addEventListener("keydown", (event) => { const step = { ArrowRight: 1, ArrowLeft: -1 }[event.key]; if (step) { const next = (place + step + tabs.length) % tabs.length; open(next); tabs[next].focus(); } });
 });
+window.addEventListener("beforeprint", () => document.querySelectorAll(".again details").forEach((node) => { node.open = true; }));
 compare();
 open(0);
