@@ -30,6 +30,9 @@ OPTIONS: dict[str, tuple[dict[str, object], ...]] = {
         {"theta": (1.0, 0.0, 0.0, 0.0, 1.0, 0.0)},
         {"theta": (0.4, 0.3, 0.3, 0.3, 0.3, 0.4, 0.5)},
     ),
+    "blast": ({}, {"blocks": 3}),
+    "block-term": ({}, {"blocks": 3, "factors": 3}),
+    "fully-connected": ({}, {"factors": 4}),
     "hierarchical-tucker": ({}, {"factors": 2, "tree": "((o1 i1) (o2) (i2))"}),
 }
 

@@ -92,12 +92,16 @@ class DirectFit(Fit):
     def solve(self, folded: Tensor, network: Network, seed: int) -> Outcome:
         """Fit a folded weight, whose dimensions are `dense(network).output`, in the plain norm."""
 
+    def complete(self, network: Network) -> bool:
+        """Tell whether the fit reproduces any weight, so that the metric does not matter."""
+        return saturated(network)
+
     def honours(self, structure: Structure, metric: Metric) -> bool:
-        return is_exact(structure.terms[0], metric) or saturated(structure.terms[0])
+        return is_exact(structure.terms[0], metric) or self.complete(structure.terms[0])
 
     def outcome(self, weight: Tensor, structure: Structure, metric: Metric, seed: int) -> Outcome:
         term = structure.terms[0]
-        if saturated(term):  # any weight is reproduced, so that the metric does not matter
+        if self.complete(term):
             metric = Metric()
         whitening = whiten(term, structure.signature, metric)
         found = self.solve(whitening.weight(fold(weight, term)), term, seed)
