@@ -20,7 +20,11 @@ OPTIONS: dict[str, tuple[dict[str, object], ...]] = {
     "cp": ({}, {"factors": 1}),
     "sum": tuple(
         {"terms": tuple(build(families, term) for term in terms)}
-        for terms in (("low-rank", "kronecker"), ("tucker", "tensor-train", "low-rank"))
+        for terms in (
+            ("low-rank", "kronecker"),
+            ("low-rank", "sparse"),
+            ("tucker", "tensor-train", "low-rank"),
+        )
     ),
     "grouped-low-rank": ({}, {"groups": 3, "scheme": 1}, {"groups": 2, "scheme": 3}),
     "butterfly": ({}, {"factors": 3}),

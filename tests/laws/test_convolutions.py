@@ -14,6 +14,7 @@ from tnc.capture.moments import patches
 from tnc.derive.chain import chain
 from tnc.derive.grouped import grouped
 from tnc.errors import KernelError
+from tnc.fit import kept
 from tnc.net import Signature, Structure, parse_network
 from tnc.nn import ConvView, StructuredLayer, view_from_json
 from tnc.structures import families
@@ -70,6 +71,7 @@ def signature_of(layer: Any) -> Signature:
 def structured(layer: nn.Module, structure: Structure, pixels: int) -> StructuredLayer:
     torch.manual_seed(1)
     cores = {n: torch.randn(s, dtype=torch.float64) for n, s in structure.shapes.items()}
+    cores |= {n: kept(cores[n], count) for n, count in structure.stored.items()}
     made = StructuredLayer(structure, view_of(layer, pixels), cores, layer.bias)
     layer.weight.data = made.weight.detach()
     return made

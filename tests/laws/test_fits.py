@@ -12,6 +12,7 @@ from tnc.fit import (
     choose,
     fit_structure,
     fits,
+    kept,
     polish,
     reconstruct,
     relative_error,
@@ -132,6 +133,7 @@ def test_als_never_raises_the_error(family, shape):
     structure = structure_of(family, signature, 0.3)
     weight = gaussian(*signature.shape)
     cores = {n: gaussian(*s, seed=k) for k, (n, s) in enumerate(structure.shapes.items())}
+    cores |= {n: kept(cores[n], count) for n, count in structure.stored.items()}
     for norm in (metrics(signature)["plain"], metrics(signature)["both"]):
         error = relative_error(weight, reconstruct(structure, cores), signature, norm)
         now = cores

@@ -73,7 +73,7 @@ def close(a: torch.Tensor, b: torch.Tensor, limit: float = 1e-10) -> bool:
 def test_rebuilt_weight_is_the_naive_einsum(family, signature) -> None:
     structure = small(family, signature)
     made = layer(structure, LinearView() if len(signature.inputs) == 1 else ConvView())
-    assert close(made.weight, einsum_oracle(structure, made.cores))
+    assert close(made.weight, einsum_oracle(structure, made.tensors()))
 
 
 @each
@@ -148,8 +148,9 @@ def test_adjoints_are_the_gradients_of_the_weight(family, signature) -> None:
         return  # the adjoint is of the padded weight; the next law covers it through the layer
     covector = torch.randn(signature.shape, dtype=torch.float64)
     terms = {c.name: term for term in structure.terms for c in term.equation.cores}
-    for name, core in made.cores.items():
-        (want,) = torch.autograd.grad((made.weight * covector).sum(), core)
+    leaves = {n: core.detach().requires_grad_() for n, core in made.tensors().items()}
+    for name, core in leaves.items():
+        (want,) = torch.autograd.grad((rebuild(structure, leaves) * covector).sum(), core)
         contraction = adjoint(terms[name], name)
         letters = {n: chr(97 + k) for k, n in enumerate(sorted(contraction.size))}
         operands = [covector.reshape([contraction.size[n] for n in contraction.operands[0]])]
@@ -157,7 +158,7 @@ def test_adjoints_are_the_gradients_of_the_weight(family, signature) -> None:
             operands.append(
                 torch.eye(contraction.size[ix[0]], dtype=torch.float64)
                 if other.startswith("identity:")
-                else made.cores[other]
+                else leaves[other]
             )
         text = ",".join("".join(letters[n] for n in ix) for ix in contraction.operands)
         out = "".join(letters[n] for n in contraction.output)
@@ -198,7 +199,7 @@ def test_text_json_digest_copies_and_drawings(family, signature) -> None:
     for other in (copy.deepcopy(made), pickle.loads(pickle.dumps(made))):
         assert all(torch.equal(a, b) for a, b in zip(made.parameters(), other.parameters()))
         assert other.structure == structure
-    again = StructuredLayer(structure, made.view, dict(made.cores), made.bias)
+    again = StructuredLayer(structure, made.view, dict(made.cores), made.bias, made.positions)
     again.load_state_dict(made.state_dict())
 
 
@@ -222,9 +223,9 @@ def test_the_oracle_can_fail() -> None:
     made = layer(structure, LinearView() if len(signature.inputs) == 1 else ConvView())
     wrong = {
         name: core.detach() * (2 if k == 0 else 1)
-        for k, (name, core) in enumerate(made.cores.items())
+        for k, (name, core) in enumerate(made.tensors().items())
     }
-    assert not close(rebuild(structure, wrong), einsum_oracle(structure, made.cores))
+    assert not close(rebuild(structure, wrong), einsum_oracle(structure, made.tensors()))
     assert prod(signature.shape) == signature.parameters
 
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from tnc.errors import ArtifactError
 from tnc.net import from_json
 from tnc.nn import StructuredLayer, install_rebuilt_, view_from_json
+from tnc.nn.layer import POSITIONS
 from tnc.nn.rebuilt import SUFFIX, rebuilt_names
 
 
@@ -115,7 +116,8 @@ def _build(entry: Mapping[str, Any], path: str, tensors: Mapping[str, Tensor]) -
     structure = from_json(entry["structure"])
     cores = {name: tensors[f"{path}.cores.{name}"] for name in structure.shapes}
     bias = tensors[f"{path}.bias"] if entry["bias"] else None
-    layer = StructuredLayer(structure, view_from_json(entry["view"]), cores, bias)
+    positions = {name: tensors[f"{path}.{POSITIONS}{name}"] for name in structure.stored}
+    layer = StructuredLayer(structure, view_from_json(entry["view"]), cores, bias, positions)
     return layer.train(entry["training"])
 
 

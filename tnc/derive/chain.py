@@ -96,6 +96,7 @@ def _follow(
         # is fresh when first met and summed when last met.
         work = (*passengers, *groups, *contracted, *fresh, *taps)
         pixels = taken if taps else (before if left else after)
-        flops += 2 * pixels * prod(network.size[n] for n in work)
+        every = 2 * pixels * prod(network.size[n] for n in work)
+        flops += round(every * network.density(core)) if core.stored else every
         legs = [*passengers, *groups, *fresh]
     return Chain(tuple(stages), flops)

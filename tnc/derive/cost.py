@@ -1,6 +1,7 @@
 """What a structure costs: parameters, FLOPs, bytes, peak memory.
 
-FLOPs count a multiply-add as two. Constant cores are no parameters and are not stored.
+FLOPs count a multiply-add as two. Constant cores are no parameters and are not stored. Sparse cores
+count their stored entries; in bytes, the positions too.
 """
 
 from __future__ import annotations
@@ -9,9 +10,13 @@ from dataclasses import dataclass
 from math import prod
 
 from tnc.derive.chain import Chain, chain
+from tnc.derive.contraction import Contraction, step_flops
 from tnc.derive.dense import dense, forward
 from tnc.derive.grouped import grouped
 from tnc.net import Network, Signature, Structure
+
+POSITION_BYTES = 4
+"""What the position of one entry of a sparse core takes: an int32."""
 
 
 @dataclass(frozen=True)
@@ -42,8 +47,12 @@ class Cost:
 
 def parameters(structure: Structure) -> int:
     """Count the entries of all cores that are stored."""
-    kinds = structure.kinds
-    return sum(prod(shape) for name, shape in structure.shapes.items() if kinds[name] != "constant")
+    kinds, stored = structure.kinds, structure.stored
+    return sum(
+        stored.get(name, prod(shape))
+        for name, shape in structure.shapes.items()
+        if kinds[name] != "constant"
+    )
 
 
 def dense_cost(signature: Signature, work: Work, itemsize: int = 4) -> Cost:
@@ -64,12 +73,28 @@ def cost(structure: Structure, work: Work, itemsize: int = 4) -> Cost:
     for term in structure.terms:
         used, alive = _term_cost(term, structure.signature, work)
         flops, peak = flops + used, max(peak, alive)
-    return Cost(params, flops, params * itemsize, peak)
+    positions = POSITION_BYTES * sum(structure.stored.values())
+    return Cost(params, flops, params * itemsize + positions, peak)
+
+
+def order_flops(contraction: Contraction, term: Network) -> int:
+    """Count a contraction's order; steps that meet a sparse core count its stored entries only."""
+    if not term.equation.counts:
+        return contraction.order.flops
+    density = {core.name: term.density(core) for core in term.equation.cores if core.stored}
+    slots, total = list(contraction.operands), 0
+    shares = [density.get(name, 1.0) for name in contraction.names]
+    for step in contraction.order.steps:
+        flops = step_flops(slots[step.left], slots[step.right], step.indices, contraction.size)
+        total += round(flops * min(shares[step.left], shares[step.right]))
+        slots.append(step.indices)
+        shares.append(1.0)
+    return total
 
 
 def rebuild_flops(term: Network, signature: Signature, work: Work) -> int:
     """Count rebuilding the dense weight and applying it."""
-    return dense(term).order.flops + dense_cost(signature, work).flops
+    return order_flops(dense(term), term) + dense_cost(signature, work).flops
 
 
 def conv_chain(term: Network, signature: Signature, work: Work) -> tuple[Network, Chain] | None:
@@ -96,15 +121,15 @@ def _term_cost(term: Network, signature: Signature, work: Work) -> tuple[int, in
     if work.op == "conv":
         stages = conv_chain(term, signature, work)
         return (stages[1].flops if stages else rebuild_flops(term, signature, work)), 0
-    order = forward(term, work.rows).order
-    rebuilt = rebuild_flops(term, signature, work)
-    if rebuilt < order.flops:
+    contraction = forward(term, work.rows)
+    used, rebuilt = order_flops(contraction, term), rebuild_flops(term, signature, work)
+    if rebuilt < used:
         return rebuilt, signature.parameters
-    return order.flops, order.peak
+    return used, contraction.order.peak
 
 
 def gather_flops(term: Network, rows: int) -> int:
     """Count looking up `rows` entries: output legs are gathered, the cores contracted by row."""
     from tnc.derive.gather import gathered
 
-    return gathered(term, rows).order.flops
+    return order_flops(gathered(term, rows), term)

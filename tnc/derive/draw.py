@@ -25,6 +25,8 @@ def draw_text(network: Network) -> str:
     lines = []
     for core in equation.cores:
         shape = " x ".join(map(str, network.shape(core))) or "scalar"
+        if core.stored:
+            shape += f", {network.stored(core)} stored"
         marked = (f"{n}{'>' * (n in outputs)}{'<' * (n in inputs)}" for n in core.indices)
         lines.append(f"{core.name.ljust(wide)}  {shape}  {' '.join(marked)}")
     for bond in equation.bonds:

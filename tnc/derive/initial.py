@@ -3,8 +3,8 @@
 With independent zero-mean cores every entry of the dense weight is a sum of `prod(bonds)` products,
 so its variance is `prod(bonds) * prod_k var_k`. Solving for equal core variances gives the wanted
 standard deviation exactly, whatever the structure. Legs that are input and output at once leave
-zero blocks; the root mean square over all entries is what is matched, since it sets the scale of
-the output.
+zero blocks, and sparse cores zero entries; the root mean square over all entries is what is
+matched, since it sets the scale of the output.
 """
 
 from __future__ import annotations
@@ -31,8 +31,9 @@ def core_std(structure: Structure, std: float) -> dict[str, float]:
     for term in structure.terms:
         free = [core for core in term.equation.cores if core.kind != "constant"]
         terms_summed = prod(term.size[name] for name in term.equation.bonds)
+        density = prod(term.density(core) for core in free if core.stored)
         zero_blocks = prod(term.size[name] for name in term.equation.shared)
-        variance = std**2 * zero_blocks / (len(structure.terms) * terms_summed)
+        variance = std**2 * zero_blocks / (len(structure.terms) * terms_summed * density)
         each = variance ** (1 / (2 * max(1, len(free))))
         found.update({core.name: each for core in free})
     return found

@@ -7,6 +7,7 @@ where their pattern of cores and bonds applies.
 from tnc.fit.als import polish
 from tnc.fit.fitting import choose, fit_structure
 from tnc.fit.folding import reconstruct
+from tnc.fit.kept import kept
 from tnc.fit.method import DirectFit, Fit, Fitted, Outcome, fits
 from tnc.fit.metric import Metric, Moment, relative_error
 from tnc.fit.spectra import spectrum, tails
@@ -21,6 +22,7 @@ __all__ = [
     "choose",
     "fit_structure",
     "fits",
+    "kept",
     "polish",
     "reconstruct",
     "relative_error",

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from tnc.derive import core_std
 from tnc.fit.descent import Descent, Settings
+from tnc.fit.kept import kept
 from tnc.fit.method import DirectFit, Fit, Outcome, fits
 from tnc.fit.metric import Metric
 from tnc.net import Network, Structure
@@ -108,6 +109,8 @@ def _random(
             found[core.name] = held[core.name]
             continue
         drawn = torch.randn(term.shape(core), generator=generator, dtype=torch.float64)
+        if core.stored:
+            drawn = kept(drawn, term.stored(core))
         found[core.name] = drawn.to(like.device) * std.get(core.name, 1.0)
     return found
 

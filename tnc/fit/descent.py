@@ -14,6 +14,7 @@ from tnc.derive.adjoint import WEIGHT
 from tnc.fit.conjugate import conjugate_gradients
 from tnc.fit.folding import crop, fold
 from tnc.fit.inverse import Inverse, Memo
+from tnc.fit.kept import strongest
 from tnc.fit.marginal import fold_moments
 from tnc.fit.method import Outcome
 from tnc.fit.metric import RIDGE, Metric
@@ -43,7 +44,7 @@ class Descent:
 
     Each core moves by `H^-1 J^T (G E C)`, with E the residual of the whole sum. Padding has no
     residual, so that it is free, and rounding errors correct themselves. A step that does not
-    lower the error is taken back.
+    lower the error is taken back. Sparse cores keep the positions that they start with.
     """
 
     def __init__(
@@ -58,6 +59,11 @@ class Descent:
         self.structure, self.metric, self.settings = structure, metric, settings
         self.weight = weight
         self.cores = {name: cores[name] for name in structure.shapes}
+        self.masks = {
+            name: strongest(cores[name].abs(), count) for name, count in structure.stored.items()
+        }
+        for name, mask in self.masks.items():
+            self.cores[name] = torch.where(mask, cores[name], torch.zeros_like(cores[name]))
         self.free = [
             (place, core.name)
             for place, term in enumerate(structure.terms)
@@ -100,6 +106,14 @@ class Descent:
 
     def _solve(self, place: int, name: str, pulled: Tensor) -> Tensor:
         term, moments = self.structure.terms[place], self.moments[place]
+        if name in self.masks:
+            mask = self.masks[name].to(pulled.dtype)
+            return conjugate_gradients(
+                lambda change: mask * self._normal_product(place, name, change),
+                mask * pulled,
+                None,
+                self.settings.steps,
+            )
         normal = gram(term, self.cores, name, moments)
         if normal.direct and normal.flops <= self._iterating_flops(term, name):
             return Inverse(normal, self.memos[place][0])(pulled)

@@ -80,6 +80,8 @@ class DirectFit(Fit):
             return f"it is a sum of {len(structure.terms)} terms"
         term = structure.terms[0]
         held = [core.name for core in term.equation.cores if core.kind != "trainable"]
+        if term.equation.counts:
+            return f"{term.equation.counts[0]} counts the entries of a sparse core"
         if held:
             return f"core {held[0]} is {term.equation.core(held[0]).kind}"
         return self.refuses(term)

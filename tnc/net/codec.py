@@ -46,6 +46,7 @@ def _term_to_json(term: Network) -> dict[str, Any]:
     return {
         "cores": [
             {"name": core.name, "indices": list(core.indices), "kind": core.kind}
+            | ({"stored": core.stored} if core.stored else {})
             for core in term.equation.cores
         ],
         "inputs": [list(axis) for axis in term.equation.inputs],
@@ -56,7 +57,8 @@ def _term_to_json(term: Network) -> dict[str, Any]:
 
 def _term_from_json(data: Mapping[str, Any]) -> Network:
     cores = tuple(
-        Core(core["name"], tuple(core["indices"]), core["kind"]) for core in data["cores"]
+        Core(core["name"], tuple(core["indices"]), core["kind"], core.get("stored", ""))
+        for core in data["cores"]
     )
     equation = Equation(
         cores,

@@ -19,11 +19,16 @@ _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*'*\Z")
 
 @dataclass(frozen=True)
 class Core:
-    """One factor: a tensor whose modes carry index names, in storage order."""
+    """One factor: a tensor whose modes carry index names, in storage order.
+
+    With `stored` the core is sparse: that size counts the entries that it keeps, the others are
+    zero. It acts as a rank does, and is no index.
+    """
 
     name: str
     indices: Axis
     kind: str = "trainable"
+    stored: str = ""
 
 
 @dataclass(frozen=True)
@@ -77,10 +82,15 @@ class Equation:
         """The indices that are input and output leg at once (block-diagonal structure)."""
         return tuple(n for n in self.output_indices if n in set(self.input_indices))
 
-    @property
+    @cached_property
     def names(self) -> Axis:
-        """Every name that has a size."""
-        return self.indices
+        """Every name that has a size: indices, then what counts the entries of sparse cores."""
+        return (*self.indices, *self.counts)
+
+    @cached_property
+    def counts(self) -> Axis:
+        """The sizes that count the stored entries of sparse cores."""
+        return tuple(core.stored for core in self.cores if core.stored)
 
     def renamed(self, cores: Mapping[str, str], indices: Mapping[str, str]) -> Equation:
         """Return the equation with other names for some of its cores and indices."""
@@ -90,7 +100,12 @@ class Equation:
 
         return Equation(
             tuple(
-                replace(core, name=cores.get(core.name, core.name), indices=axis(core.indices))
+                replace(
+                    core,
+                    name=cores.get(core.name, core.name),
+                    indices=axis(core.indices),
+                    stored=indices.get(core.stored, core.stored),
+                )
                 for core in self.cores
             ),
             tuple(map(axis, self.inputs)),
@@ -157,4 +172,9 @@ def ill_formed(equation: Equation) -> str:
             return f"index name {name!r} is not a letter followed by letters and digits"
         if ends[name] < 2:
             return f"index {name} has one end, every index needs at least two"
+    for name, times in Counter(equation.counts).items():
+        if not _NAME.match(name):
+            return f"size name {name!r} is not a letter followed by letters and digits"
+        if name in ends or times > 1:
+            return f"{name} counts the entries of one sparse core, it cannot be used again"
     return ""

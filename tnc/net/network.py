@@ -52,7 +52,7 @@ class Network:
         return cls(equation, tuple(sorted(sizes.items())))
 
     def __post_init__(self) -> None:
-        names, given = set(self.equation.indices), {name for name, _ in self.sizes}
+        names, given = set(self.equation.names), {name for name, _ in self.sizes}
         if names != given:
             missing, extra = sorted(names - given), sorted(given - names)
             raise EquationError(
@@ -64,6 +64,13 @@ class Network:
             if size < 1:
                 raise EquationError(
                     f"index {name} has size {size}", where=f"equation {self.equation}"
+                )
+        for core in self.equation.cores:
+            if core.stored and self.stored(core) > prod(self.shape(core)):
+                raise EquationError(
+                    f"core {core.name} has {prod(self.shape(core))} entries, "
+                    f"{core.stored}={self.stored(core)} are to be stored",
+                    where=f"equation {self.equation}",
                 )
 
     def __str__(self) -> str:
@@ -79,6 +86,14 @@ class Network:
     def shape(self, core: Core) -> tuple[int, ...]:
         """The shape of one core's tensor."""
         return tuple(self.size[name] for name in core.indices)
+
+    def stored(self, core: Core) -> int:
+        """The number of entries that one core keeps: all of them unless it is sparse."""
+        return self.size[core.stored] if core.stored else prod(self.shape(core))
+
+    def density(self, core: Core) -> float:
+        """The share of a core's entries that it keeps."""
+        return self.stored(core) / prod(self.shape(core))
 
     def extent(self, axis: Axis) -> int:
         """The product of the sizes of a group of indices."""
@@ -137,6 +152,16 @@ class Structure:
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Shape of every core by name, in order."""
         return {core.name: term.shape(core) for term in self.terms for core in term.equation.cores}
+
+    @cached_property
+    def stored(self) -> dict[str, int]:
+        """Number of stored entries of every sparse core by name."""
+        return {
+            core.name: term.stored(core)
+            for term in self.terms
+            for core in term.equation.cores
+            if core.stored
+        }
 
     @cached_property
     def kinds(self) -> dict[str, str]:

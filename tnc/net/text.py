@@ -1,7 +1,8 @@
 """The text form: `B[o r] A[r i] : i -> o | i=768 o=768 r=64`.
 
 Cores with their legs, then the map. Parentheses group legs into one model dimension. A core is
-trainable unless a mark follows it: `!` frozen, `=` constant. Sizes follow a bar.
+trainable unless a mark follows it: `!` frozen, `=` constant. `S[o i]#n` is sparse: `n` of its
+entries are stored. Sizes follow a bar.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from tnc.net.network import Network
 
 _MARKS = {"": "trainable", "!": "frozen", "=": "constant"}
 _KINDS = {kind: mark for mark, kind in _MARKS.items()}
-_CORE = re.compile(r"\s*([^\s\[\]]+)\s*\[([^\[\]]*)\]([!=]?)")
+_CORE = re.compile(r"\s*([^\s\[\]]+)\s*\[([^\[\]]*)\]([!=]?)(?:#([^\s\[\]]+))?")
 _SIZE = re.compile(r"(\S+?)=(\d+)\Z")
 
 
@@ -37,6 +38,7 @@ def print_equation(equation: Equation) -> str:
     """Write an equation; `parse_equation` reads it back."""
     cores = " ".join(
         f"{core.name}[{' '.join(core.indices)}]{_KINDS.get(core.kind, '?')}"
+        + (f"#{core.stored}" if core.stored else "")
         for core in equation.cores
     )
     return f"{cores} : {_print_axes(equation.inputs)} -> {_print_axes(equation.outputs)}"
@@ -75,7 +77,7 @@ def _cores(body: str) -> tuple[Core, ...]:
                 f"cannot read a core at {body[place:].strip()!r}",
                 hint="a core is a name and its indices: 'A[r i]'",
             )
-        cores.append(Core(match[1], tuple(match[2].split()), _MARKS[match[3]]))
+        cores.append(Core(match[1], tuple(match[2].split()), _MARKS[match[3]], match[4] or ""))
         place = match.end()
     return tuple(cores)
 

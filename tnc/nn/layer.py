@@ -12,15 +12,20 @@ from tnc.derive.initial import core_std
 from tnc.errors import KernelError
 from tnc.net import Structure
 from tnc.nn.dense import plan_rebuild, rebuild
+from tnc.nn.sparse import Kept, compressed
 from tnc.nn.view import View
+
+POSITIONS = "positions_"
 
 
 class StructuredLayer(nn.Module):
     """A layer whose weight is a structure; the view says how the weight is applied.
 
     `cores` holds one parameter a core, of shape `structure.shapes[name]`; frozen and constant cores
-    do not require gradients. `weight` rebuilds the dense weight, differentiable, for code that
-    reads it.
+    do not require gradients. Of a sparse core it holds the stored values, whose flat places are the
+    buffer `positions_NAME`; it is given as a dense tensor, or as values with `positions`.
+    `tensors()` has all cores whole. `weight` rebuilds the dense weight, differentiable, for code
+    that reads it.
 
     >>> import torch, tnc
     >>> from tnc.net import Structure, parse_network
@@ -39,9 +44,15 @@ class StructuredLayer(nn.Module):
         view: View,
         cores: Mapping[str, Tensor],
         bias: Tensor | None = None,
+        positions: Mapping[str, Tensor] | None = None,
     ) -> None:
         super().__init__()
-        _check_shapes(structure, cores)
+        positions, cores = dict(positions or {}), dict(cores)
+        _check_shapes(structure, cores, positions)
+        for name, count in structure.stored.items():
+            if name not in positions:
+                cores[name], positions[name] = compressed(cores[name], count, name)
+            self.register_buffer(POSITIONS + name, positions[name])
         self.structure = structure
         self.view = view
         self.cores = nn.ParameterDict(
@@ -73,6 +84,10 @@ class StructuredLayer(nn.Module):
             name: torch.randn(shape, generator=generator, dtype=dtype) * deviations.get(name, 1.0)
             for name, shape in structure.shapes.items()
         }
+        for name, count in structure.stored.items():
+            order = torch.randperm(cores[name].numel(), generator=generator)
+            mask = torch.zeros(cores[name].numel()).index_fill(0, order[:count], 1.0)
+            cores[name] = cores[name] * mask.reshape(cores[name].shape).to(dtype)
         found = float(rebuild(structure, cores).pow(2).mean().sqrt())
         free = [
             [core.name for core in term.equation.cores if core.name in deviations]
@@ -87,14 +102,40 @@ class StructuredLayer(nn.Module):
     @property
     def weight(self) -> Tensor:
         """The dense weight in the layout of the layer that this one stands for."""
-        return self.view.layout(self._rebuild.run(self.cores))  # type: ignore[arg-type]
+        return self.view.layout(self._rebuild.run(self.tensors()))
 
     def forward(self, x: Tensor, output_size: Sequence[int] | None = None) -> Tensor:
         """Apply the layer; an `output_size` is for transposed convolutions, as the library's."""
         prepared = self._prepared
         if output_size is not None:
             prepared = self.view.resized(prepared, x, output_size)
-        return self.view.apply(prepared, self.cores, self.bias, x)  # type: ignore[arg-type]
+        cores = self._kept() if self.view.gathers else self.tensors()
+        return self.view.apply(prepared, cores, self.bias, x)  # type: ignore[arg-type]
+
+    @property
+    def positions(self) -> dict[str, Tensor]:
+        """The flat places of the stored entries of every sparse core."""
+        return {name: getattr(self, POSITIONS + name) for name in self.structure.stored}
+
+    def tensors(self) -> Mapping[str, Tensor]:
+        """Return every core by name as a dense tensor, differentiable."""
+        if not self.structure.stored:
+            return self.cores  # type: ignore[return-value]
+        return {
+            name: core.dense() if isinstance(core, Kept) else core
+            for name, core in self._kept().items()
+        }
+
+    def _kept(self) -> Mapping[str, Tensor | Kept]:
+        structure = self.structure
+        if not structure.stored:
+            return self.cores  # type: ignore[return-value]
+        return {
+            name: Kept(self.cores[name], getattr(self, POSITIONS + name), shape)
+            if name in structure.stored
+            else self.cores[name]
+            for name, shape in structure.shapes.items()
+        }
 
     def run(self, cores: Mapping[str, Tensor], x: Tensor) -> Tensor:
         """Apply the layer with other cores of the same shapes, such as masked ones."""
@@ -110,7 +151,13 @@ class StructuredLayer(nn.Module):
                 f"the layer is {self.structure.signature}, the structure {structure.signature}",
                 where=str(structure),
             )
-        _check_shapes(structure, cores)
+        if structure.stored or self.structure.stored:
+            raise KernelError(
+                "sparse cores cannot be exchanged, their positions would be lost",
+                where=str(structure),
+                hint="build a new StructuredLayer",
+            )
+        _check_shapes(structure, cores, {})
         self.structure = structure
         self.cores = nn.ParameterDict({name: cores[name] for name in structure.shapes})
         self._prepared, self._rebuild = self.view.prepare(structure), plan_rebuild(structure)
@@ -134,8 +181,12 @@ class StructuredLayer(nn.Module):
         return {"structure": to_json(self.structure), "view": self.view.as_json()}
 
 
-def _check_shapes(structure: Structure, cores: Mapping[str, Tensor]) -> None:
+def _check_shapes(
+    structure: Structure, cores: Mapping[str, Tensor], positions: Mapping[str, Tensor]
+) -> None:
     for name, shape in structure.shapes.items():
+        if name in positions:
+            shape = (structure.stored[name],)
         if name not in cores or tuple(cores[name].shape) != shape:
             got = tuple(cores[name].shape) if name in cores else "nothing"
             raise KernelError(

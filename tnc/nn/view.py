@@ -20,6 +20,8 @@ class View(ABC):
     """How a layer applies its weight: inert options and pure functions of the cores."""
 
     name: ClassVar[str]
+    gathers: ClassVar[bool] = False
+    """Whether sparse cores come as they are stored, to be looked up; else as dense tensors."""
 
     @abstractmethod
     def prepare(self, structure: Structure) -> Any:

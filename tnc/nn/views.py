@@ -18,6 +18,7 @@ from tnc.net import Network, Structure
 from tnc.nn.conv_view import ConvView
 from tnc.nn.dense import Rebuild, plan_rebuild
 from tnc.nn.program import Program, lower
+from tnc.nn.sparse import Kept
 from tnc.nn.view import Cores, View
 
 
@@ -35,9 +36,21 @@ class LinearTerm:
     width: int
     covers: int
     takes_bias: bool
+    sparse: str = ""
+    """The core that is the whole matrix, stored as some of its entries."""
+    scatters: bool = False
 
-    def run(self, cores: Cores, x: Tensor, bias: Tensor | None = None) -> Tensor:
+    def run(
+        self, stored: Mapping[str, Tensor | Kept], x: Tensor, bias: Tensor | None = None
+    ) -> Tensor:
         """Return the term's part of `x W^T`, plus a bias where the term takes one."""
+        core = stored[self.sparse] if self.sparse else None
+        if isinstance(core, Kept) and core.multiplies(x):
+            found = core.product(x)
+            return found if bias is None else found + bias
+        cores: Cores = stored  # type: ignore[assignment]
+        if self.scatters:
+            cores = {n: c.dense() if isinstance(c, Kept) else c for n, c in stored.items()}
         if self.dense is not None:
             return functional.linear(x, self.dense.run(cores), bias)
         if self.pad:
@@ -65,7 +78,17 @@ def _linear_term(term: Network, structure: Structure, rows: int) -> LinearTerm:
         want,
         term.signature.outputs[0],
         dense or (program.takes_bias and not cropped),
+        _whole_matrix(term, structure),
+        bool(structure.stored),
     )
+
+
+def _whole_matrix(term: Network, structure: Structure) -> str:
+    """Return the sparse core that is the whole `[o, i]` weight of a term, empty if none is."""
+    first = term.equation.cores[0]
+    whole = (*term.equation.output_indices, *term.equation.input_indices)
+    alone = len(term.equation.cores) == 1 and first.indices == whole and len(whole) == 2
+    return first.name if alone and first.stored and not structure.padded else ""
 
 
 @dataclass(frozen=True)
@@ -77,7 +100,7 @@ class LookUp:
     program: Program
     width: int
 
-    def run(self, cores: Cores, x: Tensor) -> Tensor:
+    def run(self, cores: Mapping[str, Tensor | Kept], x: Tensor) -> Tensor:
         """Return the rows of the term's table."""
         digits = _digits(self.term, x)
         y = self.program.run([_pick(self.term, name, cores, digits) for name in self.names])
@@ -95,6 +118,7 @@ class LinearView(View):
     """
 
     name: ClassVar[str] = "linear"
+    gathers: ClassVar[bool] = True
     rows: int = 128
     transposed: bool = False
 
@@ -102,7 +126,11 @@ class LinearView(View):
         return tuple(_linear_term(term, structure, self.rows) for term in structure.terms)
 
     def apply(
-        self, prepared: tuple[LinearTerm, ...], cores: Cores, bias: Tensor | None, x: Tensor
+        self,
+        prepared: tuple[LinearTerm, ...],
+        cores: Mapping[str, Tensor | Kept],
+        bias: Tensor | None,
+        x: Tensor,
     ) -> Tensor:
         first = prepared[0]
         if bias is not None and first.takes_bias:
@@ -128,6 +156,7 @@ class EmbeddingView(View):
     """A look-up of output legs; the table is never rebuilt. `padding_idx` gets no gradient."""
 
     name: ClassVar[str] = "embedding"
+    gathers: ClassVar[bool] = True
     padding_idx: int | None = None
 
     def prepare(self, structure: Structure) -> tuple[LookUp, ...]:
@@ -138,7 +167,11 @@ class EmbeddingView(View):
         )
 
     def apply(
-        self, prepared: tuple[LookUp, ...], cores: Cores, bias: Tensor | None, x: Tensor
+        self,
+        prepared: tuple[LookUp, ...],
+        cores: Mapping[str, Tensor | Kept],
+        bias: Tensor | None,
+        x: Tensor,
     ) -> Tensor:
         total = prepared[0].run(cores, x)
         for term in prepared[1:]:
@@ -204,18 +237,25 @@ def _digits(term: Network, x: Tensor) -> dict[str, Tensor]:
     return found
 
 
-def _pick(term: Network, name: str, cores: Cores, digits: Mapping[str, Tensor]) -> Tensor:
+def _pick(
+    term: Network, name: str, cores: Mapping[str, Tensor | Kept], digits: Mapping[str, Tensor]
+) -> Tensor:
     if name.startswith("one-hot:"):
         leg = name.removeprefix("one-hot:")
         like = next(iter(cores.values()))
         return functional.one_hot(digits[leg], term.size[leg]).to(like.dtype)
     indices = term.equation.core(name).indices
     picked = [n for n in indices if n in digits]
+    core = cores[name]
+    if isinstance(core, Kept):
+        return (
+            core.picked({indices.index(n): digits[n] for n in picked}) if picked else core.dense()
+        )
     if not picked:
-        return cores[name]
+        return core
     if indices[0] == picked[0] and len(picked) == 1:
-        found = functional.embedding(digits[picked[0]], cores[name].flatten(1))
-        return torch.unflatten(found, -1, cores[name].shape[1:])
+        found = functional.embedding(digits[picked[0]], core.flatten(1))
+        return torch.unflatten(found, -1, core.shape[1:])
     front = [indices.index(n) for n in picked]
     rest = [place for place, n in enumerate(indices) if n not in digits]
-    return cores[name].permute(*front, *rest)[tuple(digits[n] for n in picked)]
+    return core.permute(*front, *rest)[tuple(digits[n] for n in picked)]

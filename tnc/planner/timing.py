@@ -11,7 +11,6 @@ import torch
 from torch import nn
 
 from tnc.decide.matching import Target
-from tnc.derive.initial import core_std
 from tnc.net import Structure
 from tnc.nn import ConvView, StructuredLayer
 from tnc.rewrite.edit import view_for
@@ -60,13 +59,9 @@ def _dense(target: Target) -> nn.Module:
 
 
 def _structured(target: Target, structure: Structure) -> StructuredLayer:
-    deviations = core_std(structure, 0.02)
-    cores = {
-        name: torch.full(shape, deviations.get(name, 1.0))
-        for name, shape in structure.shapes.items()
-    }
-    site = target.sites[0]
-    return StructuredLayer(structure, view_for(site, site.op, False), cores)
+    site, generator = target.sites[0], torch.Generator().manual_seed(0)
+    view = view_for(site, site.op, False)
+    return StructuredLayer.initialised(structure, view, 0.02, generator=generator)
 
 
 def _median(run: Callable[[], Any]) -> float:

@@ -95,7 +95,7 @@ def _ranks(entry: Entry) -> str:
     told = []
     for term in entry.structure.terms:
         sizes = dict(term.sizes)
-        told += [f"{name}={sizes[name]}" for name in term.equation.bonds]
+        told += [f"{name}={sizes[name]}" for name in (*term.equation.bonds, *term.equation.counts)]
     return " ".join(told)
 
 

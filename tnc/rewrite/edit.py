@@ -87,7 +87,8 @@ def install_(
         shared = first.cores if first is not None else cores
         view = view_for(site, kind or site.op, site.transposed)
         own_bias = _bias_of(module, kind, bias if first is None else None)
-        layer = StructuredLayer(structure, view, dict(shared), own_bias)
+        places = first.positions if first is not None else None
+        layer = StructuredLayer(structure, view, dict(shared), own_bias, places)
         layer.train(module.training)
         if first is None:
             _keep_frozen(layer, module._parameters[attribute])
