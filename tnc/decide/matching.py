@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
 
+from tnc.decide.group import Group
 from tnc.decide.plan import Skip
 from tnc.decide.site import Site
 from tnc.decide.spec import Rule, Spec
@@ -16,27 +17,26 @@ from tnc.net import Signature
 
 @dataclass(frozen=True)
 class Target:
-    """What is decided at once: one site, or several that read one tensor and share input factors.
+    """What is decided at once: a group of sites, and the rule that matched all of them."""
 
-    The weights of several sites are stacked along the output: `signature` is that of the stack.
-    """
-
-    sites: tuple[Site, ...]
+    group: Group
     rule: Rule
     where: str
 
     @property
+    def sites(self) -> tuple[Site, ...]:
+        """The sites of the group."""
+        return self.group.sites
+
+    @property
     def name(self) -> str:
         """The site's name; for several, all of them."""
-        return " + ".join(site.name for site in self.sites)
+        return self.group.name
 
     @property
     def signature(self) -> Signature:
-        """The dimensions of the (stacked) weight."""
-        first = self.sites[0].signature
-        if len(self.sites) == 1:
-            return first
-        return Signature((sum(site.signature.outputs[0] for site in self.sites),), first.inputs)
+        """The dimensions of the group's weight."""
+        return self.group.signature
 
 
 def match_rules(
@@ -71,7 +71,7 @@ def match_rules(
                 )
             )
         else:
-            chosen[site.name] = Target((site,), rule, where)
+            chosen[site.name] = Target(Group((site,)), rule, where)
     _check_counts(spec, counts, sites, locations)
     targets = _grouped(chosen, shared) if spec.shares else tuple(chosen.values())
     return targets, tuple(skips)
@@ -122,5 +122,5 @@ def _grouped(chosen: dict[str, Target], shared: Sequence[Sequence[str]]) -> tupl
         if len(members) > 1 and same and plain:
             for site in sites:
                 del left[site.name]
-            joined.append(Target(tuple(sites), members[0].rule, members[0].where))
+            joined.append(Target(Group(tuple(sites)), members[0].rule, members[0].where))
     return tuple(sorted((*left.values(), *joined), key=lambda target: target.name))

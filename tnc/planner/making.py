@@ -240,7 +240,9 @@ def _entry(metric: str, target: Target, option: Option, allotment: Allotment) ->
             reason += "; its code reads the weight itself, so it is rebuilt at each call"
         elif _is_unchained(target.sites[0], candidate.structure):
             reason += "; no chain of convolutions is cheaper, so it is rebuilt at each call"
-        if len(target.sites) > 1:
+        if target.group.stacked:
+            reason += "; the weights were fitted as one tensor and share cores"
+        elif len(target.sites) > 1:
             reason += "; the sites read one tensor and share an input factor"
     if allotment.remark:
         reason += f" ({allotment.remark})"

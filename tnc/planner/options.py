@@ -89,8 +89,8 @@ def options_of(
     output relative to the output itself.
     """
     kind = metric_kind(subject, target, spec)
-    metric = metric_of(subject.model, target.sites, subject.measurements, kind)
-    weight = weight_of(subject.model, target.sites)
+    metric = metric_of(subject.model, target.group, subject.measurements, kind)
+    weight = weight_of(subject.model, target.group)
     energy = metric.norm(weight, target.signature) ** 2 or 1.0
     unit = 1 / curvature if metric.outputs is not None and kind == "both" else energy
     options = [] if is_fixed(target) else [Option(None, 0.0, 0.0)]
@@ -119,8 +119,8 @@ def confirmed(
     if candidate is None or candidate.exact:
         return option
     kind = metric_kind(subject, target, spec)
-    metric = metric_of(subject.model, target.sites, subject.measurements, kind)
-    weight = weight_of(subject.model, target.sites)
+    metric = metric_of(subject.model, target.group, subject.measurements, kind)
+    weight = weight_of(subject.model, target.group)
     energy = metric.norm(weight, target.signature) ** 2 or 1.0
     unit = 1 / curvature if metric.outputs is not None and kind == "both" else energy
     squared = _fitted(subject, target, candidate, metric, spec.seed, energy, full=True)
@@ -206,7 +206,7 @@ def _fitted(
 ) -> float:
     fitting = fit_sites(
         subject.model,
-        target.sites,
+        target.group,
         candidate.structure,
         candidate.fit,
         metric,

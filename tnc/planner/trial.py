@@ -13,7 +13,7 @@ from tnc.capture.batches import call
 from tnc.decide.matching import Target
 from tnc.planner.options import Option, metric_kind
 from tnc.rewrite.edit import bias_of, owner_of
-from tnc.rewrite.fitting import Fitting, fit_sites, metric_of
+from tnc.rewrite.fitting import Fitting, fit_sites, metric_of, parts_of
 from tnc.rewrite.subject import Subject
 
 
@@ -83,10 +83,10 @@ class Trial:
         if key not in self._fits:
             kind = metric_kind(self._subject, target, self._spec)
             subject = self._subject
-            metric = metric_of(subject.model, target.sites, subject.measurements, kind)
+            metric = metric_of(subject.model, target.group, subject.measurements, kind)
             self._fits[key] = fit_sites(
                 subject.model,
-                target.sites,
+                target.group,
                 option.candidate.structure,
                 option.candidate.fit,
                 metric,
@@ -96,8 +96,7 @@ class Trial:
         return self._fits[key]
 
     def _put(self, target: Target, fit: Fitting, saved: list[tuple[Tensor, Tensor]]) -> None:
-        rows = [site.signature.outputs[0] for site in target.sites]
-        parts = torch.split(fit.dense, rows) if len(rows) > 1 else (fit.dense,)
+        parts = parts_of(fit.dense, target.group)
         for site, part, shift in zip(target.sites, parts, fit.shifts):
             module, attribute = owner_of(self._model, site.name)
             weight = module._parameters[attribute]

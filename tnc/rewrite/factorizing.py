@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 
-import torch
 from torch import Tensor, nn
 
+from tnc.decide.group import Group, output_core
 from tnc.decide.plan import Entry
 from tnc.decide.site import Site
 from tnc.errors import PassError, PlanError
 from tnc.fit import Metric
-from tnc.net import Network, Signature, Structure
+from tnc.net import Structure
 from tnc.nn import StructuredLayer
 from tnc.rewrite.edit import bias_of, install_
 from tnc.rewrite.fitting import Fitting, fit_sites, metric_of
@@ -46,11 +46,11 @@ def factorize_entry(
     refit); `shift` returns the shift of the bias for the dense weight that was fitted.
     """
     assert entry.structure is not None and subject.plan is not None
-    sites = sites_of(subject, entry)
+    group = Group.of(sites_of(subject, entry), entry.structure)
     measured = subject.measurements
-    norm = metric or metric_of(subject.model, sites, measured, entry.metric)
+    norm = metric or metric_of(subject.model, group, measured, entry.metric)
     fitting = fit_sites(
-        subject.model, sites, entry.structure, entry.fit, norm, measured, subject.plan.seed, weight
+        subject.model, group, entry.structure, entry.fit, norm, measured, subject.plan.seed, weight
     )
     return install_fitting(subject, entry, fitting, shift, weight is not None)
 
@@ -64,17 +64,16 @@ def install_fitting(
 ) -> Subject:
     """Put the cores of an entry's fit into the model, one layer for each of its sites."""
     assert entry.structure is not None
-    sites = sites_of(subject, entry)
+    group = Group.of(sites_of(subject, entry), entry.structure)
     reparams: list[tuple[Reparam, StructuredLayer]] = []
     lines = []
-    for number, (site, structure, cores) in enumerate(
-        members_of(sites, entry.structure, fitting.cores)
-    ):
+    members = members_of(group, entry.structure, fitting.cores)
+    for number, (site, structure, cores, own) in enumerate(members):
         own_shift = shift(fitting.dense) if shift is not None else fitting.shifts[number]
         bias = _moved(subject.model, site, own_shift)
         shared: Mapping[str, Tensor] = dict(reparams[0][1].cores.items()) if reparams else {}
         cores = {
-            name: shared[name] if _is_shared(name, structure, entry, shared) else value
+            name: shared[name] if name in shared and name not in own else value
             for name, value in cores.items()
         }
         layer, path = install_(subject.model, site, structure, cores, bias)
@@ -86,48 +85,24 @@ def install_fitting(
 
 
 def members_of(
-    sites: Sequence[Site], structure: Structure, cores: Mapping[str, Tensor]
-) -> list[tuple[Site, Structure, dict[str, Tensor]]]:
-    """Cut a fit of stacked weights into one structure and its cores for each site."""
-    if len(sites) == 1:
-        return [(sites[0], structure, dict(cores))]
-    name = stacked_core(structure)
-    place = structure.terms[0].equation.core(name).indices.index(_output_leg(structure))
-    rows = [site.signature.outputs[0] for site in sites]
-    parts = torch.split(cores[name], rows, dim=place)
-    found = []
-    for site, part in zip(sites, parts):
-        own = _with_rows(structure, site.signature.outputs[0])
-        found.append((site, own, {**cores, name: part.contiguous()}))
-    return found
-
-
-def stacked_core(structure: Structure) -> str:
-    """Return the core that alone carries the output. Raises PassError where it cannot be cut."""
-    equation = structure.terms[0].equation
-    leg = _output_leg(structure)
-    holders = [core.name for core in equation.cores if leg in core.indices]
-    if len(structure.terms) != 1 or len(equation.outputs[0]) != 1 or len(holders) != 1:
+    group: Group, structure: Structure, fitted: Mapping[str, Tensor]
+) -> list[tuple[Site, Structure, dict[str, Tensor], set[str]]]:
+    """Return for each site its structure, its cores, and which of them are its own."""
+    if len(group.sites) > 1 and not group.stacked and not output_core(structure)[0]:
         raise PassError(
             f"{structure} cannot be shared: no single core carries the whole output",
             hint="share input factors with low-rank, or set shares: false",
         )
-    return holders[0]
-
-
-def _output_leg(structure: Structure) -> str:
-    return structure.terms[0].equation.outputs[0][0]
-
-
-def _with_rows(structure: Structure, rows: int) -> Structure:
-    (term,) = structure.terms
-    sizes = {**term.size, _output_leg(structure): rows}
-    signature = Signature((rows,), structure.signature.inputs)
-    return Structure(signature, (Network.of(term.equation, sizes),))
-
-
-def _is_shared(name: str, structure: Structure, entry: Entry, shared: object) -> bool:
-    return bool(shared) and len(entry.members) > 1 and name != stacked_core(structure)
+    held = {core.name: core for term in structure.terms for core in term.equation.cores}
+    found = []
+    for site, own, parts in group.members(structure):
+        cores = dict(fitted)
+        for name, part in parts.items():
+            index = dict(part)
+            places = tuple(index.get(leg, slice(None)) for leg in held[name].indices)
+            cores[name] = fitted[name][places].contiguous()
+        found.append((site, own, cores, set(parts)))
+    return found
 
 
 def _moved(model: nn.Module, site: Site, shift: Tensor | None) -> Tensor | None:

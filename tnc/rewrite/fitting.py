@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from tnc.capture import Measurements
+from tnc.decide.group import Group
 from tnc.decide.site import Site
 from tnc.fit import Metric, Moment, fit_structure, reconstruct, relative_error
-from tnc.net import Signature, Structure
+from tnc.net import Structure
 from tnc.rewrite.edit import bias_of, owner_of
 
 DAMPING = 0.1
@@ -47,32 +48,45 @@ class Fitting:
     note: str
 
 
-def weight_of(model: nn.Module, sites: Sequence[Site]) -> Tensor:
-    """Return the weight of a site as a map, outputs first; several sites stacked by outputs."""
+def weight_of(model: nn.Module, group: Group) -> Tensor:
+    """Return the weight of a group as a map, outputs first, of the group's signature."""
     parts = []
-    for site in sites:
+    for site in group.sites:
         module, attribute = owner_of(model, site.name)
         stored = module._parameters[attribute]
         assert stored is not None
         part = stored.detach()
         parts.append(part.transpose(*site.swapped))
-    return parts[0] if len(parts) == 1 else torch.cat(parts)
+    if len(parts) == 1:
+        return parts[0]
+    return torch.stack(parts) if group.stacked else torch.cat(parts)
+
+
+def parts_of(dense: Tensor, group: Group) -> list[Tensor]:
+    """Cut what belongs to a group's weight, or to its outputs, into one part for each site."""
+    if len(group.sites) == 1:
+        return [dense]
+    return list(dense if group.stacked else torch.split(dense, group.rows))
 
 
 def metric_of(
     model: nn.Module,
-    sites: Sequence[Site],
+    group: Group,
     measurements: Measurements | None,
     kind: str,
 ) -> Metric:
-    """Return the metric of a (stacked) weight: 'none', 'inputs' or 'both'.
+    """Return the metric of a group's weight: 'none', 'inputs' or 'both'.
 
     An embedding's rows are weighted by how often they are looked up. Where every site has a bias
     of its own, the inputs are centred: the bias takes up the mean (`b' = b + (W - W') mean`), so
-    only the covariance is left to fit. The output weights of stacked sites form a block diagonal.
+    only the covariance is left to fit. The output weights of joined sites form a block diagonal.
+    Stacked sites read different tensors: the moment is their mean, the output weights a diagonal.
     """
     if kind == "none" or measurements is None:
         return Metric()
+    sites = group.sites
+    if group.stacked:
+        return _stacked_metric(model, sites, measurements, kind)
     first = measurements.of(sites[0].name)
     if sites[0].op == "embedding":
         return Metric(first.features if kind == "both" else None, first.frequencies)
@@ -81,6 +95,24 @@ def metric_of(
     if outputs is None:
         return Metric(inputs)
     return Metric(inputs, outputs.damped(DAMPING + shrinkage(len(outputs.given), first.rows)))
+
+
+def _stacked_metric(
+    model: nn.Module, sites: Sequence[Site], measurements: Measurements, kind: str
+) -> Metric:
+    centred = _centred(model, sites, measurements)
+    moments = [_inputs(measurements, site.name, centred) for site in sites]
+    known = [moment.given for moment in moments if moment is not None]
+    same = len(known) == len(sites) and len({moment.dim() for moment in known}) == 1
+    inputs = Moment(torch.stack(known).mean(0)) if same else None
+    weights = []
+    for site in sites:
+        gram = measurements.of(site.name).outputs
+        if kind == "both" and gram is not None:
+            weights.append(gram if gram.dim() == 1 else gram.diagonal())
+    if len(weights) < len(sites):
+        return Metric(inputs)
+    return Metric(inputs, Moment(torch.cat(weights)).damped(DAMPING))
 
 
 def _inputs(measurements: Measurements, site: str, centred: bool) -> Moment | None:
@@ -120,7 +152,7 @@ def _outputs(measurements: Measurements, sites: Sequence[Site]) -> Moment | None
 
 def fit_sites(
     model: nn.Module,
-    sites: Sequence[Site],
+    group: Group,
     structure: Structure,
     fit: str,
     metric: Metric,
@@ -129,17 +161,22 @@ def fit_sites(
     weight: Tensor | None = None,
     sweeps: int = 8,
 ) -> Fitting:
-    """Fit one structure to the (stacked) weight of sites, or to `weight` in its place.
+    """Fit one structure to the weight of a group, or to `weight` in its place.
 
     `sweeps` bounds how long a fit that does not honour the metric by itself is polished in it.
     """
-    own = weight_of(model, sites)
+    own = weight_of(model, group)
     target = own if weight is None else weight
     found = fit_structure(
-        target, structure, fit, metric, seed=seed_for(seed, sites[0].name, "fit"), sweeps=sweeps
+        target,
+        structure,
+        fit,
+        metric,
+        seed=seed_for(seed, group.sites[0].name, "fit"),
+        sweeps=sweeps,
     )
     dense = reconstruct(structure, found.cores)
-    shifts = _shifts(model, sites, target, dense, measurements)
+    shifts = _shifts(model, group, target, dense, measurements)
     plain = relative_error(target, dense, structure.signature)
     return Fitting(found.cores, shifts, dense, found.error, plain, found.note)
 
@@ -148,12 +185,6 @@ def seed_for(seed: int, site: str, purpose: str) -> int:
     """Derive a seed for one use from the plan's seed, the site and the purpose."""
     text = f"{seed}/{site}/{purpose}".encode()
     return int.from_bytes(hashlib.sha256(text).digest()[:4], "big")
-
-
-def signature_of(sites: Sequence[Site]) -> Signature:
-    """Return the signature of a (stacked) weight."""
-    first = sites[0].signature
-    return Signature((sum(site.signature.outputs[0] for site in sites),), first.inputs)
 
 
 def _centred(model: nn.Module, sites: Sequence[Site], measurements: Measurements) -> bool:
@@ -167,15 +198,16 @@ def _centred(model: nn.Module, sites: Sequence[Site], measurements: Measurements
 
 def _shifts(
     model: nn.Module,
-    sites: Sequence[Site],
+    group: Group,
     weight: Tensor,
     dense: Tensor,
     measurements: Measurements | None,
 ) -> tuple[Tensor | None, ...]:
-    if measurements is None or not _centred(model, sites, measurements):
-        return (None,) * len(sites)
-    mean = measurements.of(sites[0].name).mean
-    assert mean is not None  # _centred has seen to it
-    gap = (weight.double() - dense.double()).flatten(1)
-    shift = gap @ mean.double().to(gap.device)
-    return tuple(torch.split(shift, [site.signature.outputs[0] for site in sites]))
+    if measurements is None or not _centred(model, group.sites, measurements):
+        return (None,) * len(group.sites)
+    found = []
+    for site, gap in zip(group.sites, parts_of(weight.double() - dense.double(), group)):
+        mean = measurements.of(site.name).mean
+        assert mean is not None  # _centred has seen to it
+        found.append(gap.flatten(1) @ mean.double().to(gap.device))
+    return tuple(found)

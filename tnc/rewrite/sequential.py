@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from tnc.capture.batches import call, kept_rows
 from tnc.capture.moments import patches
 from tnc.capture.undisturbed import evaluating
+from tnc.decide.group import Group
 from tnc.decide.plan import Entry
 from tnc.decide.site import Site
 from tnc.fit import Metric
@@ -107,14 +108,14 @@ def _refit(
     """Refit one layer, or fit it as it was where the refit does worse on rows held back."""
     every, held, rest = moments
     centred = bias_of(subject.model, site) is not None
-    stored = weight_of(subject.model, (site,))
+    stored = weight_of(subject.model, Group((site,)))
     weight = stored.flatten(1)
     trial, _ = refit_target(weight, rest, strength, centred)
     if output_error(weight, trial, held, centred) >= output_error(weight, weight, held, centred):
         subject = subject.edited(f"{site.name}: no refit, it did worse on rows held back")
         return factorize_entry(subject, entry)
     target, inputs = refit_target(weight, every, strength, centred)
-    measured = metric_of(subject.model, (site,), subject.measurements, entry.metric)
+    measured = metric_of(subject.model, Group((site,)), subject.measurements, entry.metric)
 
     def shift(dense: Tensor) -> Tensor:
         return weight.double() @ every.mean_was - dense.double().flatten(1) @ every.mean_now
