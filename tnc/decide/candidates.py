@@ -8,12 +8,12 @@ from math import prod
 
 import numpy as np
 
-from tnc.decide.matching import Target
 from tnc.decide.options import print_option
 from tnc.decide.packing import pack_exact, shortlist
 from tnc.decide.packing.problem import Packing
 from tnc.decide.ranks import Tails, climb
-from tnc.derive.cost import Cost, cost
+from tnc.decide.target import Target
+from tnc.derive.cost import Cost, cost, parameters
 from tnc.derive.dense import dense as dense_weight
 from tnc.errors import InfeasibleBudget, PlanError
 from tnc.net import Structure
@@ -76,6 +76,11 @@ def name_of(family: Family) -> str:
 def cost_of(structure: Structure, target: Target) -> Cost:
     """Return what a structure costs in the place of a target."""
     first = target.sites[0]
+    if target.group.stacked:
+        each = [cost(own, site.work) for site, own, _ in target.group.members(structure)]
+        params = parameters(structure)
+        flops, peak = sum(part.flops for part in each), max(part.peak for part in each)
+        return Cost(params, flops, params * first.itemsize, peak)
     if first.rebuilt:
         dense = first.cost
         made = cost(structure, first.work, first.itemsize)
@@ -233,7 +238,7 @@ def _candidate(
         for name, rank in ranks.items()
         if name in tails
     )
-    fit = family.fit if target.rule.fit == "auto" else target.rule.fit
+    fit = family.fit_for(target.signature) if target.rule.fit == "auto" else target.rule.fit
     return Candidate(
         structure,
         name_of(family),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
 
@@ -11,32 +10,9 @@ from tnc.decide.group import Group
 from tnc.decide.plan import Skip
 from tnc.decide.site import Site
 from tnc.decide.spec import Rule, Spec
+from tnc.decide.stacking import stacked
+from tnc.decide.target import Target
 from tnc.errors import PlanError
-from tnc.net import Signature
-
-
-@dataclass(frozen=True)
-class Target:
-    """What is decided at once: a group of sites, and the rule that matched all of them."""
-
-    group: Group
-    rule: Rule
-    where: str
-
-    @property
-    def sites(self) -> tuple[Site, ...]:
-        """The sites of the group."""
-        return self.group.sites
-
-    @property
-    def name(self) -> str:
-        """The site's name; for several, all of them."""
-        return self.group.name
-
-    @property
-    def signature(self) -> Signature:
-        """The dimensions of the group's weight."""
-        return self.group.signature
 
 
 def match_rules(
@@ -48,7 +24,8 @@ def match_rules(
     """Return the targets, and a skip with its reason for every other site.
 
     `shared` are groups of site names that read one tensor; they become one target where the spec
-    says `shares: true` and one rule matches them all. Raises PlanError for a rule without a match.
+    says `shares: true` and one rule matches them all. Rules with `joint` stack layers. Raises
+    PlanError for a rule without a match.
     """
     counts = [0] * len(spec.rules)
     chosen: dict[str, Target] = {}
@@ -73,8 +50,10 @@ def match_rules(
         else:
             chosen[site.name] = Target(Group((site,)), rule, where)
     _check_counts(spec, counts, sites, locations)
-    targets = _grouped(chosen, shared) if spec.shares else tuple(chosen.values())
-    return targets, tuple(skips)
+    targets, alone = stacked(tuple(chosen.values()))
+    if spec.shares:
+        targets = _grouped({target.name: target for target in targets}, shared)
+    return targets, (*skips, *alone)
 
 
 def _matches(rule: Rule, site: Site) -> bool:

@@ -47,6 +47,7 @@ Format = Literal["torch-export", "onnx", "dense"]
 _PASS = Step(passes)
 _TRAIN = "How ranks change while the compiled model is trained: tnc.adapt_ranks reads it."
 _EXTENDS = "Files beside this one, or recipes, that it is laid over; resolved on reading."
+Joint = Annotated[int, Field(ge=2)] | Literal["all"]
 Patterns = Annotated[tuple[str, ...], AfterValidator(not_empty), OneOrMore()]
 
 
@@ -97,7 +98,8 @@ class Rule(Part):
 
     `structure` is empty for weights that stay dense, else the candidates. `ranks` (by name, or
     'full' for an exact conversion) and `keep` (a fraction of the layer's parameters) fix what is
-    otherwise searched.
+    otherwise searched. `joint` fits that many successive layers of one kind and shape, or 'all' of
+    them, as one tensor with a mode that counts them: cores without that mode are shared.
     """
 
     match: Patterns
@@ -105,6 +107,7 @@ class Rule(Part):
     structure: Annotated[tuple[Annotated[Family, Choice(families)], ...], OneOrMore(empty="dense")]
     ranks: Annotated[dict[str, int] | Literal["full"], Ranks()] = Field(default_factory=dict)
     keep: Fraction | None = None
+    joint: Joint | None = None
     fit: str = "auto"
     metric: Metric | None = None
     min_params: Whole = 0

@@ -9,8 +9,8 @@ from math import ceil
 
 from tnc.decide.allocation import Choice, allocate, minimise_cost
 from tnc.decide.candidates import Candidate, cost_of, name_of, template_of
-from tnc.decide.matching import Target
 from tnc.decide.spec import Spec
+from tnc.decide.target import Target
 from tnc.errors import InfeasibleBudget, PlanError
 from tnc.planner.budget import Budget, cost_vector, open_names
 from tnc.planner.options import Option, is_fixed
@@ -122,7 +122,7 @@ def _at_share(target: Target, options: Sequence[Option], share: float) -> Option
     if ranks is None:
         return None
     structure = template.at(ranks)
-    fit = family.fit if target.rule.fit == "auto" else target.rule.fit
+    fit = family.fit_for(target.signature) if target.rule.fit == "auto" else target.rule.fit
     cost = cost_of(structure, target)
     candidate = Candidate(structure, name_of(family), fit, cost, float("nan"), False)
     return Option(candidate, float("nan"), float("nan"))

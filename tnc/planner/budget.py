@@ -9,10 +9,10 @@ from math import inf
 
 from torch import nn
 
-from tnc.decide.matching import Target
 from tnc.decide.plan import Total
 from tnc.decide.site import Site
 from tnc.decide.spec import Spec
+from tnc.decide.target import Target
 from tnc.derive.cost import Cost
 from tnc.errors import PlanError
 

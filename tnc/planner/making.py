@@ -7,10 +7,11 @@ from dataclasses import replace
 from typing import Any
 
 from tnc.capture.batches import some_of
-from tnc.decide.matching import Target, match_rules
+from tnc.decide.matching import match_rules
 from tnc.decide.plan import Entry, Plan, Skip, Total
 from tnc.decide.site import Site
 from tnc.decide.spec import Spec
+from tnc.decide.target import Target
 from tnc.derive.cost import conv_chain
 from tnc.errors import InfeasibleBudget, PlanError
 from tnc.net import Structure

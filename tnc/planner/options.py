@@ -11,8 +11,8 @@ import numpy.typing as npt
 from torch import Tensor
 
 from tnc.decide.candidates import Candidate, ladder, members_of, name_of, template_of
-from tnc.decide.matching import Target
 from tnc.decide.spec import Spec
+from tnc.decide.target import Target
 from tnc.derive.cost import Cost
 from tnc.derive.cut import cut
 from tnc.errors import PlanError

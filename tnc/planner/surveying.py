@@ -10,8 +10,8 @@ from torch import nn
 
 from tnc.decide.allocation import Choice, Effort, allocate
 from tnc.decide.background import Background, Curve, Part, thinned
-from tnc.decide.matching import Target
 from tnc.decide.spec import Spec
+from tnc.decide.target import Target
 from tnc.errors import InfeasibleBudget
 from tnc.planner.budget import Budget, cost_vector
 from tnc.planner.options import Option

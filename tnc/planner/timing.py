@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from statistics import median
 from typing import Any
 
 import torch
 from torch import nn
 
-from tnc.decide.matching import Target
+from tnc.decide.group import Group
+from tnc.decide.target import Target
 from tnc.net import Structure
 from tnc.nn import ConvView, StructuredLayer
 from tnc.rewrite.edit import view_for
@@ -24,6 +26,10 @@ def layer_seconds(target: Target, structure: Structure | None) -> float:
     A weight that its code reads itself is timed as that code runs: rebuilt, then applied.
     """
     site = target.sites[0]
+    if target.group.stacked:
+        own = next(target.group.members(structure))[1] if structure is not None else None
+        alone = replace(target, group=Group((site,)))
+        return len(target.sites) * layer_seconds(alone, own)
     x = _input(target)
     layer = _dense(target) if structure is None else _structured(target, structure)
     with torch.no_grad():

@@ -10,7 +10,7 @@ import torch
 from torch import Generator, Tensor
 
 from tnc.capture.batches import call
-from tnc.decide.matching import Target
+from tnc.decide.target import Target
 from tnc.planner.options import Option, metric_kind
 from tnc.rewrite.edit import bias_of, owner_of
 from tnc.rewrite.fitting import Fitting, fit_sites, metric_of, parts_of

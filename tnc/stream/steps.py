@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
+from tnc.decide.group import Group
 from tnc.decide.plan import Entry, Plan
 from tnc.decide.site import Site
 from tnc.errors import PassError
@@ -112,12 +113,12 @@ def _fitted(
     entry: Entry, subject: Subject, compiled: Subject, lender: Lender
 ) -> Iterator[tuple[str, Tensor]]:
     assert entry.structure is not None and compiled.plan is not None
-    sites = sites_of(subject, entry)
+    group = Group.of(sites_of(subject, entry), entry.structure)
     seed = compiled.plan.seed
     with lender.lent(entry.members):
-        found = fit_sites(subject.model, sites, entry.structure, entry.fit, Metric(), None, seed)
+        found = fit_sites(subject.model, group, entry.structure, entry.fit, Metric(), None, seed)
     shapes = {reparam.old[0]: reparam for reparam in compiled.reparams}
-    for site, _, cores in members_of(sites, entry.structure, found.cores):
+    for site, _, cores, _ in members_of(group, entry.structure, found.cores):
         reparam = replace(shapes[site.aliases[0]], residual=found.relative, plain=found.plain)
         _check(entry, site, reparam, compiled)
         for name, path in reparam.new:
