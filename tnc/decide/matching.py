@@ -97,7 +97,10 @@ def _grouped(chosen: dict[str, Target], shared: Sequence[Sequence[str]]) -> tupl
         members = [left[name] for name in group if name in left]
         sites = [target.sites[0] for target in members]
         same = len({(t.where, t.signature.inputs) for t in members}) == 1
-        plain = all(not s.rebuilt and not s.transposed and len(s.aliases) == 1 for s in sites)
+        plain = all(
+            not s.rebuilt and s.groups == 1 and not s.transposed and len(s.aliases) == 1
+            for s in sites
+        )
         if len(members) > 1 and same and plain:
             for site in sites:
                 del left[site.name]

@@ -10,10 +10,10 @@ import torch
 
 from tnc.capture import capture
 from tnc.capture.trace import Trace
-from tnc.decide.matching import Target
 from tnc.decide.pipeline import pipeline
 from tnc.decide.plan import Plan
 from tnc.decide.spec import Spec
+from tnc.decide.target import Target
 from tnc.errors import CaptureError, PlanError
 from tnc.planner import make_plan
 from tnc.planner.making import Progress
