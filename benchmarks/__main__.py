@@ -50,6 +50,8 @@ def main(words: list[str] | None = None) -> int:
     parser.add_argument("--data", type=Path, help="folder with models and data sets")
     parser.add_argument("--quick", action="store_true", help="fewer cases and repeats")
     parser.add_argument("--json", type=Path, help="file for the figures")
+    parser.add_argument("--minutes", type=float, help="distill for so long, where it is offered")
+    parser.add_argument("--checkpoint", type=Path, help="folder to resume a distillation from")
     options = parser.parse_args(words)
     names = found()
     if options.name is None:
@@ -59,7 +61,9 @@ def main(words: list[str] | None = None) -> int:
     if options.name not in names:
         parser.error(f"no benchmark {options.name!r}; there are {', '.join(names)}")
     module = importlib.import_module(names[options.name][0])
-    outcome: Outcome = module.run(Arguments(options.data, options.quick))
+    outcome: Outcome = module.run(
+        Arguments(options.data, options.quick, options.minutes, options.checkpoint)
+    )
     if options.json is not None:
         _write(options.json, options.name, options.quick, outcome)
     return _report(options.name, outcome)

@@ -10,10 +10,16 @@ from typing import Literal
 
 @dataclass(frozen=True)
 class Arguments:
-    """Hold what every benchmark is told: where data lie (None: nowhere), and to be quick."""
+    """Hold what every benchmark is told: where data lie (None: nowhere), and to be quick.
+
+    `minutes` of distillation are for the benchmarks that train; `checkpoint` is the folder from
+    which such a run can be resumed.
+    """
 
     data: Path | None = None
     quick: bool = False
+    minutes: float | None = None
+    checkpoint: Path | None = None
 
 
 @dataclass(frozen=True)

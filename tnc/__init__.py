@@ -18,6 +18,7 @@ _PUBLIC = {
     "adapt_ranks": "tnc.adapting.ranks",
     "compile": "tnc.api",
     "densify": "tnc.api",
+    "distill": "tnc.distilling",
     "export": "tnc.api",
     "load": "tnc.artifact",
     "measure": "tnc.api",
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
     from tnc.artifact import verify as verify
     from tnc.decide.plan import Plan as Plan
     from tnc.decide.spec import Spec as Spec
+    from tnc.distilling import distill as distill
     from tnc.errors import TncError as TncError
     from tnc.net import Structure as Structure
     from tnc.nn import StructuredLayer as StructuredLayer

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from tnc.decide.options import as_mapping
 from tnc.decide.plan import Plan
-from tnc.decide.spec import Resolved, Spec
+from tnc.decide.spec import Distill, Resolved, Spec
 from tnc.errors import PlanError
 from tnc.inputs import Inputs, load, timing_batches
 from tnc.report.environment import environment
@@ -22,6 +23,9 @@ from tnc.sources.source import as_call, count
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
+
+    from tnc.distilling import Distilled
+    from tnc.rewrite import Compiled
 
 Progress = Callable[[str, int, int], None]
 EXPORTED = {"onnx": "model.onnx", "torch-export": "model.pt2", "dense": "dense.safetensors"}
@@ -54,6 +58,7 @@ def run(
     clock("compile", 0, 1)
     compiled = api.compile(original, spec, plan=plan, **given)
     check_savings(compiled)
+    compiled = _distilled(inputs, compiled, out, clock)
     figures = compare(inputs, compiled.model, clock)
     timings = latency(original, compiled.model, timing_batches(inputs), clock)
     clock("save", 0, 1)
@@ -72,7 +77,53 @@ def run(
     if out is None or report.gate:
         return report
     report = _save(inputs, compiled, report, out, resolved.text, force)
+    shutil.rmtree(out.with_name(f"{out.name}.distill"), ignore_errors=True)
     return replace(report, seconds=clock.seconds)
+
+
+def distill_on(
+    inputs: Inputs,
+    model: nn.Module,
+    settings: Distill,
+    checkpoint: Path | None = None,
+    progress: Progress | None = None,
+) -> Distilled:
+    """Distill a compiled model on the training data of a spec; held-out data are left out."""
+    from tnc.distilling import distill
+
+    source = settings.data or inputs.spec.calibration
+    if source is None:
+        raise PlanError(
+            "there are no data to distill on",
+            where="distill",
+            hint="add `data` to distill, or calibration data to the spec",
+        )
+    return distill(
+        model,
+        inputs.loaded.model,
+        source.stream(inputs.loaded, inputs.spec.seed),
+        settings,
+        evaluation=inputs.evaluation,
+        seed=inputs.spec.seed,
+        checkpoint=checkpoint,
+        progress=progress,
+    )
+
+
+def _distilled(
+    inputs: Inputs, compiled: Compiled, out: Path | None, progress: Progress
+) -> Compiled:
+    """Distill where the spec says so, with a checkpoint beside the artifact's folder."""
+    from tnc.rewrite import Record
+
+    settings = inputs.spec.distill
+    if settings is None:
+        return compiled
+    place = out.with_name(f"{out.name}.distill") if out is not None else None
+    found = distill_on(inputs, compiled.model, settings, place, progress)
+    params = sum(p.numel() for p in found.model.parameters())
+    record = Record("distill", found.seconds, (str(found),), params, params)
+    return replace(compiled, model=found.model, records=(*compiled.records, record))
 
 
 def compare(inputs: Inputs, model: nn.Module, progress: Progress | None = None) -> dict[str, float]:

@@ -18,7 +18,7 @@ LAYERS = (
     {"decide", "explore"},
     {"capture", "fit", "nn", "kernels", "optim"},
     {"rewrite"},
-    {"planner", "passes", "artifact", "adapting"},
+    {"planner", "passes", "artifact", "adapting", "distilling"},
     {"api"},
     {"report", "inputs"},
     {"stream"},

@@ -141,6 +141,43 @@ class Quality(Part):
     max_error: Positive
 
 
+class Distill(Part):
+    """Training on the original's answers after the plan is carried out; see `tnc.distill`.
+
+    `minutes` or `steps` end it. `data` is the calibration source where it is not given; what is
+    held out is never trained on. `layerwise` is the share of the run in which the blocks alone are
+    matched, `blocks` their weight beside the evaluation's loss afterwards, `match` the modules that
+    count as blocks. With `scaled` each parameter's rate is `rate` times its root mean square.
+    """
+
+    data: Annotated[DataSource, Choice(datas)] | None = None
+    minutes: Positive | None = None
+    steps: Rank | None = None
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    rate: Positive = 0.01
+    scaled: Flag = True
+    warmup: Annotated[float, Field(strict=True, ge=0, lt=1)] = 0.03
+    decay: Annotated[float, Field(strict=True, ge=0)] = 0.0
+    clip: Annotated[float, Field(strict=True, ge=0)] = 1.0
+    temperature: Positive = 1.0
+    layerwise: Annotated[float, Field(strict=True, ge=0, le=1)] = 0.1
+    blocks: Annotated[float, Field(strict=True, ge=0)] = 1.0
+    match: Annotated[tuple[str, ...], OneOrMore()] = ()
+    batch_norm: Literal["train", "fixed"] = "train"
+
+    def __init__(self, **data: Any) -> None:
+        try:
+            super().__init__(**data)
+        except ValidationError as error:
+            raise SpecProblems(problems_of(error)) from None
+
+    @model_validator(mode="after")
+    def _limited(self) -> Self:
+        if self.steps is None and self.minutes is None:
+            raise problem("value", "a distillation needs minutes or steps")
+        return self
+
+
 class Spec(Part):
     """A complete wish. `Spec.read("minilm.yaml")` and `Spec(...)` make the same thing.
 
@@ -166,6 +203,7 @@ class Spec(Part):
     )
     passes: tuple[Annotated[str, _PASS], ...] = DEFAULT
     train: Annotated[str, Step(schedules)] | None = Field(default=None, description=_TRAIN)
+    distill: Distill | None = None
     quality: Quality | None = None
     export: Annotated[tuple[Format, ...], OneOrMore()] = ()
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import random
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -18,7 +19,8 @@ if TYPE_CHECKING:
 Batch = Mapping[str, Any] | tuple[Any, ...]
 """Keyword arguments or positional arguments of one forward pass."""
 
-Split = Literal["calibration", "held-out"]
+Split = Literal["calibration", "held-out", "training"]
+"""Training is everything but what is held out, where a source has more than it calibrates on."""
 Call = tuple[tuple[Any, ...], dict[str, Any]]
 
 
@@ -93,7 +95,27 @@ class DataSource(ABC):
 
     @abstractmethod
     def batches(self, loaded: Loaded, split: Split = "calibration") -> list[Batch]:
-        """Return the batches of a split, which share no sample. Raises SourceError."""
+        """Return the batches of a split. Held-out shares no sample with the others.
+
+        Raises SourceError.
+        """
+
+    trains: ClassVar[Split] = "calibration"
+    """The split that `stream` takes: 'training' in sources that know it."""
+
+    def stream(self, loaded: Loaded, seed: int = 0) -> Callable[[int], Iterable[Batch]]:
+        """Return a function that gives the training batches of an epoch, by its number.
+
+        The same number gives the same batches. Sources that augment their samples override it.
+        """
+        held = self.batches(loaded, self.trains)
+
+        def epoch(number: int) -> Iterable[Batch]:
+            order = list(range(len(held)))
+            random.Random(f"{seed}/{number}").shuffle(order)
+            return (held[place] for place in order)
+
+        return epoch
 
 
 class Evaluation(ABC):
@@ -119,6 +141,10 @@ class Evaluation(ABC):
         """Return sum_b u_b . features_b for Gaussian u, a scalar to differentiate."""
         features = self.features(output, batch)
         return (gaussian(features, generator) * features).sum()
+
+    def loss(self, features: Tensor, reference: Tensor, temperature: float = 1.0) -> Tensor:
+        """Return what distillation minimises, a scalar: the mean distance."""
+        return self.distance(features, reference).mean()
 
     def summary(self, features: Tensor, reference: Tensor) -> dict[str, float]:
         """Return figures for people, by name; the mean distance under `figure` is one of them."""

@@ -14,18 +14,22 @@ T = TypeVar("T")
 def part_of(samples: Sequence[T], split: Split, count: int, held_out: int) -> Sequence[T]:
     """Return the first `count` samples for calibration, or the `held_out` that follow them.
 
+    For training: all but those that are held out.
+
     >>> part_of("abcdef", "calibration", 4, 2), part_of("abcdef", "held-out", 4, 2)
     ('abcd', 'ef')
 
     Raises SourceError when there are too few.
     """
-    if split not in ("calibration", "held-out"):
-        raise SourceError(f"no split {split!r}", hint="calibration or held-out")
+    if split not in ("calibration", "held-out", "training"):
+        raise SourceError(f"no split {split!r}", hint="calibration, held-out or training")
     if len(samples) < count + held_out:
         raise SourceError(
             f"{count} + {held_out} samples are asked for, there are {len(samples)}",
             hint="lower samples or held_out",
         )
+    if split == "training":
+        return [*samples[:count], *samples[count + held_out :]]
     return samples[:count] if split == "calibration" else samples[count : count + held_out]
 
 

@@ -35,6 +35,8 @@ class Text(DataSource):
     shuffle: bool = True
     seed: int = 0
 
+    trains = "training"
+
     def __post_init__(self) -> None:
         require_positive(samples=self.samples, held_out=self.held_out, batch=self.batch)
 

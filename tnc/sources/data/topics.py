@@ -25,6 +25,8 @@ class Topics(DataSource):
     max_length: int = 128
     seed: int = 0
 
+    trains = "training"
+
     def __post_init__(self) -> None:
         require_positive(samples=self.samples, held_out=self.held_out, batch=self.batch)
 

@@ -33,6 +33,11 @@ class Logits(Evaluation):
     def distance(self, features: Tensor, reference: Tensor) -> Tensor:
         return (reference.exp() * (reference - features)).sum(-1)
 
+    def loss(self, features: Tensor, reference: Tensor, temperature: float = 1.0) -> Tensor:
+        """Return `T^2` times the mean KL of both distributions softened by T (Hinton et al.)."""
+        soft, target = ((f / temperature).log_softmax(-1) for f in (features, reference))
+        return temperature**2 * self.distance(soft, target).mean()
+
     def probe(self, output: Any, batch: Batch, generator: Generator) -> Tensor:
         """Return sum_b (H_b^(1/2) u_b) . z_b with H = diag(p) - p p^T, the Hessian of the KL."""
         logs = self.features(output, batch)

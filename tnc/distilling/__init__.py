@@ -1,0 +1,5 @@
+"""Distillation: train a compressed model to answer as the original does. No labels are needed."""
+
+from tnc.distilling.distil import Distilled, Interrupted, distill
+
+__all__ = ["Distilled", "Interrupted", "distill"]

@@ -1,0 +1,257 @@
+"""Train a compressed model on its original's answers."""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tnc.capture.batches import call
+from tnc.decide.spec import Distill
+from tnc.distilling import checkpoint
+from tnc.distilling.checkpoint import Position
+from tnc.distilling.interrupts import deferred
+from tnc.distilling.matching import inner_distance, matched_paths, recorded
+from tnc.distilling.schedule import parameter_groups, progress, rate_factor
+from tnc.errors import FitError, PlanError, TncError
+from tnc.sources import Evaluation, evaluations
+
+Stream = Callable[[int], Iterable[Any]]
+"""The batches of an epoch, by its number; the same number gives the same batches."""
+
+Report = Callable[[str, int, int], None]
+SAVE_SECONDS = 30.0
+NORMS = (nn.modules.batchnorm._BatchNorm,)
+
+
+@dataclass(frozen=True)
+class Distilled:
+    """A model after distillation, with the steps, seconds and the last mean loss."""
+
+    model: nn.Module
+    steps: int
+    epochs: int
+    seconds: float
+    loss: float
+
+    def __str__(self) -> str:
+        return f"{self.steps} steps in {self.seconds:.0f} s, loss {self.loss:.4g}"
+
+
+class Interrupted(TncError):
+    """A distillation that a signal ended; its checkpoint holds all that was done."""
+
+    exit_code = 5
+
+
+def distill(
+    model: nn.Module,
+    teacher: nn.Module,
+    data: Sequence[Any] | Stream,
+    settings: Distill | None = None,
+    *,
+    evaluation: Evaluation | None = None,
+    seed: int = 0,
+    checkpoint: str | Path | None = None,
+    progress: Report | None = None,
+    **options: Any,
+) -> Distilled:
+    """Train a copy of `model` to answer as `teacher` does; neither of the two is changed.
+
+    First every block is matched to the teacher's (`layerwise` of the run), then the loss is the
+    `evaluation`'s distance of the outputs plus `blocks` times the blocks' distance. `data` are
+    batches, or a function of the epoch's number that returns some. Frozen parameters stay as they
+    are. `options` are the fields of `Distill`: minutes, steps, rate, temperature and so on.
+
+    With a `checkpoint` folder the run can be killed at any time and goes on from there when called
+    again with the same arguments; with `steps` the result is the same to the bit. SIGINT and
+    SIGTERM end it after the step, with a checkpoint. Raises Interrupted, ArtifactError for a
+    checkpoint of another run, FitError when the loss is no longer finite, PlanError without data.
+
+    >>> import torch, tnc
+    >>> net = torch.nn.Sequential(torch.nn.Linear(16, 16), torch.nn.ReLU(), torch.nn.Linear(16, 4))
+    >>> spec = tnc.Spec(version=1, rules=[{"match": "*", "structure": "low-rank", "keep": 0.5}])
+    >>> small = tnc.compile(net, spec, example=torch.ones(2, 16)).model
+    >>> tnc.distill(small, net, [torch.randn(32, 16)], steps=5).steps
+    5
+    """
+    chosen = settings or Distill(**options)
+    if settings is not None and options:
+        chosen = Distill(**(settings.model_dump(exclude_none=True) | options))
+    stream = data if callable(data) else _shuffled(data, seed)
+    run = _Run(model, teacher, stream, chosen, evaluation, seed, progress)
+    return run.go(Path(checkpoint) if checkpoint is not None else None)
+
+
+def _shuffled(batches: Sequence[Any], seed: int) -> Stream:
+    """Return the batches in an order of their own for every epoch. Raises PlanError."""
+    held = list(batches)
+    if not held:
+        raise PlanError("there is no batch to distill on", hint="give at least one batch")
+
+    def epoch(number: int) -> Iterator[Any]:
+        generator = torch.Generator().manual_seed(seed * 1_000_003 + number)
+        for place in torch.randperm(len(held), generator=generator).tolist():
+            yield held[place]
+
+    return epoch
+
+
+class _Run:
+    def __init__(
+        self,
+        model: nn.Module,
+        teacher: nn.Module,
+        stream: Stream,
+        settings: Distill,
+        evaluation: Evaluation | None,
+        seed: int,
+        report: Report | None,
+    ) -> None:
+        self.settings, self.stream, self.report = settings, stream, report
+        self.evaluation = evaluation or evaluations.get("output")()
+        described = settings.model_dump(mode="json", exclude={"data"})
+        described |= {"seed": seed, "evaluation": repr(self.evaluation)}
+        self.identity = checkpoint.identity(described, model, teacher)
+        self.student, self.teacher = copy.deepcopy(model), copy.deepcopy(teacher).eval()
+        self.modes = [module.training for module in model.modules()]
+        self.teacher.requires_grad_(False)
+        self.student.eval()
+        if settings.batch_norm == "train":
+            for module in self.student.modules():
+                module.training = isinstance(module, NORMS)
+        groups = parameter_groups(self.student, settings)
+        if not groups:
+            raise PlanError("every parameter of the model is frozen: there is nothing to train")
+        self.optimizer: torch.optim.Optimizer
+        if settings.optimizer == "sgd":
+            self.optimizer = torch.optim.SGD(groups, lr=0.0, momentum=0.9, nesterov=True)
+        else:
+            self.optimizer = torch.optim.AdamW(groups, lr=0.0, betas=(0.9, 0.99))
+        self.trained = [p for group in self.optimizer.param_groups for p in group["params"]]
+        self.paths = matched_paths(self.student, self.teacher, settings.match)
+        self.position = Position()
+
+    def go(self, folder: Path | None) -> Distilled:
+        """Train until the limit is reached."""
+        if folder is not None:
+            self._resume(folder)
+        saved = time.monotonic()
+        with deferred() as interrupted:
+            while self._share() < 1:
+                used = self.position.batch
+                for number, batch in enumerate(self.stream(self.position.epoch)):
+                    if number < used:
+                        continue
+                    self._timed_step(batch, number)
+                    if folder is not None and time.monotonic() - saved > SAVE_SECONDS:
+                        self._save(folder)
+                        saved = time.monotonic()
+                    if interrupted():
+                        self._interrupt(folder)
+                    if self._share() >= 1:
+                        break
+                else:
+                    if not self.position.batch:
+                        raise PlanError(f"epoch {self.position.epoch} has no batch to distill on")
+                    self.position = replace(self.position, epoch=self.position.epoch + 1, batch=0)
+            if folder is not None:
+                self._save(folder)
+        return self._result()
+
+    def _share(self) -> float:
+        return progress(self.settings, self.position)
+
+    def _timed_step(self, batch: Any, number: int) -> None:
+        started = time.perf_counter()
+        loss = self._step(batch)
+        old = self.position
+        mean = loss if old.loss != old.loss else 0.98 * old.loss + 0.02 * loss
+        spent = old.seconds + time.perf_counter() - started
+        self.position = replace(old, step=old.step + 1, batch=number + 1, seconds=spent, loss=mean)
+        if self.report:
+            self.report("distill", round(1000 * self._share()), 1000)
+
+    def _step(self, batch: Any) -> float:
+        done, settings = self._share(), self.settings
+        factor = rate_factor(settings, done)
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["base"] * factor
+        layerwise = done < settings.layerwise
+        watched = self.paths if layerwise or settings.blocks > 0 else []
+        with recorded(self.teacher, watched) as theirs, torch.no_grad():
+            answer = self.evaluation.features(call(self.teacher, batch), batch)
+        with recorded(self.student, watched) as mine:
+            output = call(self.student, batch)
+        loss = torch.zeros(()) if not watched else inner_distance(mine, theirs, batch)
+        if not layerwise or not watched:
+            features = self.evaluation.features(output, batch)
+            outer = self.evaluation.loss(features, answer, settings.temperature)
+            loss = outer + settings.blocks * loss
+        value = float(loss.detach())
+        if value != value or value == float("inf"):
+            raise FitError(
+                f"the loss is {value} after {self.position.step} steps of distillation",
+                hint=f"lower distill.rate (now {settings.rate:g}) or distill.clip",
+            )
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        if settings.clip:
+            nn.utils.clip_grad_norm_(self.trained, settings.clip)
+        self.optimizer.step()
+        return value
+
+    def _tensors(self) -> dict[str, Tensor]:
+        found = {f"model.{k}": v for k, v in _state(self.student).items()}
+        for index, state in self.optimizer.state_dict()["state"].items():
+            found |= {f"optimizer.{index}.{k}": v for k, v in state.items() if v is not None}
+        return found
+
+    def _save(self, folder: Path) -> None:
+        checkpoint.write(folder, self.identity, self.position, self._tensors())
+
+    def _resume(self, folder: Path) -> None:
+        found = checkpoint.read(folder, self.identity)
+        if found is None:
+            return
+        self.position, tensors = found
+        with torch.no_grad():
+            for name, tensor in _state(self.student).items():
+                tensor.copy_(tensors[f"model.{name}"])
+        state: dict[int, dict[str, Tensor]] = {}
+        for name, tensor in tensors.items():
+            if name.startswith("optimizer."):
+                _, index, key = name.split(".", 2)
+                state.setdefault(int(index), {})[key] = tensor
+        self.optimizer.load_state_dict(self.optimizer.state_dict() | {"state": state})
+
+    def _interrupt(self, folder: Path | None) -> None:
+        step = self.position.step
+        if folder is None:
+            raise Interrupted(
+                f"interrupted after {step} steps of distillation; nothing was kept",
+                hint="give a checkpoint folder, then a run can be resumed",
+            )
+        self._save(folder)
+        raise Interrupted(
+            f"interrupted after {step} steps of distillation",
+            where=str(folder),
+            hint="run the same again: it goes on from its checkpoint",
+        )
+
+    def _result(self) -> Distilled:
+        for module, training in zip(self.student.modules(), self.modes):
+            module.training = training
+        place = self.position
+        return Distilled(self.student, place.step, place.epoch, place.seconds, place.loss)
+
+
+def _state(model: nn.Module) -> dict[str, Tensor]:
+    """Return every parameter and buffer once, tied ones under their first name."""
+    return dict(model.named_parameters()) | dict(model.named_buffers())
