@@ -135,7 +135,9 @@ def test_markup_in_names_does_nothing(visit) -> None:
 def test_runs_lie_side_by_side(visit) -> None:
     other = replace(run_of(12, "second"), metrics={})
     page = visit(run_of(), other).page
-    assert page.locator(".compare th").all_text_contents()[1:] == ["a", "second"]
+    assert page.locator(".compare th").all_text_contents()[1:3] == ["a", "second"]
+    assert "12 of 24 layers differ" in page.locator("#compared h3").inner_text()
+    assert "absent" in page.locator(".differing tbody tr").first.inner_text()
     assert page.locator("#run-1").is_hidden()
     page.get_by_role("tab", name="second").click()
     assert page.locator("#run-1").is_visible() and page.locator("#run-0").is_hidden()

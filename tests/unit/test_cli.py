@@ -24,6 +24,7 @@ LIGHT = (
     ["--help"],
     ["--version"],
     ["compile", "--help"],
+    ["report", "--help"],
     ["spec", "check", "minilm"],
     ["spec", "check", "no-such-spec"],
     ["spec", "schema"],

@@ -45,9 +45,17 @@ def read_reported(place: str | Path) -> Reported:
         name=path.resolve().name,
         place=str(place),
         plan=Plan.from_json(manifest.plan),
-        metrics=manifest.metrics,
+        metrics=_run_metrics(manifest.metrics),
         spec=manifest.spec,
         versions=manifest.versions,
         source=manifest.source,
         artifact=True,
     )
+
+
+def _run_metrics(metrics: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return what a run measured; of any other report its numbers, as figures."""
+    if metrics.get("kind") == "run":
+        return metrics
+    numbers = {name: value for name, value in metrics.items() if isinstance(value, int | float)}
+    return {"figures": numbers} if numbers else {}

@@ -24,7 +24,7 @@ def run_tables(report: RunReport) -> RenderableType:
     parts.append(Text(f"seconds: {spent}"))
     parts.extend(Text(f"note: {note}") for note in report.plan.notes)
     if report.artifact:
-        parts.append(Text(f"artifact: {report.artifact}"))
+        parts.append(Text(f"artifact: {report.artifact}, with a page about it: report.html"))
     parts.extend(Text(f"exported: {file}") for file in report.exports)
     return Group(*parts)
 

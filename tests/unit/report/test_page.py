@@ -158,6 +158,12 @@ def test_an_artifact_and_a_plan_are_reported(tmp_path: Path, capsys) -> None:
     assert read_reported(tmp_path / "art").plan.background == made.plan.background
 
 
+def test_numbers_of_a_report_of_ones_own_are_figures(tmp_path: Path) -> None:
+    tnc.save(halved("prime"), tmp_path / "art", report={"accuracy": 0.9, "note": "x"})
+    (run,) = page_data([read_reported(tmp_path / "art")])["runs"]
+    assert run["figures"] == [["accuracy", 0.9]] and run["command"].startswith("tnc.compile(")
+
+
 def old_format(folder: Path) -> None:
     tnc.save(halved("prime"), folder)
     file = folder / "tnc.json"

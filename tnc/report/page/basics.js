@@ -20,7 +20,7 @@ function shape(tag, attributes = {}, ...children) {
 }
 
 const exact = (value) => value == null ? "–" : Math.round(value).toLocaleString("en-US");
-const percent = (share) => share == null || !isFinite(share) ? "–" : (100 * share).toFixed(share > 0 && share < 0.0995 ? 1 : 0) + " %";
+const percent = (share) => share == null || !isFinite(share) ? "–" : (100 * share).toFixed(share > 0 && share < 0.0995 ? 1 : 0) + "\u00a0%";
 const small = (value) => value == null ? "–" : value === 0 ? "0" : Math.abs(value) < 1e-4 || Math.abs(value) >= 1e5 ? value.toExponential(1) : String(+value.toPrecision(3));
 function short(value) {
   for (const [size, unit] of [[1e12, " T"], [1e9, " G"], [1e6, " M"], [1e3, " k"]])

@@ -11,7 +11,7 @@ function cards(run) {
   for (const timing of run.timings.slice(0, 3)) card(`Latency, batch ${timing.batch}`, [(timing.before / timing.after).toFixed(2) + "×", make("small", {}, timing.after <= timing.before ? " as fast" : " as fast: slower")], `${small(timing.before)} → ${small(timing.after)} ms, median of ${timing.rounds} runs`, timing.after / timing.before, timing.after > timing.before ? "bad" : "");
   if (run.figures.length) {
     const rest = run.figures.slice(1).map(([name, value]) => `${name} ${small(value)}`).join(", ");
-    card(run.figures[0][0], small(run.figures[0][1]), `${run.gate == null ? "" : `gate ${small(run.gate)} ${run.figures[0][1] <= run.gate ? "met" : "not met"}; `}on ${run.held_out} held-out samples${rest ? "; " + rest : ""}`);
+    card(run.figures[0][0], small(run.figures[0][1]), `${run.gate == null ? "" : `gate ${small(run.gate)} ${run.figures[0][1] <= run.gate ? "met" : "not met"}; `}${run.held_out ? `on ${run.held_out} held-out samples` : "as reported"}${rest ? "; " + rest : ""}`);
   }
   for (const row of run.budgets) {
     const met = row.used == null ? null : row.used <= row.limit;
@@ -124,6 +124,9 @@ function bars(article, run, select) {
   fill();
 }
 
+/* What the numbers of a layer are called where the table has no columns. */
+const NARROW = ["parameters", "of dense", "FLOPs", "of dense", "relative error", "predicted"];
+
 function layers(article, run, select) {
   const section = article.querySelector(".layers"), tools = section.querySelector(".tools"), table = section.querySelector("table");
   const columns = [
@@ -146,7 +149,7 @@ function layers(article, run, select) {
   const pager = paged(60, (rows) => body.replaceChildren(...rows.map((layer) => make("tr", {},
     make("td", {}, make("button", { type: "button", title: "Show its error curve", on: { click: () => select(layer.site, true) } }, plain(layer.site))),
     make("td", { class: "becomes" }, make("span", { class: "chip" }, chip(layer.family)), becomes(layer)),
-    ...[exact(layer.params[1]), percent(ratio(layer.params)), short(layer.flops[1]), percent(ratio(layer.flops)), layer.family === "dense" ? "–" : small(layer.relative), small(layer.error)].map((value) => make("td", { class: "n" }, value))))));
+    ...[exact(layer.params[1]), percent(ratio(layer.params)), short(layer.flops[1]), percent(ratio(layer.flops)), layer.family === "dense" ? "–" : small(layer.relative), small(layer.error)].map((value, place) => make("td", { class: "n", "data-name": NARROW[place] }, value))))));
   section.append(pager.node);
   function fill() {
     const wanted = search.value.trim().toLowerCase();
@@ -246,6 +249,22 @@ function compare() {
   table.append(make("thead", {}, make("tr", {}, make("th", {}, ""), rows[0][1].map((name) => make("th", { class: "n" }, name)))), make("tbody", {}, rows.slice(1).map(([name, cells]) => make("tr", {}, make("td", {}, name), cells.map((cell) => make("td", { class: "n" }, cell))))));
 }
 
+/* Layer by layer, where the runs decided differently. */
+function compareLayers() {
+  const section = document.getElementById("compared");
+  if (!section) return;
+  const made = data.runs.map((run) => new Map(run.layers.map((layer) => [layer.site, layer])));
+  const sites = [...new Set(data.runs.flatMap((run) => run.layers.map((layer) => layer.site)))];
+  const told = (layers, site) => layers.has(site) ? becomes(layers.get(site)) : "absent";
+  const rows = sites.filter((site) => new Set(made.map((layers) => told(layers, site))).size > 1);
+  section.append(make("h3", {}, rows.length ? `${rows.length} of ${sites.length} layers differ` : "Every layer becomes the same"));
+  if (!rows.length) return;
+  const body = make("tbody");
+  const pager = paged(20, (page) => body.replaceChildren(...page.map((site) => make("tr", {}, make("td", {}, make("code", {}, plain(site))), made.map((layers) => make("td", { class: "n" }, told(layers, site), layers.has(site) ? ` (${percent(ratio(layers.get(site).params))})` : ""))))));
+  section.append(make("div", { class: "scroll" }, make("table", { class: "compare differing" }, make("thead", {}, make("tr", {}, make("th", {}, "Layer"), data.runs.map((run) => make("th", { class: "n" }, run.name)))), body)), pager.node);
+  pager.show(rows);
+}
+
 const ready = new Set();
 function fillRun(place) {
   if (ready.has(place)) return;
@@ -272,4 +291,5 @@ document.querySelectorAll("[role=tab]").forEach((tab, place, tabs) => {
 });
 window.addEventListener("beforeprint", () => document.querySelectorAll(".again details").forEach((node) => { node.open = true; }));
 compare();
+compareLayers();
 open(0);
