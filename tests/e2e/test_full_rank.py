@@ -14,9 +14,9 @@ import tnc
 from tests.zoo import BY_NAME, CASES
 from tnc.rewrite.contract import outputs_of
 
-STACK = {"kind": "free-form", "equation": "B[e o r] A[e r i] : i -> e o"}
+STACK = {"kind": "stacked", "of": "low-rank"}
 FULL = [
-    {"match": "*", "op": "experts", "structure": STACK, "ranks": {"r": 24}, "allow_empty": True},
+    {"match": "*", "op": "experts", "structure": STACK, "ranks": "full", "allow_empty": True},
     {"match": "*", "op": "linear", "structure": "low-rank", "ranks": "full", "allow_empty": True},
     {"match": "*", "op": "conv", "structure": "tucker", "ranks": "full", "allow_empty": True},
     {

@@ -26,6 +26,10 @@ OPTIONS: dict[str, tuple[dict[str, object], ...]] = {
             ("tucker", "tensor-train", "low-rank"),
         )
     ),
+    "stacked": tuple(
+        {"of": build(families, of), "shared": shared}
+        for of, shared in (("low-rank", ()), ("low-rank", ("A",)), ("tucker", ("V1",)))
+    ),
     "grouped-low-rank": ({}, {"groups": 3, "scheme": 1}, {"groups": 2, "scheme": 3}),
     "butterfly": ({}, {"factors": 3}),
     "block-diagonal": ({"blocks": 2},),

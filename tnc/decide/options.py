@@ -174,13 +174,14 @@ def text_schema(names: Any) -> dict[str, Any]:
 
 
 def _nested(hint: Any, thing: Any) -> Any:
-    """Give a field that holds several things of the owner's own registry the choice of them."""
-    inner = get_args(hint)[:1] if get_origin(hint) is tuple else ()
+    """Give a field that holds one or several things of the owner's own registry the choice."""
+    inner = get_args(hint)[:1] if get_origin(hint) is tuple else (hint,)
     base = inner[0] if inner and isinstance(inner[0], type) else None
     registry = getattr(base, "registry", None)
     if base is None or registry is None or not issubclass(thing, base):
         return hint
-    return tuple[Annotated[base, Choice(registry(), nested=True)], ...]  # type: ignore[valid-type]
+    choice: Any = Annotated[base, Choice(registry(), nested=True)]
+    return choice if base is hint else tuple[choice, ...]
 
 
 def _checked(model: type[BaseModel], options: dict[str, Any]) -> dict[str, Any]:

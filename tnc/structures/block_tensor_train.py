@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from tnc.net import Signature, parse_equation
 from tnc.structures.factorise import factorise
 from tnc.structures.family import Family, families
+from tnc.structures.legs import one_map
 from tnc.structures.template import Template
 
 
@@ -22,7 +23,7 @@ class BlockTensorTrain(Family):
     fit = "block-svd"
 
     def refuses(self, signature: Signature) -> str:
-        return ""
+        return one_map(signature)
 
     def template(self, signature: Signature) -> Template:
         (o,), (i, *kernel) = signature.outputs, signature.inputs

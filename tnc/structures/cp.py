@@ -8,6 +8,7 @@ from math import prod
 from tnc.net import Signature, parse_equation
 from tnc.structures.factorise import factorise
 from tnc.structures.family import Family, families
+from tnc.structures.legs import one_map
 from tnc.structures.template import Template
 
 
@@ -24,7 +25,9 @@ class CP(Family):
     fit = "cp-als"
 
     def refuses(self, signature: Signature) -> str:
-        return "" if self.factors >= 1 else f"factors is {self.factors}, it must be 1 or more"
+        if self.factors < 1:
+            return f"factors is {self.factors}, it must be 1 or more"
+        return one_map(signature)
 
     def template(self, signature: Signature) -> Template:
         (o,), (i, *kernel) = signature.outputs, signature.inputs

@@ -8,6 +8,7 @@ from math import prod
 from tnc.net import Signature, parse_equation
 from tnc.structures.factorise import factorise
 from tnc.structures.family import Family, families
+from tnc.structures.legs import one_map
 from tnc.structures.template import Template
 
 
@@ -23,7 +24,7 @@ class Kronecker(Family):
     fit = "van-loan"
 
     def refuses(self, signature: Signature) -> str:
-        return ""
+        return one_map(signature)
 
     def template(self, signature: Signature) -> Template:
         (o,), (i, *kernel) = signature.outputs, signature.inputs

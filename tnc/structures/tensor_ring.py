@@ -8,6 +8,7 @@ from math import prod
 from tnc.net import Signature, parse_equation
 from tnc.structures.chain_modes import chain_modes
 from tnc.structures.family import Family, families
+from tnc.structures.legs import one_map
 from tnc.structures.template import Template
 
 
@@ -26,7 +27,7 @@ class TensorRing(Family):
     def refuses(self, signature: Signature) -> str:
         if len(signature.inputs) == 1 and self.factors < 2:
             return f"factors is {self.factors}, a ring has 2 or more"
-        return ""
+        return one_map(signature)
 
     def template(self, signature: Signature) -> Template:
         groups, sizes, legs = chain_modes(signature, self.factors)

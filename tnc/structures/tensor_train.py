@@ -8,6 +8,7 @@ from math import prod
 from tnc.net import Signature, parse_equation
 from tnc.structures.chain_modes import chain_modes
 from tnc.structures.family import Family, families
+from tnc.structures.legs import one_map
 from tnc.structures.template import Template
 
 
@@ -24,7 +25,9 @@ class TensorTrain(Family):
     fit = "train-svd"
 
     def refuses(self, signature: Signature) -> str:
-        return "" if self.factors >= 2 else f"factors is {self.factors}, a train has 2 or more"
+        if self.factors < 2:
+            return f"factors is {self.factors}, a train has 2 or more"
+        return one_map(signature)
 
     def template(self, signature: Signature) -> Template:
         groups, sizes, legs = chain_modes(signature, self.factors)

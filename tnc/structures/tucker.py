@@ -9,7 +9,7 @@ from tnc.errors import PlanError
 from tnc.net import Signature, parse_equation
 from tnc.structures.factorise import factorise
 from tnc.structures.family import Family, families
-from tnc.structures.legs import kernel_legs
+from tnc.structures.legs import kernel_legs, one_map
 from tnc.structures.template import Template
 
 
@@ -32,7 +32,7 @@ class Tucker(Family):
             raise PlanError(f"tucker: factors is {self.factors}", hint="use 1 or more")
 
     def refuses(self, signature: Signature) -> str:
-        return ""
+        return one_map(signature)
 
     def template(self, signature: Signature) -> Template:
         (o,), (i, *_) = signature.outputs, signature.inputs

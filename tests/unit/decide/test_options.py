@@ -28,6 +28,7 @@ SAMPLES = {
     ("data source", "callable"): {"function": "a.b:c"},
     ("structure", "free-form"): {"equation": "B[o r] A[r i] : i -> o", "sizes": {"r": 4}},
     ("structure", "tucker"): {"factors": 2},
+    ("structure", "stacked"): {"of": Tucker(factors=2), "shared": ("V1",)},
     ("structure", "sum"): {"terms": (LowRank(), Tucker(factors=2))},
 }
 EVERY = [
