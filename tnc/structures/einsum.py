@@ -43,7 +43,7 @@ class Einsum(Family):
 
     def template(self, signature: Signature) -> Template:
         (o,), (i, *_) = signature.outputs, signature.inputs
-        taps = kernel_legs(signature)
+        taps = {"t" if name == "d" else name: k for name, k in kernel_legs(signature).items()}
         inputs = _sizes("a b g", i, self.theta[:3])
         outputs = _sizes("d e f", o, self.theta[3:6])
         legs = outputs | inputs | taps
