@@ -16,13 +16,13 @@ from tnc.adapting.star import in_gauge, matrix_of, star_of
 from tnc.adapting.tree import truncation
 from tnc.errors import PlanError
 from tnc.net import Structure, parse_network
-from tnc.nn import Conv2dView, LinearView, StructuredLayer
+from tnc.nn import ConvView, LinearView, StructuredLayer
 
 LOW_RANK = "B[o r] A[r i] : i -> o | i=10 o=12 r=8"
 TUCKER = "U[o r] G[r s] V[s i] : i -> o | i=10 o=12 r=8 s=8"
-FOLDED = "U[o r] P[p q] G[r q s t] V[s i] Q[t j] : (i j) -> (o p) | i=3 j=4 o=4 p=3 r=3 q=3 s=3 t=3"
+FOLDED = "U[o r] P[p q] G[r q s t] V[s i] Q[t j] : (i j) -> (o p) | i=3 j=4 o=4 p=3 r=2 q=2 s=2 t=2"
 CHAIN = "L[o i r] M[r p j s] N[s q k] : (i j k) -> (o p q) | i=2 j=3 k=2 o=3 p=2 q=2 r=5 s=4"
-CONV = "U[o r] G[r s h w] V[s i] : i h w -> o | i=5 o=6 h=3 w=3 r=6 s=5"
+CONV = "U[o r] G[r s h w] V[s i] : i h w -> o | i=5 o=6 h=3 w=3 r=4 s=3"
 LAYERS = {"low-rank": LOW_RANK, "tucker": TUCKER, "folded": FOLDED, "chain": CHAIN, "conv": CONV}
 OPTIMIZERS = {
     "sgd": lambda p: torch.optim.SGD(p, lr=0.05),
@@ -32,7 +32,12 @@ OPTIMIZERS = {
     "adagrad": lambda p: torch.optim.Adagrad(p, lr=0.05),
 }
 EAGER = {
-    "dlrt": "dlrt{tolerance=0.3}",
+    "cond-lr": "cond-lr{condition=2}",
+    "dlrt": "dlrt{tolerance=0.6, least=1}",
+    "group-sparsity": "group-sparsity{strength=30, keep=0.3, every=2}",
+    "maestro": "maestro{strength=0.05, threshold=0.5, every=3}",
+    "rank-increments": "rank-increments{every=3}",
+    "trp": "trp{energy=0.9, every=3, strength=0.01}",
 }
 """Options under which a few steps change ranks."""
 ALL = [(name, kind) for name in schedules.all() for kind in LAYERS]
@@ -40,7 +45,7 @@ ALL = [(name, kind) for name in schedules.all() for kind in LAYERS]
 
 def layer(kind: str, dtype=torch.float64, seed: int = 0) -> StructuredLayer:
     structure = Structure.of(parse_network(LAYERS[kind]))
-    view = Conv2dView(padding=(1, 1)) if kind == "conv" else LinearView()
+    view = ConvView(padding=(1, 1)) if kind == "conv" else LinearView()
     generator = torch.Generator().manual_seed(seed)
     return StructuredLayer.initialised(
         structure,
@@ -114,7 +119,8 @@ def test_the_optimizer_holds_the_models_parameters(name, kind, optimizer) -> Non
         for slot in state.values():
             if isinstance(slot, torch.Tensor) and slot.numel() > 1:
                 assert slot.shape == parameter.shape and slot.is_contiguous()
-    assert ranks.params != start, "no rank changed: the law was not put to the test"
+    fixed = name == "cond-lr"  # the one schedule that keeps ranks
+    assert fixed or ranks.params != start, "no rank changed: the law was not put to the test"
     assert ranks.params == sum(p.numel() for p in net.parameters())
     assert net[0].structure.shapes == {n: tuple(p.shape) for n, p in net[0].cores.items()}
 
@@ -180,12 +186,11 @@ def test_truncation_leaves_the_tail_of_the_spectrum(kind, rank) -> None:
     for bond in term.equation.bonds:
         found = truncation(term, cores, bond, rank)
         net = copy.deepcopy(made)
-        first, second = (c.name for c in term.equation.cores if bond in c.indices)
+        first = next(c.name for c in term.equation.cores if bond in c.indices)
         projector = found.into @ found.out
         axis = term.equation.core(first).indices.index(bond)
         core = net.cores[first].data
         net.cores[first].data = torch.tensordot(core, projector, ([axis], [0])).movedim(-1, axis)
         tail = found.spectrum[rank:].norm()
         assert torch.allclose((net.weight - made.weight).norm(), tail, atol=1e-10)
-        assert torch.allclose(found.out @ found.into, torch.eye(rank).double(), atol=1e-9)
-        assert second
+        assert torch.allclose(found.out @ found.into, torch.eye(len(found.out)).double(), atol=1e-9)

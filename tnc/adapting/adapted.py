@@ -10,11 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tnc.adapting.tree import refuses_tree
+from tnc.adapting.tree import ends, refuses_tree
 from tnc.errors import FitError
 from tnc.net import Network, Structure
 from tnc.nn import StructuredLayer
+from tnc.nn.rebuilt import SUFFIX
 from tnc.optim import move_, refusal
+from tnc.optim.moving import along
 
 BondMaps = Mapping[str, Mapping[str, Tensor]]
 """By core and bond: how the core's gradient moves along the bond, `[new size, old size]`."""
@@ -65,6 +67,13 @@ class Adapted:
         """Return the dimension of a core that an index names."""
         return self.network.equation.core(core).indices.index(index)
 
+    @property
+    def unhooked(self) -> str:
+        """Say why no forward pass of the layer can be watched; empty when one can."""
+        if self.path.endswith(SUFFIX):
+            return "other code reads its weight, so that it has no forward pass of its own"
+        return ""
+
     def refuses(self) -> str:
         """Say why no method could change the layer's ranks; empty when one could."""
         structure = self.layer.structure
@@ -90,7 +99,7 @@ class Adapted:
         A core of unchanged shape stays the same parameter. Raises FitError where a value is not
         finite, BindError where the optimizer cannot follow; the layer is unchanged then.
         """
-        self._check(values)
+        self.check(values)
         sizes = dict(self.network.size)
         cores = self.cores
         for name, value in values.items():
@@ -111,12 +120,42 @@ class Adapted:
             structure = Structure.of(term, signature=self.layer.structure.signature)
             self.layer.restructure_(structure, cores)
 
+    def insert_(self, bond: str, into: Tensor, out: Tensor) -> None:
+        """Put `into[bond, new]` and `out[new, bond]` in a bond; state moves by the adjoints."""
+        first, second = ends(self.network, bond)
+        values = self.values
+        self.set_(
+            {
+                first: along(values[first], self.axis(first, bond), into.T),
+                second: along(values[second], self.axis(second, bond), out),
+            },
+            {first: {bond: out}, second: {bond: into.T}},
+        )
+
+    def keep_(self, bond: str, kept: Tensor) -> None:
+        """Keep some slices of a bond, by number."""
+        if len(kept) < self.ranks[bond]:
+            like = next(iter(self.values.values()))
+            chosen = torch.eye(self.ranks[bond]).to(like)[kept]
+            self.insert_(bond, chosen.T, chosen)
+
+    def grow_(self, bond: str, slices: Mapping[str, Tensor]) -> None:
+        """Add slices `[new, other dimensions in order]` to the two cores of a bond."""
+        values, found, maps = self.values, {}, {}
+        for name, fresh in slices.items():
+            axis = self.axis(name, bond)
+            found[name] = torch.cat([values[name], fresh.movedim(0, axis)], dim=axis)
+            old = self.ranks[bond]
+            maps[name] = {bond: torch.eye(old + len(fresh)).to(values[name])[:, :old]}
+        self.set_(found, maps)
+
     def forget_(self) -> None:
         """Drop the optimizer's state of the cores, steps included: a clean start."""
         for core in self.cores.values():
             self.optimizer.state.pop(core, None)
 
-    def _check(self, values: Mapping[str, Tensor]) -> None:
+    def check(self, values: Mapping[str, Tensor]) -> None:
+        """Raise FitError where a value is not finite."""
         wrong = [name for name, value in values.items() if not bool(value.isfinite().all())]
         if wrong:
             raise FitError(
