@@ -109,6 +109,13 @@ def test_points_tell_what_they_are_to_pointer_and_keys(visit) -> None:
     assert tip.is_hidden()
 
 
+def test_a_tooltip_stays_on_a_narrow_page(visit) -> None:
+    page = visit(run_of(), width=420).page
+    page.locator(".curves circle").last.hover()
+    box = page.locator("#tip").bounding_box()
+    assert box["x"] >= 0 and box["x"] + box["width"] <= 420 and box["width"] > 150
+
+
 def test_a_module_shows_its_equation_and_drawing(visit) -> None:
     page = visit(run_of(4)).page
     assert page.locator(".diff .equation").count() == 0

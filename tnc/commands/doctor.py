@@ -10,7 +10,7 @@ from statistics import median
 from tnc.commands.terminal import AsJson, print_json, print_result
 
 NEEDED = ("torch", "numpy", "scipy", "opt_einsum", "networkx", "pydantic", "ruamel.yaml", "typer",
-          "rich", "safetensors")  # fmt: skip
+          "rich", "safetensors", "jinja2")  # fmt: skip
 EXTRAS = {
     "hf": ("transformers",),
     "onnx": ("onnx", "onnxscript", "onnxruntime"),

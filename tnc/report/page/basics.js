@@ -52,6 +52,7 @@ const tip = document.getElementById("tip");
 function showTip(lines, x, y) {
   tip.replaceChildren(...lines.map((line, place) => place ? make("div", {}, line) : make("b", {}, line)));
   tip.hidden = false;
+  tip.style.left = "0";
   const left = Math.min(x + 14, document.documentElement.clientWidth - tip.offsetWidth - 8);
   tip.style.left = Math.max(8, left) + window.scrollX + "px";
   const above = y - tip.offsetHeight - 12;
