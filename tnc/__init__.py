@@ -16,6 +16,7 @@ __version__ = "0.1.0"
 
 _PUBLIC = {
     "adapt_ranks": "tnc.adapting.ranks",
+    "compensate": "tnc.api",
     "compile": "tnc.api",
     "densify": "tnc.api",
     "distill": "tnc.distilling",
@@ -37,6 +38,7 @@ __all__ = ["__version__", *sorted(_PUBLIC)]
 
 if TYPE_CHECKING:
     from tnc.adapting.ranks import adapt_ranks as adapt_ranks
+    from tnc.api import compensate as compensate
     from tnc.api import compile as compile
     from tnc.api import densify as densify
     from tnc.api import export as export

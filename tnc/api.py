@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ Progress = Callable[[str, int, int], None]
 
 __all__ = [
     "Compiled",
+    "compensate",
     "compile",
     "densify",
     "export",
@@ -128,6 +129,40 @@ def compile(
         classes_of(model),
         done.measurements,
     )
+
+
+def compensate(
+    model: nn.Module,
+    original: nn.Module,
+    calibration: Iterable[Any],
+    *,
+    rank: int = 16,
+    match: Sequence[str] = ("*",),
+    example: Example | Tensor | None = None,
+) -> Compiled:
+    """Give a model that another tool pruned or rounded low-rank branches for what it lost.
+
+    `model` and `original` have the same modules; the weights of `model` are kept, frozen, and each
+    linear one that differs gets `B A` of `rank`, the best for its inputs on `calibration` (EoRA:
+    Liu et al., 2024). Structures of tnc have this within a plan's budget: `X + low-rank`. The
+    result is saved, verified and loaded as any compiled model, with `model` as its source.
+
+    >>> import torch, tnc
+    >>> original = torch.nn.Sequential(torch.nn.Linear(16, 16))
+    >>> pruned = torch.nn.Sequential(torch.nn.Linear(16, 16))
+    >>> rounded = {name: v.round(decimals=1) for name, v in original.state_dict().items()}
+    >>> _ = pruned.load_state_dict(rounded)
+    >>> made = tnc.compensate(pruned, original, [torch.randn(64, 16)], rank=2)
+    >>> made.model[0].structure.shapes
+    {'W': (16, 16), 'B': (16, 2), 'A': (2, 16)}
+    """
+    from tnc.rewrite.compensating import compensate as run
+
+    if rank < 1:
+        raise PlanError(f"rank is {rank}", hint="a branch has a rank of 1 or more")
+    batches = tuple(calibration)
+    probe = _example(example, batches)
+    return run(model, original, batches, probe, rank, tuple(match), classes_of(model))
 
 
 def densify(model: nn.Module) -> nn.Module:
