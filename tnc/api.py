@@ -117,7 +117,9 @@ def compile(
     """
     work = _prepare(model, spec, example, calibration, evaluation, locations, progress, plan)
     steps = [(name, step) for name, step in work.passes if step.stage == "apply"]
-    outcome = run_passes(replace(work.subject, plan=work.plan), steps, progress)
+    outcome = run_passes(
+        replace(work.subject, plan=work.plan, original=work.subject.model), steps, progress
+    )
     done = outcome.subject
     return Compiled(
         done.model,

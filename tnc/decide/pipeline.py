@@ -27,6 +27,7 @@ DEFAULT = (
     "find-sites",
     "factorize",
     "share-input-factors",
+    "match-outputs",
     "keep-ties",
 )
 

@@ -33,6 +33,7 @@ class Subject:
     ties: tuple[tuple[str, ...], ...] = ()
     reparams: tuple[Reparam, ...] = ()
     edits: tuple[str, ...] = field(default=())
+    original: nn.Module | None = None
 
     def edited(self, *lines: str, **changes: Any) -> Subject:
         """Return a subject with changes and one more line of edits for each thing done."""
