@@ -8,9 +8,10 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from tnc import _checkout
+from tnc import _checkout, _transformers
 
 _checkout.install()
+_transformers.announce()
 
 __version__ = "0.1.0"
 

@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from tnc.artifact import verify
+from tnc.artifact.loading import guard_saving_
 from tnc.artifact.modules import classes_of
 from tnc.capture import Measurements, Trace, capture
 from tnc.capture import measure as _measure
@@ -121,6 +122,7 @@ def compile(
         replace(work.subject, plan=work.plan, original=work.subject.model), steps, progress
     )
     done = outcome.subject
+    guard_saving_(done.model)
     return Compiled(
         done.model,
         work.plan,
@@ -173,6 +175,7 @@ def densify(model: nn.Module) -> nn.Module:
 
     dense = copy.deepcopy(model)
     densify_(dense)
+    guard_saving_(dense, False)
     return dense
 
 

@@ -33,14 +33,27 @@ def load(folder: str | Path, model: nn.Module | None = None, *, check: bool = Fa
             tensors[name] = tensors[group[0]]
     rebuild_modules_(skeleton, manifest.modules, tensors)
     _assign_(skeleton, tensors, path)
-    _tie_(skeleton, manifest.tied)
+    tie_(skeleton, manifest.tied)
     frozen = set(manifest.frozen)
     for name, parameter in skeleton.named_parameters():
         parameter.requires_grad_(name not in frozen)
     skeleton.train(manifest.training)
     for name in manifest.modes:
         skeleton.get_submodule(name).training = not manifest.training
+    guard_saving_(skeleton)
     return skeleton
+
+
+def guard_saving_(model: nn.Module, guarded: bool = True) -> None:
+    """Let `save_pretrained` of a transformers model refuse, or no longer; see `TncQuantizer`."""
+    if not (hasattr(model, "save_pretrained") and hasattr(model, "config")):
+        return
+    from tnc.artifact.quantizer import TncConfig, TncQuantizer
+
+    if guarded:
+        model.hf_quantizer = TncQuantizer(TncConfig())  # type: ignore[assignment]
+    elif isinstance(getattr(model, "hf_quantizer", None), TncQuantizer):
+        TncQuantizer(TncConfig()).remove_quantization_config(model)
 
 
 def _skeleton(path: Path, manifest: Manifest) -> nn.Module:
@@ -79,7 +92,8 @@ def _assign_(model: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> Non
         own[name].data = tensor.to(own[name].device)
 
 
-def _tie_(model: nn.Module, groups: tuple[tuple[str, ...], ...]) -> None:
+def tie_(model: nn.Module, groups: tuple[tuple[str, ...], ...]) -> None:
+    """Let the names of each group be one parameter again."""
     for group in groups:
         owner, _, attribute = group[0].rpartition(".")
         first = model.get_submodule(owner)._parameters.get(attribute)

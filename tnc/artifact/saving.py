@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 import tnc
 from tnc.artifact.claims import check_savings, sizes
+from tnc.artifact.hugging import describe_for_transformers
 from tnc.artifact.manifest import NAME, PROBE, Manifest, checksum
 from tnc.artifact.modules import describe_modules
 from tnc.artifact.probing import probe_data
@@ -84,6 +85,8 @@ def complete(
     save_file(held, folder / PROBE)
     for file in files:
         shutil.copy(file, folder / Path(file).name)
+    modules = describe_modules(compiled.model, compiled.classes)
+    describe_for_transformers(folder, modules, tensors, tied)
     (folder / "README.md").write_text(_card(compiled, source, report), encoding="utf-8")
     compiled.plan.save(folder / "plan.json")
     if spec:
@@ -92,7 +95,7 @@ def complete(
     names = sorted(p.name for p in found)
     manifest = Manifest(
         plan=compiled.plan.to_json(),
-        modules=describe_modules(compiled.model, compiled.classes),
+        modules=modules,
         tensors=tensors,
         tied=tied,
         frozen=tuple(n for n, p in compiled.model.named_parameters() if not p.requires_grad),

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from tnc.errors import SourceError
 from tnc.sources.checkpoint import Checkpoint, Stored
@@ -30,9 +31,20 @@ def without_memory() -> Iterator[None]:
 
     nn.Module.register_parameter = onto_meta  # type: ignore[method-assign, assignment]
     try:
-        yield
+        with _Unfilled():
+            yield
     finally:
         nn.Module.register_parameter = register  # type: ignore[method-assign]
+
+
+class _Unfilled(TorchFunctionMode):  # type: ignore[no-untyped-call]
+    """Makes `torch.empty`, which layers begin their parameters with, take no memory at all."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = dict(kwargs or {})
+        if func is torch.empty and kwargs.get("device") is None:
+            kwargs["device"] = "meta"
+        return func(*args, **kwargs)
 
 
 def tied_names(model: nn.Module) -> dict[str, tuple[str, ...]]:
@@ -57,6 +69,12 @@ def streamed(
     `renamed` turns a name in the files into the model's. Raises SourceError for entries that the
     checkpoint has not, or has in another shape.
     """
+    unknown = [n for n, b in model.named_buffers() if b.is_meta and n not in model.state_dict()]
+    if unknown:
+        raise SourceError(
+            f"buffer {unknown[0]!r} is made by torch.empty and is in no checkpoint",
+            hint="compile with --no-stream where memory allows",
+        )
     by_name = {renamed(key): entry for key, entry in checkpoint.tensors.items()}
     held, left = _matched(tied_names(model), by_name)
     own = Checkpoint(held, checkpoint.identity)
@@ -70,8 +88,11 @@ def streamed(
                 hint="config.json belongs to another checkpoint",
             )
         if not isinstance(state[name], nn.Parameter):
-            with torch.no_grad():
-                state[name].copy_(own.read(name))
+            module, attribute = model, name
+            if "." in name:
+                path, _, attribute = name.rpartition(".")
+                module = model.get_submodule(path)
+            module._buffers[attribute] = own.read(name).to(state[name].dtype)
     told = f"{len(left)} tensors of the checkpoint are not used, such as {left[0]}" if left else ""
     notes = (told,) if told else ()
     return Streamed(model, inputs, tokenizer, files, checkpoint=own, notes=notes)
