@@ -15,6 +15,7 @@ EXTRAS = {
     "hf": ("transformers",),
     "onnx": ("onnx", "onnxscript", "onnxruntime"),
     "tensorly": ("tensorly",),
+    "browser": ("playwright",),
 }
 
 
