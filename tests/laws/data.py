@@ -41,6 +41,7 @@ OPTIONS: dict[str, tuple[dict[str, object], ...]] = {
     "blast": ({}, {"blocks": 3}),
     "block-term": ({}, {"blocks": 3, "factors": 3}),
     "fully-connected": ({}, {"factors": 4}),
+    "generalised-block-low-rank": ({}, {"components": 3}),
     "hierarchical-tucker": ({}, {"factors": 2, "tree": "((o1 i1) (o2) (i2))"}),
 }
 

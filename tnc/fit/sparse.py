@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from tnc.fit.conjugate import conjugate_gradients
-from tnc.fit.kept import strongest
+from tnc.fit.kept import strongest, weighed
 from tnc.fit.method import DirectFit, Outcome, fits
-from tnc.fit.metric import Metric
+from tnc.fit.metric import Metric, Moment
 from tnc.net import Network, Structure
 
 STEPS = 40
@@ -61,7 +61,7 @@ class Largest(DirectFit):
         return Outcome({core.name: folded.permute([axes.index(n) for n in core.indices])})
 
 
-def _moments(metric: Metric):  # type: ignore[no-untyped-def]
+def _moments(metric: Metric) -> tuple[Moment | None, Moment | None]:
     return metric.moment("outputs"), metric.moment("inputs")
 
 
@@ -74,23 +74,12 @@ def _scores(matrix: Tensor, metric: Metric) -> Tensor:
     return scores
 
 
-def _weighed(matrix: Tensor, metric: Metric) -> Tensor:
-    """Return `G E C`."""
-    outputs, inputs = _moments(metric)
-    if inputs is not None:
-        matrix = matrix @ inputs.ridged if inputs.given.ndim == 2 else matrix * inputs.ridged
-    if outputs is not None:
-        ridged = outputs.ridged
-        matrix = ridged @ matrix if ridged.ndim == 2 else ridged[:, None] * matrix
-    return matrix
-
-
 def _refitted(rest: Tensor, mask: Tensor, metric: Metric) -> Tensor:
     """Return the change of the kept values that takes up most of what was dropped."""
     scale = _scores(torch.ones_like(rest), metric)
     return conjugate_gradients(
-        lambda change: torch.where(mask, _weighed(change, metric), torch.zeros_like(change)),
-        torch.where(mask, _weighed(rest, metric), torch.zeros_like(rest)),
+        lambda change: torch.where(mask, weighed(change, metric), torch.zeros_like(change)),
+        torch.where(mask, weighed(rest, metric), torch.zeros_like(rest)),
         lambda tensor: tensor / scale,
         STEPS,
     )

@@ -1,6 +1,8 @@
 """The structured layer: one module for every structure, and the views that apply it."""
 
+from tnc.nn.contraction_layers import TensorContraction, TensorRegression
 from tnc.nn.conv_view import ConvView
+from tnc.nn.dropout import TensorDropout
 from tnc.nn.layer import StructuredLayer
 from tnc.nn.rebuilt import install_rebuilt_
 from tnc.nn.view import View
@@ -12,6 +14,9 @@ __all__ = [
     "LinearView",
     "StackView",
     "StructuredLayer",
+    "TensorContraction",
+    "TensorDropout",
+    "TensorRegression",
     "View",
     "install_rebuilt_",
     "view_from_json",
