@@ -19,6 +19,7 @@ LAYERS = (
     {"capture", "fit", "nn", "kernels", "optim"},
     {"rewrite"},
     {"planner", "passes", "artifact", "adapting", "distilling"},
+    {"allocators"},
     {"api"},
     {"report", "inputs"},
     {"stream"},
@@ -27,7 +28,7 @@ LAYERS = (
     {"cli"},
 )
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
-WALKED = {"structures", "adapters", "passes", "fit"}
+WALKED = {"structures", "adapters", "passes", "fit", "allocators"}
 """Packages whose files register something: only their own package may import a file of theirs."""
 
 

@@ -1,4 +1,4 @@
-"""Pipelines as text: which passes run, in order, and the schedule of a training run.
+"""Steps as text: which passes run, in order, the allocator, the schedule of a training run.
 
 A spec and a plan keep them in their text form (`factorize`, `fuse{limit=4}`), so that both can be
 read where torch is not wanted. The names are the files of `tnc.passes`; only options, and names
@@ -20,6 +20,7 @@ from tnc.registry import Registry, normalise
 
 passes: Registry[type[Any]] = Registry("pass", "tnc.passes")
 schedules: Registry[type[Any]] = Registry("schedule", "tnc.adapting.schedules")
+allocators: Registry[type[Any]] = Registry("allocator", "tnc.allocators")
 
 DEFAULT = (
     "fold-batch-norm",

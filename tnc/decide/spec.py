@@ -22,7 +22,7 @@ from pydantic import (
 )
 
 from tnc.decide.options import Choice
-from tnc.decide.pipeline import DEFAULT, passes, schedules
+from tnc.decide.pipeline import DEFAULT, allocators, passes, schedules
 from tnc.decide.spec_fields import (
     Amount,
     Flag,
@@ -194,7 +194,7 @@ class Spec(Part):
     evaluation: Annotated[Evaluation, Choice(evaluations)] | None = None
     budget: Budget | None = None
     objective: Literal["sum", "max"] = "sum"
-    allocate: Literal["measured", "surrogate", "uniform"] = "measured"
+    allocate: Annotated[str, Step(allocators)] = "measured"
     metric: Metric = "auto"
     shares: Flag = False
     round_to: Rank = 8

@@ -2,33 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from tnc.capture.batches import some_of
 from tnc.decide.matching import match_rules
+from tnc.decide.options import build
 from tnc.decide.plan import Entry, Plan, Skip, Total
 from tnc.decide.site import Site
 from tnc.decide.spec import Spec
 from tnc.decide.target import Target
 from tnc.derive.cost import conv_chain
-from tnc.errors import InfeasibleBudget, PlanError
+from tnc.errors import PlanError
 from tnc.net import Structure
-from tnc.planner.allocation import Allotment, by_knapsack, shortlist, uniform
-from tnc.planner.budget import Budget, budget_of, totals
+from tnc.planner.budget import budget_of, totals
 from tnc.planner.options import Option, confirmed, dense_of, metric_kind, options_of
 from tnc.planner.surveying import survey
+from tnc.planner.task import Allocator, Allotment, Progress, Task, Visits, allocators
 from tnc.planner.timing import layer_seconds
-from tnc.planner.trial import Evaluator, Trial
+from tnc.planner.trial import Evaluator
 from tnc.rewrite.subject import Subject
-
-RESCORED = 192
-"""On how many calibration samples the shortlist is rescored."""
-
-Progress = Callable[[str, int, int], None]
-Visits = Callable[[Sequence[Target]], Iterator[tuple[Subject, Sequence[Target]]]]
-"""Goes through targets in groups, each with a subject that has their weights and figures."""
 
 
 def make_plan(
@@ -59,7 +52,20 @@ def make_plan(
     seconds = _timed(offers, spec)
     dense_seconds = {t.name: seconds(t, Option(None, 0.0, 0.0)) for t in targets}
     budget = budget_of(subject.model, trace.sites, targets, spec, dense_seconds)
-    allotment = _allot(subject, offers, budget, spec, seconds, batches, evaluation, notes, progress)
+    allotment = _allot(
+        Task(
+            subject=subject,
+            spec=spec,
+            offers=offers,
+            budget=budget,
+            seconds=seconds,
+            visits=visits,
+            batches=batches,
+            evaluation=evaluation,
+            progress=progress,
+            notes=notes,
+        )
+    )
     allotment = _confirmed(visits, allotment, spec, curvature)
     chosen = [(target, option.cost(target)) for target, option in allotment.chosen]
     notes += _cost_notes(totals(subject.model, trace.sites, budget.scope, chosen))
@@ -151,61 +157,17 @@ def _measured_notes(subject: Subject, spec: Spec) -> tuple[str, ...]:
     return tuple(measured.notes)
 
 
-def _allot(
-    subject: Subject,
-    offers: Sequence[tuple[Target, Sequence[Option]]],
-    budget: Budget,
-    spec: Spec,
-    seconds: Callable[[Target, Option], float],
-    batches: Sequence[Any],
-    evaluation: Evaluator | None,
-    notes: list[str],
-    progress: Progress | None,
-) -> Allotment:
-    if spec.allocate == "uniform":
-        return _uniform(offers, budget, spec)
-    if spec.allocate == "surrogate":
-        return by_knapsack(offers, budget, spec, seconds)
-    if evaluation is None or not batches:
-        notes.append(
-            "allocate: measured fell back to surrogate: it needs calibration data and an evaluation"
-        )
-        return by_knapsack(offers, budget, spec, seconds)
-    lists = shortlist(offers, budget, spec, seconds)
-    if len(lists) == 1:
-        return lists[0]
-    trial = Trial(subject, some_of(batches, RESCORED), evaluation, spec)
-    scored = []
-    for number, allotment in enumerate(lists):
-        if progress:
-            progress("rescoring on the model", number, len(lists))
-        scored.append((float(f"{trial.figure(allotment.chosen):.4g}"), number, allotment))
-    told = ", ".join(f"{allotment.how} {figure:.4g}" for figure, _, allotment in scored)
-    notes.append(f"rescored on the model, mean distance on calibration data: {told}")
-    return min(scored, key=lambda item: item[:2])[2]
-
-
-def _uniform(
-    offers: Sequence[tuple[Target, Sequence[Option]]], budget: Budget, spec: Spec
-) -> Allotment:
-    """Raises PlanError where a share of every layer cannot answer the budget's question."""
-    unfit = [name for name in ("latency", "error") if getattr(spec.budget, name, None)]
-    if unfit or not budget.limits:
+def _allot(task: Task) -> Allotment:
+    """Choose by the spec's allocator. Raises PlanError where it cannot answer the budget."""
+    allocator: Allocator = build(allocators, task.spec.allocate)
+    reason = "" if task.fixed else allocator.refuses(task)
+    if reason:
         raise PlanError(
-            f"a uniform share cannot meet a bound on the {unfit[0]}"
-            if unfit
-            else "uniform needs a budget",
+            f"{task.spec.allocate} {reason}",
             where="allocate",
-            hint="give `budget: {params: ...}`, or another `allocate`",
+            hint="give `budget: {params: ...}`, or `allocate: surrogate`",
         )
-    found = uniform(offers, budget)
-    if found is None:
-        raise InfeasibleBudget(
-            "no uniform share meets the budget",
-            where="allocate",
-            hint="raise the budget, or `allocate: surrogate`, which says what can be met",
-        )
-    return found
+    return allocator.allot(task)
 
 
 def _timed(

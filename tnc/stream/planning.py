@@ -16,7 +16,7 @@ from tnc.decide.spec import Spec
 from tnc.decide.target import Target
 from tnc.errors import CaptureError, PlanError
 from tnc.planner import make_plan
-from tnc.planner.making import Progress
+from tnc.planner.task import Progress
 from tnc.rewrite import Subject
 from tnc.rewrite.subject import ties_of
 from tnc.sources import Streamed
@@ -29,6 +29,10 @@ NEEDS = {
     "merge-linear": ("linear-linear",),
 }
 """Passes that change weights before they are planned, and the links that they look for."""
+
+
+NEEDS_MODEL = ("measured", "probed")
+"""Allocators that run the whole model."""
 
 
 @dataclass(frozen=True)
@@ -68,12 +72,15 @@ def plan_streamed(
             with prepared.lender.lent(site.name for site in target.sites):
                 yield subject, (target,)
 
-    surrogate = "surrogate" if spec.allocate == "measured" else spec.allocate
-    if spec.allocate == "measured":
-        notes += ("allocate: measured became surrogate: streaming has no whole model to try on",)
+    allocate = spec.allocate
+    if allocate.partition("{")[0] in NEEDS_MODEL:
+        allocate = "surrogate"
+        notes += (
+            f"allocate: {spec.allocate} became surrogate: streaming has no whole model to try on",
+        )
     made = make_plan(
         subject,
-        spec.model_copy(update={"passes": steps, "allocate": surrogate}),
+        spec.model_copy(update={"passes": steps, "allocate": allocate}),
         fingerprint=subject.trace.fingerprint,
         locations=locations,
         progress=progress,
