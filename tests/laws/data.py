@@ -42,6 +42,7 @@ OPTIONS: dict[str, tuple[dict[str, object], ...]] = {
     "block-term": ({}, {"blocks": 3, "factors": 3}),
     "fully-connected": ({}, {"factors": 4}),
     "generalised-block-low-rank": ({}, {"components": 3}),
+    "tucker-cp": ({}, {"factors": 1}),
     "hierarchical-tucker": ({}, {"factors": 2, "tree": "((o1 i1) (o2) (i2))"}),
 }
 

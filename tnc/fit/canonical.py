@@ -11,6 +11,7 @@ from torch import Tensor
 from tnc.fit.named_einsum import Named, einsum
 
 TOLERANCE = 1e-6
+DIVERGING = 1e4
 _RIDGE = 1e-12
 _EXTRAPOLATE_EVERY = 4
 
@@ -33,9 +34,32 @@ class Canonical:
 
     def growth(self) -> float:
         """Return `sqrt(sum_r ||term_r||^2) / ||sum||`: large where terms cancel each other."""
-        whole = float(_gram(self.factors).sum().clamp_min(0).sqrt())
+        whole = float(canonical_gram(self.factors).sum().clamp_min(0).sqrt())
         terms = float(torch.stack([f.square().sum(0) for f in self.factors]).prod(0).sum().sqrt())
         return terms / whole if whole > 0 else 1.0
+
+    def sensitivity(self) -> float:
+        """Return the expected change of the tensor for unit noise on every factor entry, squared.
+
+        `sum_n mode_n sum_r prod_(m != n) ||column r of factor m||^2`, relative to the squared norm
+        of the tensor, of balanced factors (Phan et al., Stable CPD, 2020).
+        """
+        factors = self.balanced()
+        squares = torch.stack([factor.square().sum(0) for factor in factors])
+        whole = float(canonical_gram(factors).sum().clamp_min(1e-300))
+        total = 0.0
+        for mode, factor in enumerate(factors):
+            others = torch.cat([squares[:mode], squares[mode + 1 :]])
+            total += len(factor) * float(others.prod(0).sum())
+        return total / whole
+
+    def remark(self) -> str:
+        """Tell the sensitivity, and components that cancel each other."""
+        grown = self.growth()
+        told = f"sensitivity {self.sensitivity():.3g}"
+        if grown > DIVERGING:
+            told += f"; diverging components: their norms are {grown:.1e} times the weight's"
+        return told
 
 
 def descend_canonical(tensor: Tensor, factors: list[Tensor], sweeps: int) -> Canonical:
@@ -62,8 +86,8 @@ def _sweep(tensor: Tensor, factors: list[Tensor], whole: float) -> tuple[list[Te
     factors = list(factors)
     last = len(factors) - 1
     for mode in range(len(factors)):
-        pulled = _pull(tensor, factors, mode)
-        normal = _gram([f for k, f in enumerate(factors) if k != mode])
+        pulled = canonical_pull(tensor, factors, mode)
+        normal = canonical_gram([f for k, f in enumerate(factors) if k != mode])
         factors[mode] = _solve(normal, pulled)
         if mode == last:
             error = _error(pulled, factors, mode, whole)
@@ -83,11 +107,11 @@ def _extrapolated(
 ) -> list[Tensor]:
     ahead = [f + sweep ** (1 / len(factors)) * (f - g) for f, g in zip(factors, former)]
     last = len(factors) - 1
-    reached = _error(_pull(tensor, ahead, last), ahead, last, whole)
+    reached = _error(canonical_pull(tensor, ahead, last), ahead, last, whole)
     return ahead if reached < error else factors
 
 
-def _pull(tensor: Tensor, factors: list[Tensor], mode: int) -> Tensor:
+def canonical_pull(tensor: Tensor, factors: list[Tensor], mode: int) -> Tensor:
     """Return the weight contracted with all factors but one: `[mode, r]`."""
     names = tuple(f"m{k}" for k in range(tensor.ndim))
     parts: list[Named] = [(tensor, names)]
@@ -95,7 +119,7 @@ def _pull(tensor: Tensor, factors: list[Tensor], mode: int) -> Tensor:
     return einsum(parts, (names[mode], "r"))
 
 
-def _gram(factors: list[Tensor]) -> Tensor:
+def canonical_gram(factors: list[Tensor]) -> Tensor:
     return torch.stack([factor.T @ factor for factor in factors]).prod(0)
 
 
@@ -110,5 +134,7 @@ def _solve(normal: Tensor, pulled: Tensor) -> Tensor:
 
 
 def _error(pulled: Tensor, factors: list[Tensor], mode: int, whole: float) -> float:
-    square = whole**2 - 2 * float((pulled * factors[mode]).sum()) + float(_gram(factors).sum())
+    square = (
+        whole**2 - 2 * float((pulled * factors[mode]).sum()) + float(canonical_gram(factors).sum())
+    )
     return math.sqrt(max(square, 0.0)) / whole

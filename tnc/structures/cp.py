@@ -22,7 +22,7 @@ class CP(Family):
     """
 
     factors: int = 2
-    fit = "cp-als"
+    fit = "cp-epc"
 
     def refuses(self, signature: Signature) -> str:
         if self.factors < 1:
