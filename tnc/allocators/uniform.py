@@ -63,7 +63,7 @@ def _option(target: Target, options: Sequence[Option], share: float) -> Option |
     if ranks is None:
         return None
     structure = template.at(ranks)
-    fit = family.fit_for(target.signature) if target.rule.fit == "auto" else target.rule.fit
+    fit = family.fit if target.rule.fit == "auto" else target.rule.fit
     cost = cost_of(structure, target)
     candidate = Candidate(structure, name_of(family), fit, cost, float("nan"), False)
     return Option(candidate, float("nan"), float("nan"))

@@ -238,7 +238,7 @@ def _candidate(
         for name, rank in ranks.items()
         if name in tails
     )
-    fit = family.fit_for(target.signature) if target.rule.fit == "auto" else target.rule.fit
+    fit = family.fit if target.rule.fit == "auto" else target.rule.fit
     return Candidate(
         structure,
         name_of(family),

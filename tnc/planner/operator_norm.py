@@ -93,7 +93,7 @@ def _by_rank(target: Target, family: Family, errors: list[float]) -> Iterator[Pa
         cost = cost_of(structure, target)
         if cost.params >= dense_of(target).params:
             return
-        fit = family.fit_for(target.signature) if target.rule.fit == "auto" else target.rule.fit
+        fit = family.fit if target.rule.fit == "auto" else target.rule.fit
         candidate = Candidate(structure, name_of(family), fit, cost, float("nan"), False)
         yield Option(candidate, float("nan"), float("nan")), errors[min(rank, len(errors) - 1)]
 

@@ -17,10 +17,6 @@ class Family(ABC):
     """The registered fit that serves the family best; 'als' serves every equation, and 'auto' takes
     the first that accepts the equation at hand."""
 
-    def fit_for(self, signature: Signature) -> str:
-        """Return the fit for a weight; special fits are for one weight, not for a stack."""
-        return self.fit if len(signature.outputs) == 1 else "auto"
-
     @abstractmethod
     def refuses(self, signature: Signature) -> str:
         """Say why a weight does not fit the family; empty when it does."""

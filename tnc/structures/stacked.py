@@ -1,4 +1,4 @@
-"""Stacks of matrices, as the experts of a mixture: a structure of a family for each of them."""
+"""Stacks of weights, as the experts of a mixture: a structure of a family for each of them."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ from tnc.structures.template import Template
 class Stacked(Family):
     """`W[e, o, i]`: the structure `of` another family for each e, on cores with a leg `e`.
 
-    Cores named in `shared` have none: all matrices of the stack use them. Of low-rank:
-    `B[e o r] A[e r i]`, with `shared: [A]` one input factor `A[r i]` whose rank may be as large as
-    the inputs. At least one core keeps the leg.
+    Cores named in `shared` have none: all weights of the stack use them. Of low-rank:
+    `B[e o r] A[e r i]`, with `shared: [A]` one input factor `A[r i]` (Basis Sharing: Wang et al.,
+    2025) whose rank may be as large as the inputs. At least one core keeps the leg. Stacks are
+    3-mode parameters, and layers that a rule makes `joint`.
     """
 
     of: Family
@@ -24,8 +25,8 @@ class Stacked(Family):
     fit = "auto"
 
     def refuses(self, signature: Signature) -> str:
-        if len(signature.outputs) != 2 or len(signature.inputs) != 1:
-            return f"{signature} is no stack of matrices (e x o <- i)"
+        if len(signature.outputs) != 2:
+            return f"{signature} is one weight, no stack (e x o <- i)"
         matrix = _matrix(signature)
         reason = self.of.refuses(matrix)
         if reason:

@@ -13,6 +13,9 @@ from tnc.errors import PlanError
 SHARED = {"kind": "free-form", "equation": "B[l o r] A[r i] : i -> l o"}
 
 
+BASIS = {"kind": "stacked", "of": "low-rank", "shared": ["A"]}
+
+
 def stack(layers: int = 4, width: int = 16) -> nn.Sequential:
     """Layers whose weights share a row space of 6 dimensions."""
     torch.manual_seed(0)
@@ -44,10 +47,10 @@ def test_joined_layers_share_cores_and_stay_exact() -> None:
     )
 
 
-@pytest.mark.parametrize("shared", ["input", "output", "none"])
-def test_groups_of_two_and_a_layer_without_partner(shared: str) -> None:
+@pytest.mark.parametrize("shared", [["A"], ["B"], []])
+def test_groups_of_two_and_a_layer_without_partner(shared: list[str]) -> None:
     model = stack(5)
-    family = f"low-rank{{shared={shared}}}"
+    family = {"kind": "stacked", "of": "low-rank", "shared": shared}
     made = compiled(model, {"match": "*", "structure": family, "keep": 0.9, "joint": 2})
     assert [len(e.members) for e in made.plan.entries] == [2, 2]
     assert ["4.0" in s.site and "no layer of its kind" in s.reason for s in made.plan.skips] == [
@@ -81,7 +84,7 @@ def test_with_data_the_inputs_of_all_layers_count() -> None:
     for layer in model:
         layer[0].weight.data = torch.randn(16, 16) / 4
     batches = [torch.randn(32, 16) @ torch.diag(torch.linspace(0.1, 2, 16)) for _ in range(4)]
-    rule = {"match": "*", "structure": "low-rank{shared=input}", "keep": 0.6, "joint": "all"}
+    rule = {"match": "*", "structure": BASIS, "keep": 0.6, "joint": "all"}
     errors = []
     for metric in ("none", "inputs"):
         made = tnc.compile(model, spec(rule, metric=metric), calibration=batches)
@@ -92,5 +95,5 @@ def test_with_data_the_inputs_of_all_layers_count() -> None:
 
 
 def test_what_cannot_be_shared_is_said() -> None:
-    with pytest.raises(PlanError, match="one weight, not a stack"):
-        compiled(stack(), {"match": "*", "structure": "low-rank{shared=input}", "keep": 0.5})
+    with pytest.raises(PlanError, match="one weight, no stack"):
+        compiled(stack(), {"match": "*", "structure": BASIS, "keep": 0.5})
