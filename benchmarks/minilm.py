@@ -2,6 +2,8 @@
 
 The encoder keeps 80, 50 and 30 % of its parameters; the figure is the mean (1 - cosine) of sentence
 embeddings to the original's on 512 held-out sentences. Each plan is one of the packaged specs.
+With `--minutes N` the first plan is distilled for N minutes at each size, on the sentences that are
+not held out and, with `--data DIR`, on DIR/text/*.txt.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ import torch
 from torch import nn
 
 from benchmarks.outcome import Arguments, Goal, Outcome, table
+from benchmarks.sentences import distilled
 from tnc import api
 from tnc.decide.spec import Resolved, read_spec
 from tnc.inputs import Inputs, load
@@ -31,6 +34,8 @@ PAIRS = 15
 
 def run(arguments: Arguments) -> Outcome:
     """Compile MiniLM by three specs at three sizes; `--quick` does one size and 128 sentences."""
+    if arguments.minutes:
+        return distilled(arguments, SHARES)
     shares = (0.5,) if arguments.quick else SHARES
     rows, goals, figures = [], [], {}
     slowest = 0.0

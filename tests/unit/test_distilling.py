@@ -79,6 +79,10 @@ def test_what_is_frozen_stays() -> None:
     small.head.requires_grad_(False)
     found = tnc.distill(small, teacher, BATCHES, steps=3).model
     assert same(found.head, small.head) and not same(found, small)
+    named = tnc.distill(small, teacher, BATCHES, steps=3, freeze="blocks.0.*").model
+    assert same(named.blocks[0][0], small.blocks[0][0])
+    assert not same(named.blocks[1][0], small.blocks[1][0])
+    assert named.blocks[0][0].cores["A"].requires_grad
     small.requires_grad_(False)
     with pytest.raises(PlanError, match="nothing to train"):
         tnc.distill(small, teacher, BATCHES, steps=3)

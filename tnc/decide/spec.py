@@ -147,7 +147,8 @@ class Distill(Part):
     `minutes` or `steps` end it. `data` is the calibration source where it is not given; what is
     held out is never trained on. `layerwise` is the share of the run in which the blocks alone are
     matched, `blocks` their weight beside the evaluation's loss afterwards, `match` the modules that
-    count as blocks. With `scaled` each parameter's rate is `rate` times its root mean square.
+    count as blocks, `freeze` the parameters that stay as they are. With `scaled` each parameter's
+    rate is `rate` times its root mean square.
     """
 
     data: Annotated[DataSource, Choice(datas)] | None = None
@@ -163,6 +164,7 @@ class Distill(Part):
     layerwise: Annotated[float, Field(strict=True, ge=0, le=1)] = 0.1
     blocks: Annotated[float, Field(strict=True, ge=0)] = 1.0
     match: Annotated[tuple[str, ...], OneOrMore()] = ()
+    freeze: Annotated[tuple[str, ...], OneOrMore()] = ()
     batch_norm: Literal["train", "fixed"] = "train"
 
     def __init__(self, **data: Any) -> None:

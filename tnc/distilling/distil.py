@@ -18,7 +18,7 @@ from tnc.distilling import checkpoint
 from tnc.distilling.checkpoint import Position
 from tnc.distilling.interrupts import deferred
 from tnc.distilling.matching import inner_distance, matched_paths, recorded
-from tnc.distilling.schedule import parameter_groups, progress, rate_factor
+from tnc.distilling.schedule import freeze_, parameter_groups, progress, rate_factor
 from tnc.errors import FitError, PlanError, TncError
 from tnc.sources import Evaluation, evaluations
 
@@ -126,6 +126,8 @@ class _Run:
         if settings.batch_norm == "train":
             for module in self.student.modules():
                 module.training = isinstance(module, NORMS)
+        self.learning = {n: p.requires_grad for n, p in self.student.named_parameters()}
+        freeze_(self.student, settings.freeze)
         groups = parameter_groups(self.student, settings)
         if not groups:
             raise PlanError("every parameter of the model is frozen: there is nothing to train")
@@ -248,6 +250,8 @@ class _Run:
     def _result(self) -> Distilled:
         for module, training in zip(self.student.modules(), self.modes):
             module.training = training
+        for name, parameter in self.student.named_parameters():
+            parameter.requires_grad_(self.learning[name])
         place = self.position
         return Distilled(self.student, place.step, place.epoch, place.seconds, place.loss)
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from fnmatch import fnmatchcase
 from math import cos, pi
 
 from torch import nn
 
 from tnc.decide.spec import Distill
 from tnc.distilling.checkpoint import Position
+from tnc.errors import PlanError
 from tnc.nn import StructuredLayer
 
 
@@ -31,6 +34,21 @@ def rate_factor(settings: Distill, done: float) -> float:
     if done < settings.warmup:
         return max(0.02, done / settings.warmup)
     return 0.5 * (1 + cos(pi * (done - settings.warmup) / (1 - settings.warmup)))
+
+
+def freeze_(model: nn.Module, patterns: Sequence[str]) -> None:
+    """Let the parameters that match stay as they are. Raises PlanError where none matches."""
+    names = dict(model.named_parameters())
+    for pattern in patterns:
+        found = [name for name in names if fnmatchcase(name, pattern)]
+        if not found:
+            raise PlanError(
+                f"{pattern!r} matches no parameter",
+                where="distill.freeze",
+                hint="patterns are of parameter names: `embeddings.*`",
+            )
+        for name in found:
+            names[name].requires_grad_(False)
 
 
 def parameter_groups(model: nn.Module, settings: Distill) -> list[dict[str, object]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any, cast
 
 import torch
@@ -16,6 +16,8 @@ from tnc.rewrite.edit import is_watched
 from tnc.rewrite.subject import Subject
 
 DENSE = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+KEEP_BYTES = 1 << 30
+"""How many bytes of the original's results are kept; beyond it they are computed again."""
 LARGEST = 4.0
 """Scales beyond this factor, or below none, say that there is nothing left to match."""
 
@@ -35,6 +37,7 @@ def matched(subject: Subject, batches: Sequence[Any]) -> Subject:
     first = next((n for n, p in enumerate(order) if _structured(model, p)), None)
     if first is None:
         return subject.edited("nothing matched: no structured convolution runs once")
+    known = _Originals(original, order[first:], batches)
     lines: list[str] = []
     changed = 0
     for path in order[first:]:
@@ -45,12 +48,45 @@ def matched(subject: Subject, batches: Sequence[Any]) -> Subject:
         sums = [_Sums(), _Sums()]
         for number, batch in enumerate(batches):
             side = sums[number % 2]
-            side.add(_result(original, path, batch), _result(model, path, batch))
+            side.add(known.rows(path, number), _result(model, path, batch))
         reason = _correct_(model.get_submodule(path), sums)
         changed += not reason
         if reason:
             lines.append(f"{path}: left, {reason}")
     return subject.edited(f"matched the outputs of {changed} layers", *lines)
+
+
+class _Originals:
+    """What the layers of the original return, kept where it fits into `KEEP_BYTES`."""
+
+    def __init__(self, model: nn.Module, paths: Sequence[str], batches: Sequence[Any]) -> None:
+        self._model, self._batches = model, batches
+        self._kept: dict[tuple[str, int], Tensor] = {}
+        layers = [(p, m) for p, m in model.named_modules() if p in set(paths)]
+        room = KEEP_BYTES
+        for number, batch in enumerate(batches):
+            found: dict[str, Tensor] = {}
+            with ExitStack() as hooks, torch.no_grad():
+                for path, layer in layers:
+                    hooks.enter_context(_hook(layer, _keeper(found, path, batch)))
+                with evaluating(model):
+                    call(model, batch)
+            room -= sum(rows.numel() * rows.element_size() for rows in found.values())
+            if room < 0:
+                break
+            self._kept.update({(path, number): rows for path, rows in found.items()})
+
+    def rows(self, path: str, number: int) -> Tensor:
+        """Return the results of a layer for a batch."""
+        kept: Tensor | None = self._kept.pop((path, number), None)
+        return kept if kept is not None else _result(self._model, path, self._batches[number])
+
+
+def _keeper(found: dict[str, Tensor], path: str, batch: Any) -> Callable[..., None]:
+    def hook(module: nn.Module, args: Any, output: Tensor) -> None:
+        found[path] = _rows(module, output.detach(), batch).clone()  # later code may write to it
+
+    return hook
 
 
 class _Sums:
@@ -203,7 +239,11 @@ def _result(model: nn.Module, path: str, batch: Any) -> Tensor:
     layer = model.get_submodule(path)
     with evaluating(model), _hook(layer, stop), torch.no_grad(), suppress(_Reached):
         call(model, batch)
-    result = found[0]
+    return _rows(layer, found[0], batch)
+
+
+def _rows(layer: nn.Module, result: Tensor, batch: Any) -> Tensor:
+    """Return results as (rows, channels), without the rows that the batch's mask leaves out."""
     if _is_convolution(layer):
         return result.movedim(1, -1).flatten(0, -2)
     rows = result.flatten(0, -2)
