@@ -10,6 +10,7 @@ from torch import Tensor
 
 from tnc.errors import FitError
 from tnc.fit.als import descend, polish, start
+from tnc.fit.complex_least_squares import fit_complex
 from tnc.fit.descent import Settings
 from tnc.fit.folding import reconstruct
 from tnc.fit.method import Fit, Fitted, Outcome, fits
@@ -39,6 +40,8 @@ def fit_structure(
     """
     metric = metric or Metric()
     _check(weight, structure, metric, given or {})
+    if weight.is_complex():
+        return _complex(weight.detach(), structure, metric, seed, fit, bool(given))
     target = weight.detach().double()
     if given:
         found = _from_given(target, structure, fit, metric, seed, given)
@@ -47,6 +50,25 @@ def fit_structure(
     cores = {name: found.cores[name].to(weight.dtype).contiguous() for name in structure.shapes}
     rebuilt = reconstruct(structure, {name: core.double() for name, core in cores.items()})
     error = relative_error(target, rebuilt, structure.signature, metric)
+    return Fitted(cores, error, found.iterations, found.converged, found.note)
+
+
+def _complex(
+    weight: Tensor, structure: Structure, metric: Metric, seed: int, fit: str, given: bool
+) -> Fitted:
+    """Fit a complex weight: by 'auto' or 'als', from nothing, in the plain norm."""
+    if fit not in ("auto", "als") or given:
+        raise FitError(
+            f"complex weights are fitted by alternating least squares from nothing, not by {fit!r}"
+            + (" from given cores" if given else ""),
+            where=f"structure {structure}",
+            hint="use fit 'auto' and no given cores",
+        )
+    target = weight.to(torch.complex128)
+    found = fit_complex(target, structure, metric, seed)
+    cores = {name: core.to(weight.dtype).contiguous() for name, core in found.cores.items()}
+    rebuilt = reconstruct(structure, {n: c.to(torch.complex128) for n, c in cores.items()})
+    error = float((target - rebuilt).norm() / target.norm().clamp_min(1e-300))
     return Fitted(cores, error, found.iterations, found.converged, found.note)
 
 

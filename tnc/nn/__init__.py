@@ -5,6 +5,7 @@ from tnc.nn.conv_view import ConvView
 from tnc.nn.dropout import TensorDropout
 from tnc.nn.layer import StructuredLayer
 from tnc.nn.rebuilt import install_rebuilt_
+from tnc.nn.spectral import SpectralConv, SpectralView
 from tnc.nn.view import View
 from tnc.nn.views import EmbeddingView, LinearView, StackView, view_from_json
 
@@ -12,6 +13,8 @@ __all__ = [
     "ConvView",
     "EmbeddingView",
     "LinearView",
+    "SpectralConv",
+    "SpectralView",
     "StackView",
     "StructuredLayer",
     "TensorContraction",

@@ -19,6 +19,7 @@ from tnc.nn.conv_view import ConvView
 from tnc.nn.dense import Rebuild, plan_rebuild
 from tnc.nn.program import Program, lower
 from tnc.nn.sparse import Kept
+from tnc.nn.spectral import SpectralView
 from tnc.nn.view import Cores, View
 
 
@@ -214,7 +215,13 @@ class StackView(View):
 
 def view_from_json(data: Mapping[str, Any]) -> View:
     """Read what `View.as_json` wrote. Raises KernelError for an unknown view."""
-    known: tuple[type[View], ...] = (LinearView, ConvView, EmbeddingView, StackView)
+    known: tuple[type[View], ...] = (
+        LinearView,
+        ConvView,
+        EmbeddingView,
+        StackView,
+        SpectralView,
+    )
     kinds = {kind.name: kind for kind in known} | {"conv2d": ConvView}  # its name in format 1
     options: dict[str, Any] = {
         key: tuple(value) if isinstance(value, list) else value
