@@ -10,7 +10,7 @@ from torch import Tensor
 from tnc.fit.canonical import Canonical, descend_canonical
 from tnc.fit.pair import svd
 
-_RESTARTS, _TRIAL, _SWEEPS = 2, 25, 250
+_RESTARTS, _TRIAL, _SWEEPS = 4, 50, 250
 
 
 def decompose(tensor: Tensor, rank: int, seed: int) -> Canonical:

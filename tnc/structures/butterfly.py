@@ -17,9 +17,10 @@ class Butterfly(Family):
     """`W = C_m .. C_2 C_1`, each `C_k[o1..ok, ik..im, r_k-1, r_k]` (Dao et al., 2019).
 
     Factor k turns the input leg i_k into the output leg o_k, for every value of the others. Two
-    factors are the block tensor train (Monarch); more factors of size 2 approach the butterfly of
-    the fast Fourier transform. Every bond parts the weight into blocks, so that truncated SVDs one
-    after another fit it, exactly at full rank. Kernel modes of a convolution lie on C_1.
+    factors are the block tensor train (Monarch), its legs in another order; more factors of size 2
+    approach the butterfly of the fast Fourier transform. Every bond parts the weight into blocks,
+    so that truncated SVDs one after another fit it, exactly at full rank. Kernel modes of a
+    convolution lie on C_1.
     """
 
     factors: int = 2
