@@ -128,7 +128,7 @@ class SpectralConv(torch.nn.Module):
             found = found.new_zeros(shape).index_copy(axis, place.to(x.device), found)
         result = torch.fft.irfftn(found, s=x.shape[2:], dim=axes)
         bias = self.layer.bias
-        return result if bias is None else result + bias.view(-1, *(1,) * len(modes))
+        return result if bias is None else result + bias.view(-1, *(1,) * len(modes))  # type: ignore[no-any-return]
 
     def _contracted(self, kept: Tensor) -> Tensor:
         structure, total = self.layer.structure, None
@@ -140,7 +140,7 @@ class SpectralConv(torch.nn.Module):
             part = part.reshape(kept.shape[0], structure.signature.outputs[0], *kept.shape[2:])
             total = part if total is None else total + part
         assert total is not None  # a structure has a term
-        return total
+        return total  # type: ignore[no-any-return]
 
 
 def _places(modes: int, size: int, last: bool) -> Tensor:
