@@ -110,7 +110,7 @@ def test_beginning_keeps_the_function(name, kind) -> None:
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 @pytest.mark.parametrize(("name", "kind"), ALL)
 def test_the_optimizer_holds_the_models_parameters(name, kind, optimizer) -> None:
-    net, ranks = begin(EAGER[name], kind, optimizer)
+    net, ranks = begin(EAGER.get(name, name), kind, optimizer)
     start = ranks.params
     train(net, ranks, 8)
     assert sorted(held(ranks.optimizer)) == sorted(id(p) for p in net.parameters())
@@ -141,21 +141,21 @@ def test_training_lowers_the_loss_and_gradients_flow(name, kind) -> None:
 def test_runs_are_deterministic(name, kind) -> None:
     runs = []
     for _ in range(2):
-        net, ranks = begin(EAGER[name], kind, "adam")
+        net, ranks = begin(EAGER.get(name, name), kind, "adam")
         runs.append((train(net, ranks, 10), ranks.ranks))
     assert runs[0] == runs[1]
 
 
 @pytest.mark.parametrize(("name", "kind"), ALL)
 def test_interrupted_training_goes_on_exactly(name, kind) -> None:
-    net, ranks = begin(EAGER[name], kind, "adam")
+    net, ranks = begin(EAGER.get(name, name), kind, "adam")
     train(net, ranks, 5)
     stream = io.BytesIO()
     torch.save([ranks.state_dict(), net.state_dict(), ranks.optimizer.state_dict()], stream)
     whole = train(net, ranks, 5)
     stream.seek(0)
     saved = torch.load(stream)
-    again, resumed = begin(EAGER[name], kind, "adam")
+    again, resumed = begin(EAGER.get(name, name), kind, "adam")
     resumed.load_state_dict(saved[0])
     again.load_state_dict(saved[1])
     resumed.optimizer.load_state_dict(saved[2])

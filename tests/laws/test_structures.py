@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+from itertools import product
 from math import prod
 
 import pytest
@@ -238,10 +239,10 @@ def test_any_size_of_low_rank(o: int, i: int, r: int, rows: int) -> None:
     assert close(made(x), functional.linear(x, made.weight, made.bias))
 
 
-def test_a_bias_over_several_output_legs_is_added_once_all_are_there() -> None:
-    text = (
-        "U[o r] P[p q] G[r q s t] V[s i] Q[t j] : (i j) -> (o p) | i=3 j=4 o=4 p=3 r=3 q=1 s=3 t=3"
-    )
+@pytest.mark.parametrize("ranks", product((1, 2, 3), repeat=4))
+def test_a_bias_over_several_output_legs_is_added_once_all_are_there(ranks) -> None:
+    sizes = " ".join(f"{bond}={rank}" for bond, rank in zip("rqst", ranks))
+    text = f"U[o r] P[p q] G[r q s t] V[s i] Q[t j] : (i j) -> (o p) | i=3 j=4 o=4 p=3 {sizes}"
     made = layer(Structure.of(parse_network(text)), LinearView())
     x = torch.randn(5, 12, dtype=torch.float64)
     assert close(made(x), functional.linear(x, made.weight, made.bias))

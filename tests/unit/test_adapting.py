@@ -314,6 +314,13 @@ def test_networks_that_are_no_trees_are_refused(equation, told) -> None:
         tnc.adapt_ranks(net, "dlrt", sgd(net))
 
 
+def test_shared_cores_are_refused() -> None:
+    net = nn.Sequential(layer("low-rank"), nn.Linear(12, 10).double(), layer("low-rank"))
+    net[2].cores = nn.ParameterDict(dict(net[0].cores.items()))
+    with pytest.raises(PlanError, match="shared with another module"):
+        tnc.adapt_ranks(net, "dlrt", sgd(net))
+
+
 def test_models_without_structure_are_refused() -> None:
     net = nn.Linear(3, 3)
     with pytest.raises(PlanError, match="no structured layer"):

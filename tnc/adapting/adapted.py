@@ -85,6 +85,8 @@ class Adapted:
         for name, core in self.cores.items():
             if not core.requires_grad:
                 return f"core {name} does not require gradients"
+            if hasattr(core, "device_mesh"):
+                return f"core {name} is distributed over devices"
             if core.dtype not in (torch.float32, torch.float64):
                 return f"core {name} is {core.dtype}; decompositions need float32 or float64"
             reason = refusal(self.optimizer, core)

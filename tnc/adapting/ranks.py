@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -50,16 +51,24 @@ class Ranks:
         self._step = 0
         self._generator = torch.Generator().manual_seed(seed)
         self._hooks: list[Any] = []
+        if isinstance(model, nn.parallel.DistributedDataParallel):
+            raise PlanError(
+                "DistributedDataParallel does not follow parameters that change shape",
+                hint="adapt the ranks first, and wrap the model for a run at fixed ranks",
+            )
         self._find(schedule)
         for work in self.works:
             schedule.begin_(work)
         self._profile = self.ranks
 
     def _find(self, schedule: Schedule) -> None:
+        shared = _shared(self.model)
         for path, module in self.model.named_modules():
             if isinstance(module, StructuredLayer):
                 work = Adapted(path, module, self.optimizer, self._generator)
-                reason = work.refuses() or schedule.refuses(work)
+                held = [n for n, core in work.cores.items() if id(core) in shared]
+                reason = f"core {held[0]} is shared with another module" if held else ""
+                reason = reason or work.refuses() or schedule.refuses(work)
                 if reason:
                     self.left[path] = reason
                 else:
@@ -212,6 +221,14 @@ def adapt_ranks(
             )
         schedule = schedule.train
     return Ranks(model, build(schedules, schedule), optimizer, seed)
+
+
+def _shared(model: nn.Module) -> set[int]:
+    """Return the identities of parameters that several modules hold."""
+    held = [
+        id(p) for module in model.modules() for p in module._parameters.values() if p is not None
+    ]
+    return {key for key, count in Counter(held).items() if count > 1}
 
 
 def _number(loss: Any) -> float:
