@@ -43,11 +43,11 @@ class Size:
     layers: int
     vocabulary: int
     limit: int
-    hidden: int = 1024
+    hidden: int = 512
     inner: int = 4096
 
 
-FULL, QUICK = Size(46, 32_000, 1024 * MIB), Size(16, 1_000, 340 * MIB)
+FULL, QUICK = Size(108, 32_000, 1024 * MIB), Size(37, 1_000, 340 * MIB)
 
 
 def run(arguments: Arguments) -> Outcome:
@@ -98,7 +98,7 @@ def _table(figures: dict) -> object:  # type: ignore[type-arg]
 
 
 def build(folder: Path, size: Size) -> int:
-    """Write a checkpoint with random weights, four layers a file; return its bytes."""
+    """Write a checkpoint with random weights, two layers a file; return its bytes."""
     import torch
     from safetensors.torch import save_file
     from transformers import LlamaConfig
@@ -108,7 +108,7 @@ def build(folder: Path, size: Size) -> int:
         hidden_size=size.hidden,
         intermediate_size=size.inner,
         num_hidden_layers=size.layers,
-        num_attention_heads=16,
+        num_attention_heads=8,
         tie_word_embeddings=False,
         dtype="float32",
     )

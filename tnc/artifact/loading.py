@@ -53,7 +53,7 @@ def guard_saving_(model: nn.Module, guarded: bool = True) -> None:
     if guarded:
         model.hf_quantizer = TncQuantizer(TncConfig())  # type: ignore[assignment]
     elif isinstance(getattr(model, "hf_quantizer", None), TncQuantizer):
-        TncQuantizer(TncConfig()).remove_quantization_config(model)
+        TncQuantizer(TncConfig()).remove_quantization_config(model)  # type: ignore[no-untyped-call]
 
 
 def _skeleton(path: Path, manifest: Manifest) -> nn.Module:

@@ -27,7 +27,7 @@ class TncConfig(QuantizationConfigMixin):
         tied: Sequence[Sequence[str]] = (),
         **_: Any,
     ) -> None:
-        self.quant_method = METHOD
+        self.quant_method = METHOD  # type: ignore[assignment]
         self.modules = [dict(entry) for entry in modules]
         self.tied = [list(group) for group in tied]
 
@@ -36,6 +36,7 @@ class TncQuantizer(HfQuantizer):
     """Puts structured layers into the skeleton; transformers then fills them by name."""
 
     requires_calibration = True
+    quantization_config: TncConfig
 
     def update_attn_implementation(self, config: Any) -> Any:
         """Name the index: transformers asks for this before it looks for weights."""

@@ -37,7 +37,7 @@ def without_memory() -> Iterator[None]:
         nn.Module.register_parameter = register  # type: ignore[method-assign]
 
 
-class _Unfilled(TorchFunctionMode):  # type: ignore[no-untyped-call]
+class _Unfilled(TorchFunctionMode):
     """Makes `torch.empty`, which layers begin their parameters with, take no memory at all."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
