@@ -31,7 +31,7 @@ SPEC = """version: 1
 model: {{kind: hf, path: {path}, auto: AutoModelForCausalLM}}
 calibration: {{kind: random, shapes: [[16]], below: 100, samples: 2, held_out: 2, batch: 2}}
 metric: none
-rules: [{{match: "*.self_attn.[qk]_proj*", structure: low-rank, keep: 0.5}}]
+rules: [{{match: "*[05].self_attn.q_proj*", structure: low-rank, keep: 0.5}}]
 passes: [find-sites, factorize, keep-ties]
 """
 

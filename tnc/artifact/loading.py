@@ -89,7 +89,20 @@ def _assign_(model: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> Non
                 f"{tuple(tensor.shape)} in the artifact",
                 where=str(path),
             )
-        own[name].data = tensor.to(own[name].device)
+        if own[name].is_meta:
+            _put_(model, name, tensor)
+        else:
+            own[name].data = tensor.to(own[name].device)
+
+
+def _put_(model: nn.Module, name: str, tensor: Tensor) -> None:
+    """Give an entry that has no memory its tensor."""
+    path, _, attribute = name.rpartition(".")
+    module = model.get_submodule(path)
+    if attribute in module._parameters:
+        module._parameters[attribute] = nn.Parameter(tensor, tensor.is_floating_point())
+    else:
+        module._buffers[attribute] = tensor
 
 
 def tie_(model: nn.Module, groups: tuple[tuple[str, ...], ...]) -> None:

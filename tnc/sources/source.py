@@ -87,7 +87,10 @@ class ModelSource(ABC):
 
     @abstractmethod
     def skeleton(self, folder: Path | None = None) -> nn.Module:
-        """Build the model without its weights; `folder` is an artifact with the source's files."""
+        """Build the model without its weights; `folder` is an artifact with the source's files.
+
+        Parameters may lie on the meta device.
+        """
 
 
 class DataSource(ABC):

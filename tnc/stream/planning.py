@@ -102,6 +102,13 @@ def check_spec(spec: Spec) -> None:
                 where=name,
                 hint=f"drop `{name}`, or compile with --no-stream on a larger machine",
             )
+    for asked, where in ((spec.metric, "metric"), *((r.metric, "rules") for r in spec.rules)):
+        if asked in ("inputs", "both"):
+            raise PlanError(
+                f"streaming fits weights in the plain norm, the spec wants metric {asked!r}",
+                where=where,
+                hint="set `metric: none`, or compile with --no-stream on a larger machine",
+            )
     for name, step in pipeline(spec.passes):
         if not name.startswith((*CARRIED_OUT, *NEEDS)):
             raise PlanError(

@@ -62,14 +62,13 @@ class HuggingFace(ModelSource):
         return Loaded(model.eval(), _example(tokenizer, model), tokenizer, files)
 
     def stream(self) -> Streamed:
-        from tnc.sources.skeleton import streamed, without_memory
+        from tnc.sources.skeleton import streamed
 
         folder = find_path(self.path)
         checkpoint = open_checkpoint(shard_files(folder))
         config = _transformers().AutoConfig.from_pretrained(folder, **_LOCAL)
         dtype = self.dtype if self.dtype != "auto" or config.dtype else _stored_dtype(checkpoint)
-        with without_memory():
-            model = replace(self, dtype=dtype).skeleton(folder)
+        model = replace(self, dtype=dtype).skeleton(folder)
         tokenizer = self._tokenizer(folder)
         files = tuple(folder / name for name in _CARRIED if (folder / name).is_file())
         inputs = _example(tokenizer, model)
@@ -89,10 +88,13 @@ class HuggingFace(ModelSource):
     def skeleton(self, folder: Path | None = None) -> nn.Module:
         import torch
 
+        from tnc.sources.skeleton import without_memory
+
         folder = folder or find_path(self.path)
         config = _transformers().AutoConfig.from_pretrained(folder, **_LOCAL)
         dtype = {} if self.dtype == "auto" else {"dtype": getattr(torch, self.dtype)}
-        model: nn.Module = self._class().from_config(config, **dtype)
+        with without_memory():
+            model: nn.Module = self._class().from_config(config, **dtype)
         return model.eval()
 
     def _class(self) -> Any:
