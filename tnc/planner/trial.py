@@ -70,6 +70,10 @@ class Trial:
         ]
         return float(torch.cat(distances).double().mean())
 
+    def forget(self) -> None:
+        """Drop the fits that are kept."""
+        self._fits.clear()
+
     def _features(self) -> list[Tensor]:
         with torch.no_grad():
             return [
