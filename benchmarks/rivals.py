@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Callable, Sequence
 
 import torch
@@ -16,7 +17,7 @@ def uniform(model: nn.Module, rival: Rival, share: float) -> tuple[nn.Module, fl
     """Rebuild every convolution at one share, so that the whole model is within `share`."""
     total = sum(p.numel() for p in model.parameters())
     low, high, best = 0.0, 1.0, None
-    for _ in range(6):
+    for _ in range(4):
         middle = (low + high) / 2
         made, held = _at(model, rival, middle)
         if held <= share * total:
@@ -62,13 +63,15 @@ def factorized(kind: str) -> Rival:
         tensorly.set_backend("pytorch")
         torch.manual_seed(0)
         weight = conv.weight.detach()
-        made = FactorizedConv.from_conv(
-            conv,
-            rank=share,
-            decompose_weights=True,
-            factorization=kind,
-            implementation="factorized",
-        )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            made = FactorizedConv.from_conv(
+                conv,
+                rank=share,
+                decompose_weights=True,
+                factorization=kind,
+                implementation="factorized",
+            )
         held = sum(p.numel() for p in made.weight.parameters())
         if held >= weight.numel():
             return None
