@@ -124,17 +124,17 @@ def members() -> Iterator[Family]:
 
 
 def _ours(cell: Cell) -> Iterator[Result]:
+    inputs = tuple(x.double() if x.is_floating_point() else x for x in cell.inputs)
     try:
         model = Held(cell.make()).double()
+        with torch.no_grad():
+            model(*inputs)
     except (ValueError, RuntimeError) as error:
-        for result in _everywhere(cell, "refused", f"torch: {error}"):
-            yield result
+        yield from _everywhere(cell, "refused", f"torch: {error}")
         return
-    inputs = tuple(x.double() if x.is_floating_point() else x for x in cell.inputs)
     trace = capture(model, inputs, graph=False)
     if trace.untraced or not trace.sites:
-        for result in _everywhere(cell, "fails", f"no site: {trace.untraced}"):
-            yield result
+        yield from _everywhere(cell, "fails", f"no site: {trace.untraced}")
         return
     for family in members():
         reason = "; ".join({r for s in trace.sites if (r := family.refuses(s.signature))})
