@@ -24,6 +24,9 @@ from tnc.sources.source import Call, as_call
 from tnc.stream.lending import Lender
 
 CARRIED_OUT = ("factorize", "find-sites", "keep-ties", "share-input-factors")
+MEASURED = ("match-outputs",)
+"""Passes that do nothing without calibration, which streaming does not do."""
+
 NEEDS = {
     "fold-batch-norm": ("conv-batchnorm", "linear-batchnorm"),
     "merge-linear": ("linear-linear",),
@@ -110,7 +113,7 @@ def check_spec(spec: Spec) -> None:
                 hint="set `metric: none`, or compile with --no-stream on a larger machine",
             )
     for name, step in pipeline(spec.passes):
-        if not name.startswith((*CARRIED_OUT, *NEEDS)):
+        if not name.startswith((*CARRIED_OUT, *MEASURED, *NEEDS)):
             raise PlanError(
                 f"streaming cannot run pass {name!r} ({step.stage})",
                 where="passes",
