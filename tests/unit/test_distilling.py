@@ -150,3 +150,23 @@ def test_minutes_end_it() -> None:
     small, teacher = pair()
     found = tnc.distill(small, teacher, BATCHES, minutes=0.01)
     assert 0.6 <= found.seconds < 20 and found.steps > 0
+
+
+def test_a_spec_distills_and_says_so(tmp_path: Path) -> None:
+    from tnc.decide.spec import read_spec
+    from tnc.recipe import run
+
+    file = tmp_path / "spec.yaml"
+    file.write_text(
+        "version: 1\n"
+        "model: {kind: callable, function: 'tests.messages.models:small'}\n"
+        "calibration: {kind: random, shapes: [[16]], samples: 64}\n"
+        "distill: {steps: 30}\n"
+        "rules: [{match: '*', structure: low-rank, keep: 0.5}]\n",
+        encoding="utf-8",
+    )
+    plain = run(read_spec(file, ["distill=null"]))
+    report = run(read_spec(file), tmp_path / "out")
+    assert report.figures[0][1] < plain.figures[0][1]
+    assert dict(report.seconds)["distill"] >= 0
+    assert not (tmp_path / "out.distill").exists() and (tmp_path / "out" / "tnc.json").exists()
