@@ -138,13 +138,13 @@ class _Run:
             self.optimizer = torch.optim.AdamW(groups, lr=0.0, betas=(0.9, 0.99))
         self.trained = [p for group in self.optimizer.param_groups for p in group["params"]]
         self.paths = matched_paths(self.student, self.teacher, settings.match)
-        self.position = Position()
+        self.position, self.mark = Position(), 0.0
 
     def go(self, folder: Path | None) -> Distilled:
         """Train until the limit is reached."""
         if folder is not None:
             self._resume(folder)
-        saved = time.monotonic()
+        saved, self.mark = time.monotonic(), time.perf_counter()
         with deferred() as interrupted:
             while self._share() < 1:
                 used = self.position.batch
@@ -171,11 +171,11 @@ class _Run:
         return progress(self.settings, self.position)
 
     def _timed_step(self, batch: Any, number: int) -> None:
-        started = time.perf_counter()
         loss = self._step(batch)
         old = self.position
         mean = loss if old.loss != old.loss else 0.98 * old.loss + 0.02 * loss
-        spent = old.seconds + time.perf_counter() - started
+        now = time.perf_counter()
+        spent, self.mark = old.seconds + now - self.mark, now
         self.position = replace(old, step=old.step + 1, batch=number + 1, seconds=spent, loss=mean)
         if self.report:
             self.report("distill", round(1000 * self._share()), 1000)
