@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from tnc.decide.option_text import OptionText, parse_form, print_form
 from tnc.decide.options import as_mapping, as_plain, build, options_model, print_option
+from tnc.decide.pipeline import schedules
 from tnc.decide.spec_problems import SpecProblems
 from tnc.registry import Registry
 from tnc.sources import datas, evaluations, models
@@ -33,7 +34,7 @@ SAMPLES = {
 }
 EVERY = [
     pytest.param(registry, name, id=f"{registry.kind}-{name}")
-    for registry in (families, models, datas, evaluations)
+    for registry in (families, models, datas, evaluations, schedules)
     for name in registry.all()
 ]
 
