@@ -52,7 +52,7 @@ CASES = (
         lambda _: LeNet(),
         True,
         ({"match": ["0", "3"], **TUCKER}, {"match": "7", "structure": "low-rank", "ranks": "full"}),
-        "dlrt{tolerance=0.05}",
+        "dlrt{tolerance=0.03}",
         8,
         0.05,
     ),
