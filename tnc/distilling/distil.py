@@ -150,6 +150,7 @@ class _Run:
                 used = self.position.batch
                 for number, batch in enumerate(self.stream(self.position.epoch)):
                     if number < used:
+                        self.mark = time.perf_counter()
                         continue
                     self._timed_step(batch, number)
                     if folder is not None and time.monotonic() - saved > SAVE_SECONDS:
