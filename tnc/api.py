@@ -268,7 +268,7 @@ def _spec_metrics(
     subject: Subject, spec: Spec, locations: Mapping[str, str]
 ) -> tuple[set[str], bool]:
     """Return the sites that a spec has measured, and whether their outputs are wanted too."""
-    targets, _ = match_rules(subject.trace.sites, spec, locations)
+    targets, _ = match_rules(subject.trace.sites, spec, locations, untraced=subject.trace.untraced)
     metrics = {rule.metric or spec.metric for rule in spec.rules}
     sites = {site.name for target in targets for site in target.sites}
     return sites if metrics != {"none"} else set(), bool(metrics & {"both", "auto"})

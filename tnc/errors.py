@@ -116,5 +116,11 @@ class ArtifactError(TncError):
     exit_code = 2
 
 
+class Interrupted(TncError):
+    """Work that a signal ended, and that can be resumed."""
+
+    exit_code = 5
+
+
 class SearchError(TncError):
     """A search run that cannot go on."""

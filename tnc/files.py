@@ -40,7 +40,14 @@ def check_place(path: Path, kind: Refusal) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file in one step: a temporary file beside it, flushed, then renamed."""
+    """Write a text file in one step: a temporary file beside it, flushed, then renamed.
+
+    What is no file (a pipe, /dev/stdout) is written to, never replaced; of a link the file is.
+    """
+    if path.exists() and not path.is_file():
+        path.write_text(text, encoding="utf-8")
+        return
+    path = path.resolve()
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:

@@ -143,7 +143,7 @@ def test_refusals_in_words() -> None:
     with pytest.raises(FitError, match="the loss is nan"):
         tnc.distill(small, teacher, [BATCHES[0] * float("nan")], steps=2)
     with pytest.raises(SpecError):
-        Distill(steps=0)
+        Distill.of(steps=0)
 
 
 def test_minutes_end_it() -> None:

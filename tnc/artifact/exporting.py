@@ -36,6 +36,9 @@ def export(folder: str | Path, to: str, out: str | Path, model: nn.Module | None
         raise ArtifactError(f"unknown format {to!r}", hint=f"formats are {', '.join(formats)}")
     path = Path(out)
     check_place(path, ArtifactError)
+    if path.exists() and not path.is_file():
+        raise ArtifactError(f"cannot write {path}: it is no file", hint="name a file to write")
+    path = path.resolve()
     loaded = load(folder, model, check=True).eval()
     form = Manifest.read(Path(folder)).probe
     probe = probe_inputs(form, load_file(Path(folder) / PROBE))
@@ -47,7 +50,7 @@ def export(folder: str | Path, to: str, out: str | Path, model: nn.Module | None
             part.replace(path)
         finally:
             part.unlink(missing_ok=True)
-    return path
+    return Path(out)
 
 
 def exported(model: nn.Module, probe: tuple[tuple[Any, ...], dict[str, Any]]) -> Any:

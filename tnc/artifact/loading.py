@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from tnc.artifact.manifest import Manifest, check_files, read_tensors
 from tnc.artifact.modules import rebuild_modules_
-from tnc.errors import ArtifactError
+from tnc.errors import ArtifactError, TncError
 
 
 def load(folder: str | Path, model: nn.Module | None = None, *, check: bool = False) -> nn.Module:
@@ -67,8 +67,12 @@ def _skeleton(path: Path, manifest: Manifest) -> nn.Module:
     from tnc.decide.options import build
     from tnc.sources import models
 
-    source = build(models, dict(manifest.source))
-    return source.skeleton(path)
+    try:
+        return build(models, dict(manifest.source)).skeleton(path)
+    except TncError as error:
+        error.where = f"{error.where}, source of {path}" if error.where else f"source of {path}"
+        error.hint = error.hint or "tnc.load(folder, model=MyModel()) takes a model instead"
+        raise
 
 
 def _assign_(model: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None:

@@ -18,6 +18,9 @@ NAME = "tnc.json"
 PROBE = "probe.safetensors"
 
 
+_AGAIN = "copy the artifact again, or compile again"
+
+
 @dataclass(frozen=True)
 class Manifest:
     """Everything about an artifact but its tensors.
@@ -64,7 +67,7 @@ class Manifest:
             known = data["format"]
         except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
             raise ArtifactError(
-                f"the manifest cannot be read: {error!r}", where=str(path)
+                f"the manifest cannot be read: {error!r}", where=str(path), hint=_AGAIN
             ) from error
         if known != FORMAT:
             raise ArtifactError(
@@ -77,12 +80,19 @@ class Manifest:
             raise ArtifactError(
                 "the manifest does not match its digest: it was edited or damaged",
                 where=str(path),
-                hint="copy the artifact again, or compile again",
+                hint=_AGAIN,
             )
-        for name in ("modules", "frozen", "modes"):
-            data[name] = tuple(data[name])
-        data["tied"] = tuple(tuple(group) for group in data["tied"])
-        return cls(**data)
+        try:
+            for name in ("modules", "frozen", "modes"):
+                data[name] = tuple(data[name])
+            data["tied"] = tuple(tuple(group) for group in data["tied"])
+            return cls(**data)
+        except (KeyError, TypeError) as error:
+            raise ArtifactError(
+                f"the manifest has other entries than this tnc writes: {error}",
+                where=str(path),
+                hint=_AGAIN,
+            ) from error
 
 
 def checksum(path: Path) -> str:

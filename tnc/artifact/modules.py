@@ -66,9 +66,14 @@ def rebuild_modules_(
     """Put described modules into a skeleton, with the tensors of their cores."""
     shared: dict[str, StructuredLayer] = {}
     for entry in entries:
-        path = entry["path"]
+        path = entry.get("path", "")
         try:
             _put(model, entry, path, tensors, shared)
+        except (KeyError, TypeError) as error:
+            raise ArtifactError(
+                f"the manifest does not describe module {path!r} rightly: {error!r}",
+                hint="copy the artifact again, or compile again",
+            ) from error
         except AttributeError as error:
             raise ArtifactError(
                 f"the model has no module {path!r}, which the artifact rewrites",

@@ -80,8 +80,12 @@ class GateClosed(QualityGate):
 
 def _check_free(out: Path, force: bool) -> None:
     """Refuse before minutes of work what saving would refuse after them."""
+    from tnc.artifact.manifest import NAME
+
     check_place(out, ArtifactError)
     if out.is_file() or (out.is_dir() and any(out.iterdir()) and not force):
+        whole = (out / NAME).is_file()
         raise ArtifactError(
-            f"{out} is there already", hint="choose another --out, or replace it with --force"
+            f"{out} is there already" + ("" if whole else " and is no artifact"),
+            hint="choose another --out" + (", or replace it with --force" if whole else ""),
         )

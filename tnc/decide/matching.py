@@ -20,12 +20,14 @@ def match_rules(
     spec: Spec,
     locations: Mapping[str, str],
     shared: Sequence[Sequence[str]] = (),
+    untraced: Sequence[tuple[str, str]] = (),
 ) -> tuple[tuple[Target, ...], tuple[Skip, ...]]:
     """Return the targets, and a skip with its reason for every other site.
 
     `shared` are groups of site names that read one tensor; they become one target where the spec
-    says `shares: true` and one rule matches them all. Rules with `joint` stack layers. Raises
-    PlanError for a rule without a match.
+    says `shares: true` and one rule matches them all. `untraced` are other parameters with the
+    reason why they are no site, told where there is no site at all. Rules with `joint` stack
+    layers. Raises PlanError for a rule without a match.
     """
     counts = [0] * len(spec.rules)
     chosen: dict[str, Target] = {}
@@ -49,7 +51,7 @@ def match_rules(
             )
         else:
             chosen[site.name] = Target(Group((site,)), rule, where)
-    _check_counts(spec, counts, sites, locations)
+    _check_counts(spec, counts, sites, locations, untraced)
     targets, alone = stacked(tuple(chosen.values()))
     if spec.shares:
         targets = _grouped({target.name: target for target in targets}, shared)
@@ -64,7 +66,11 @@ def _matches(rule: Rule, site: Site) -> bool:
 
 
 def _check_counts(
-    spec: Spec, counts: list[int], sites: Sequence[Site], locations: Mapping[str, str]
+    spec: Spec,
+    counts: list[int],
+    sites: Sequence[Site],
+    locations: Mapping[str, str],
+    untraced: Sequence[tuple[str, str]],
 ) -> None:
     for number, (rule, count) in enumerate(zip(spec.rules, counts)):
         if count or rule.allow_empty:
@@ -73,9 +79,14 @@ def _check_counts(
         earlier = [site for site in sites if _matches(rule, site)]
         if earlier:
             raise PlanError(
-                f"rule {rule.match} matches {len(earlier)} sites, all taken by earlier rules",
+                f"rule {', '.join(map(repr, rule.match))} matches {_counted(earlier)}, all "
+                "taken by earlier rules",
                 where=where,
                 hint="the first matching rule wins: move this rule up, or set allow_empty: true",
+            )
+        if not sites:
+            raise PlanError(
+                "the model has no weight that could be rewritten", where=where, hint=_left(untraced)
             )
         paths = [site.path for site in sites]
         near = get_close_matches(rule.match[0].replace("*", ""), paths, n=3, cutoff=0.3)
@@ -88,6 +99,17 @@ def _check_counts(
             + (", ..." if paths[3:] else "")
             + "; or set allow_empty: true",
         )
+
+
+def _counted(sites: Sequence[Site]) -> str:
+    return "1 site" if len(sites) == 1 else f"{len(sites)} sites"
+
+
+def _left(untraced: Sequence[tuple[str, str]]) -> str:
+    if not untraced:
+        return "weights are parameters of two or more dimensions that the example input reaches"
+    told = "; ".join(f"{name}: {reason}" for name, reason in untraced[:3])
+    return told + (f"; and {len(untraced) - 3} more" if untraced[3:] else "")
 
 
 def _grouped(chosen: dict[str, Target], shared: Sequence[Sequence[str]]) -> tuple[Target, ...]:

@@ -167,9 +167,11 @@ class Distill(Part):
     freeze: Annotated[tuple[str, ...], OneOrMore()] = ()
     batch_norm: Literal["train", "fixed"] = "train"
 
-    def __init__(self, **data: Any) -> None:
+    @classmethod
+    def of(cls, **data: Any) -> Self:
+        """Return the settings. Raises SpecProblems, where the constructor leaves it to pydantic."""
         try:
-            super().__init__(**data)
+            return cls(**data)
         except ValidationError as error:
             raise SpecProblems(problems_of(error)) from None
 

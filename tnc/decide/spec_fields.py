@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import inf
 from typing import Annotated, Any
 
 from pydantic import BeforeValidator as Before
@@ -104,7 +105,7 @@ def amount(value: Any) -> int | float:
     number = isinstance(value, int | float) and not isinstance(value, bool)
     if number and isinstance(value, float) and 0 < value <= 1:
         return value
-    if number and value > 1 and value == int(value):
+    if number and 1 < value < inf and value == int(value):
         return int(value)
     told = "expected a fraction such as 0.5 (of the dense value) or a whole number above 1"
     if number and value == 1:

@@ -21,7 +21,11 @@ def read_tree(path: Path, chain: tuple[Path, ...] = ()) -> Node:
     """Read a spec file with everything that it extends. Raises SpecError with the place."""
     if path.resolve() in chain:
         circle = " -> ".join(file.name for file in (*chain, path))
-        raise SpecError(f"specs extend each other in a circle: {circle}", where=str(path))
+        raise SpecError(
+            f"specs extend each other in a circle: {circle}",
+            where=f"extends of {chain[-1]}",
+            hint="leave one `extends` of the circle out",
+        )
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:

@@ -58,7 +58,7 @@ class Node:
 def parse_tree(text: str, file: str) -> Node:
     """Parse YAML 1.2 text into a tree. Raises SpecError with the place for anything but a map."""
     from ruamel.yaml import YAML
-    from ruamel.yaml.error import MarkedYAMLError
+    from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
     lines = text.split("\n")
     try:
@@ -68,6 +68,11 @@ def parse_tree(text: str, file: str) -> Node:
         mark = _mark(file, lines, at.line, at.column) if at else Mark(file, 1, 1, "")
         what = str(error.problem or error.context).split("\n")[0]
         raise SpecError(f"{mark}: not YAML: {what}\n{mark.caret}") from error
+    except YAMLError as error:
+        what = str(error).split("\n")[0]
+        raise SpecError(
+            f"not YAML: {what}", where=file, hint="a spec is text in UTF-8: `tnc spec init`"
+        ) from error
     start = _mark(file, lines, 0, 0)
     if not isinstance(data, dict):
         raise SpecError(

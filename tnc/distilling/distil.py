@@ -19,7 +19,7 @@ from tnc.distilling.checkpoint import Position
 from tnc.distilling.interrupts import deferred
 from tnc.distilling.matching import inner_distance, matched_paths, recorded
 from tnc.distilling.schedule import freeze_, parameter_groups, progress, rate_factor
-from tnc.errors import FitError, PlanError, TncError
+from tnc.errors import FitError, Interrupted, PlanError
 from tnc.sources import Evaluation, evaluations
 
 Stream = Callable[[int], Iterable[Any]]
@@ -42,12 +42,6 @@ class Distilled:
 
     def __str__(self) -> str:
         return f"{self.steps} steps in {self.seconds:.0f} s, loss {self.loss:.4g}"
-
-
-class Interrupted(TncError):
-    """A distillation that a signal ended; its checkpoint holds all that was done."""
-
-    exit_code = 5
 
 
 def distill(
@@ -81,9 +75,9 @@ def distill(
     >>> tnc.distill(small, net, [torch.randn(32, 16)], steps=5).steps
     5
     """
-    chosen = settings or Distill(**options)
+    chosen = settings or Distill.of(**options)
     if settings is not None and options:
-        chosen = Distill(**(settings.model_dump(exclude_none=True) | options))
+        chosen = Distill.of(**(settings.model_dump(exclude_none=True) | options))
     stream = data if callable(data) else _shuffled(data, seed)
     run = _Run(model, teacher, stream, chosen, evaluation, seed, progress)
     return run.go(Path(checkpoint) if checkpoint is not None else None)

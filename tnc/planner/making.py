@@ -45,7 +45,9 @@ def make_plan(
     trace = subject.trace
     visits = visits or (lambda targets: iter([(subject, targets)]))
     notes: list[str] = []
-    targets, skips = match_rules(trace.sites, spec, locations or {}, trace.shared_inputs)
+    targets, skips = match_rules(
+        trace.sites, spec, locations or {}, trace.shared_inputs, trace.untraced
+    )
     _check_unit(subject, spec)
     curvature = evaluation.curvature if evaluation is not None else 1.0
     offers, kinds = _offers(visits, targets, spec, curvature, progress)

@@ -91,6 +91,7 @@ def options_of(
     kind = metric_kind(subject, target, spec)
     metric = metric_of(subject.model, target.group, subject.measurements, kind)
     weight = weight_of(subject.model, target.group)
+    _check_finite(weight, target)
     energy = metric.norm(weight, target.signature) ** 2 or 1.0
     unit = 1 / curvature if metric.outputs is not None and kind == "both" else energy
     options = [] if is_fixed(target) else [Option(None, 0.0, 0.0)]
@@ -106,6 +107,16 @@ def options_of(
         for candidate, squared in zip(candidates, squared_errors(candidates, fitted, energy)):
             options.append(Option(candidate, _six(squared / unit), _six(sqrt(squared / energy))))
     return tuple(options)
+
+
+def _check_finite(weight: Tensor, target: Target) -> None:
+    bad = int((~weight.isfinite()).sum())
+    if bad:
+        raise PlanError(
+            f"{target.name} holds {bad:,} of {weight.numel():,} entries that are NaN or infinite",
+            where=target.where,
+            hint="mend the checkpoint, or keep the weight by a rule with `structure: dense`",
+        )
 
 
 def confirmed(

@@ -7,6 +7,7 @@ import importlib.util
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -30,9 +31,18 @@ def find_function(reference: str) -> Callable[..., Any]:
     try:
         found = getattr(loaded, name)
     except AttributeError as error:
-        raise SourceError(f"module {module!r} has no {name!r}", where=reference) from error
+        near = get_close_matches(name, [n for n in vars(loaded) if n[0] != "_"], n=1)
+        raise SourceError(
+            f"module {module!r} has no {name!r}",
+            where=reference,
+            hint=f"did you mean {near[0]!r}?" if near else f"it is the file {loaded.__file__}",
+        ) from error
     if not callable(found):
-        raise SourceError(f"{reference} is no function but {type(found).__name__}")
+        raise SourceError(
+            f"{reference} is no function but {type(found).__name__}",
+            where=reference,
+            hint="name something that can be called",
+        )
     return found  # type: ignore[no-any-return]
 
 
@@ -80,7 +90,11 @@ def find_path(reference: str) -> Path:
         path = Path(reference).expanduser()
         if path.exists():
             return path
-        raise SourceError(f"no file or folder {reference!r}", where=f"relative to {Path.cwd()}")
+        raise SourceError(
+            f"no file or folder {reference!r}",
+            where=f"relative to {Path.cwd()}",
+            hint="paths in a spec start from the folder where tnc runs",
+        )
     package, _, inside = reference.removeprefix("package:").partition("/")
     spec = importlib.util.find_spec(package) if package.isidentifier() else None
     if spec is None:

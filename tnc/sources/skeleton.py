@@ -85,7 +85,14 @@ def streamed(
                 f"{name} has shape {stored.shape} in the checkpoint and "
                 f"{tuple(state[name].shape)} in the model",
                 where=str(stored.file),
-                hint="config.json belongs to another checkpoint",
+                hint="config.json, or the function's kwargs, belong to another checkpoint",
+            )
+        if state[name].is_floating_point() and stored.dtype[0] not in "FB":
+            raise SourceError(
+                f"{name} holds {stored.dtype} in the checkpoint and {state[name].dtype} in the "
+                "model",
+                where=str(stored.file),
+                hint="whole numbers are no trained weights: undo the quantization first",
             )
         if not isinstance(state[name], nn.Parameter):
             module, attribute = model, name

@@ -29,5 +29,9 @@ class CallableData(DataSource):
             made = list(call(loaded, split, **self.kwargs))
         found = [b if isinstance(b, Mapping | tuple) else (b,) for b in made]
         if not found:
-            raise SourceError(f"no batches for {split}", where=self.function)
+            raise SourceError(
+                f"no batches for {split}",
+                where=self.function,
+                hint="return at least one batch for 'calibration' and one for 'held-out'",
+            )
         return found

@@ -54,8 +54,15 @@ def _read(file: str, key: str):  # type: ignore[no-untyped-def]
     path = find_path(file)
     try:
         with np.load(path, allow_pickle=False) as archive:
-            return archive[key]
+            found = archive[key]
     except (OSError, ValueError, KeyError) as error:
         raise SourceError(
             f"cannot read {key!r}: {error}", where=str(path), hint="name the array in 'key'"
         ) from error
+    if found.ndim != 4 or found.dtype.kind not in "buif":
+        raise SourceError(
+            f"{key!r} is {found.dtype} of shape {found.shape}, no images",
+            where=str(path),
+            hint="images are numbers (n, channels, height, width)",
+        )
+    return found

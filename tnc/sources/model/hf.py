@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -54,9 +54,16 @@ class HuggingFace(ModelSource):
     def load(self) -> Loaded:
         folder = find_path(self.path)
         try:
-            model = self._class().from_pretrained(folder, dtype=self.dtype, **_LOCAL)
-        except (OSError, ValueError) as error:
-            raise SourceError(f"cannot load the model: {error}", where=str(folder)) from error
+            model, told = self._class().from_pretrained(
+                folder, dtype=self.dtype, output_loading_info=True, **_LOCAL
+            )
+        except (OSError, ValueError, RuntimeError) as error:
+            raise SourceError(
+                f"cannot load the model: {error}",
+                where=str(folder),
+                hint="the folder needs a config.json and weights that belong together",
+            ) from error
+        _check_loaded(told, folder)
         tokenizer = self._tokenizer(folder)
         files = tuple(folder / name for name in _CARRIED if (folder / name).is_file())
         return Loaded(model.eval(), _example(tokenizer, model), tokenizer, files)
@@ -105,6 +112,18 @@ class HuggingFace(ModelSource):
 
 
 _LOCAL = {"local_files_only": True, "trust_remote_code": False}
+
+
+def _check_loaded(told: Mapping[str, Any], folder: Path) -> None:
+    """Refuse a model that transformers filled up with random weights."""
+    missing = sorted(map(str, told.get("missing_keys", ())))
+    if missing:
+        more = f" and {len(missing) - 1} more of the model's tensors" if missing[1:] else ""
+        raise SourceError(
+            f"the checkpoint has no {missing[0]!r}{more}",
+            where=str(folder),
+            hint="name the class in `auto` that the checkpoint was saved from, or save it again",
+        )
 
 
 def _transformers() -> Any:

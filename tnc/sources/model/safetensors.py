@@ -37,7 +37,11 @@ class Safetensors(ModelSource):
         try:
             state = load_file(file)
         except Exception as error:
-            raise SourceError(f"cannot read the weights: {error}", where=str(file)) from error
+            raise SourceError(
+                f"cannot read the weights: {error}",
+                where=str(file),
+                hint="a file in the format of safetensors is needed: copy or save it again",
+            ) from error
         _fill(model, state, file)
         return Loaded(model.eval(), inputs)
 
@@ -56,18 +60,41 @@ class Safetensors(ModelSource):
         return made_by(self.function, self.kwargs)[0].eval()
 
 
+_OTHER = "name the file that belongs to this function and its kwargs"
+
+
 def _fill(model: nn.Module, state: dict[str, Any], file: Path) -> None:
+    own = model.state_dict()
+    for name in sorted(set(own) & set(state)):
+        if own[name].is_floating_point() and not state[name].is_floating_point():
+            raise SourceError(
+                f"the weights do not fit: {name!r} holds {state[name].dtype} in the file and "
+                f"{own[name].dtype} in the model",
+                where=str(file),
+                hint="whole numbers are no trained weights: undo the quantization first",
+            )
+        if own[name].shape != state[name].shape:
+            raise SourceError(
+                f"the weights do not fit: {name!r} has shape {tuple(state[name].shape)} in the "
+                f"file and {tuple(own[name].shape)} in the model",
+                where=str(file),
+                hint=_OTHER,
+            )
     try:
         result = model.load_state_dict(state, strict=False)
     except RuntimeError as error:
-        raise SourceError(f"the weights do not fit: {error}", where=str(file)) from error
+        raise SourceError(
+            f"the weights do not fit: {error}", where=str(file), hint=_OTHER
+        ) from error
     counters = [name for name in result.missing_keys if name.endswith("num_batches_tracked")]
     tied = _tied_names(model, state)
     missing = sorted(set(result.missing_keys) - set(counters) - tied)
     if missing or result.unexpected_keys:
         told = [f"no {name!r} in the file" for name in missing]
         told += [f"no {name!r} in the model" for name in sorted(result.unexpected_keys)]
-        raise SourceError(f"the weights do not fit: {'; '.join(told[:5])}", where=str(file))
+        raise SourceError(
+            f"the weights do not fit: {'; '.join(told[:5])}", where=str(file), hint=_OTHER
+        )
 
 
 def _tied_names(model: nn.Module, state: dict[str, Any]) -> set[str]:
