@@ -26,12 +26,14 @@ class ALDS(Allocator):
 
     def allot(self, task: Task) -> Allotment:
         norms: dict[tuple[str, int], float] = {}
+        storage = {"params", "bytes"} >= task.budget.limits.keys()
         offers = {target.name: (target, options) for target, options in task.offers}
         open_ones = [target for target, _ in task.offers if not is_fixed(target)]
         for subject, group in task.visits(open_ones):
             for target in group:
                 task.told("operator norms", len(norms), len(open_ones))
-                pairs = relative_norms(subject, target, task.spec.round_to, task.spec.seed)
+                spec = task.spec
+                pairs = relative_norms(subject, target, spec.round_to, spec.seed, storage)
                 offers[target.name] = (target, tuple(option for option, _ in pairs))
                 norms |= {(target.name, id(option)): error for option, error in pairs}
         found = choose(

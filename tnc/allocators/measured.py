@@ -15,8 +15,6 @@ SHORTLIST = (
     "surrogate{power=0.75}",
     "surrogate{power=0.5}",
     "uniform",
-    "l-greco",
-    "alds",
 )
 
 
@@ -31,6 +29,8 @@ class Measured(Allocator):
 
     shortlist: tuple[str, ...] = SHORTLIST
     samples: int = 192
+
+    needs_model = True
 
     def __post_init__(self) -> None:
         if not self.shortlist or self.samples < 1:

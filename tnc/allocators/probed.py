@@ -33,6 +33,8 @@ class Probed(Allocator):
     sizes: int = 7
     samples: int = 96
 
+    needs_model = True
+
     def __post_init__(self) -> None:
         if self.sizes < 2 or self.samples < 1:
             raise PlanError("probed: sizes is at least 2, samples at least 1")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 from tnc.decide.pipeline import allocators
 from tnc.decide.spec import Spec
@@ -73,6 +73,9 @@ class Task:
 
 class Allocator(ABC):
     """A way to choose one option for every target. Concrete ones are frozen dataclasses."""
+
+    needs_model: ClassVar[bool] = False
+    """Whether it runs the whole model; where there is none, `surrogate` takes its place."""
 
     @abstractmethod
     def refuses(self, task: Task) -> str:

@@ -10,7 +10,8 @@ import torch
 
 from tnc.capture import capture
 from tnc.capture.trace import Trace
-from tnc.decide.pipeline import pipeline
+from tnc.decide.options import build
+from tnc.decide.pipeline import allocators, pipeline
 from tnc.decide.plan import Plan
 from tnc.decide.spec import Spec
 from tnc.decide.target import Target
@@ -32,10 +33,6 @@ NEEDS = {
     "merge-linear": ("linear-linear",),
 }
 """Passes that change weights before they are planned, and the links that they look for."""
-
-
-NEEDS_MODEL = ("measured", "probed")
-"""Allocators that run the whole model."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +73,7 @@ def plan_streamed(
                 yield subject, (target,)
 
     allocate = spec.allocate
-    if allocate.partition("{")[0] in NEEDS_MODEL:
+    if build(allocators, allocate).needs_model:
         allocate = "surrogate"
         notes += (
             f"allocate: {spec.allocate} became surrogate: streaming has no whole model to try on",
