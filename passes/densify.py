@@ -53,7 +53,7 @@ def densify_(model: nn.Module) -> tuple[str, ...]:
 def _weight(layer: StructuredLayer, weights: dict[tuple[int, ...], nn.Parameter]) -> nn.Parameter:
     key = tuple(id(core) for core in layer.cores.values())
     transposed = getattr(layer.view, "transposed", False)
-    key = (*key, int(transposed))
+    key = (*key, int(transposed), *getattr(layer.view, "order", ()))
     if key not in weights:
         trainable = any(core.requires_grad for core in layer.cores.values())
         weights[key] = nn.Parameter(layer.weight.detach().contiguous(), requires_grad=trainable)

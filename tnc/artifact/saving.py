@@ -8,6 +8,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -133,6 +134,11 @@ def distinct_state(model: nn.Module) -> tuple[dict[str, Tensor], tuple[tuple[str
             raise ArtifactError(
                 f"the state dict holds {name!r}, a {type(tensor).__name__} and no tensor",
                 hint="only tensors can be saved without pickle",
+            )
+        if tensor.dtype == torch.complex128:
+            raise ArtifactError(
+                f"{name!r} is complex128, which safetensors files cannot hold",
+                hint="turn its complex parameters into complex64 before compiling",
             )
         groups.setdefault(id(tensor), []).append(name)
         tensors[id(tensor)] = tensor

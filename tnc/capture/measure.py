@@ -29,8 +29,9 @@ class Measured:
     `rows` vectors x came in, over `samples` samples of the model's input (sentences, images).
 
     - `moment` is `sum_rows x x^T / rows`, (n, n) over the flattened inputs (for convolutions the
-      patches, i*h*w), or its diagonal (n,) beyond the limit. A pure look-up multiplies one-hot
-      rows, so there it is the diagonal (vocabulary,): the `frequencies`.
+      patches, i*h*w), or its diagonal (n,) beyond the limit; of spectral weights always, the mean
+      of `|x|^2` for i*modes. A pure look-up multiplies one-hot rows, so there it is the diagonal
+      (vocabulary,): the `frequencies`.
     - `mean` is `sum_rows x / rows`, (n,).
     - `outputs` is `sum_rows g g^T / samples`, (o, o) or (o,), averaged over probes, with g the
       gradient of a probe to the site's result in that row.
@@ -214,8 +215,19 @@ def _notes(
             notes.append(f"{site.name}: no input moment for {site.groups} groups")
         elif site.op == "experts" and measured.rows:
             notes.append(f"{site.name}: its experts are measured together, not one by one")
-        elif measured.rows == 0:
+        elif measured.rows == 0 and site.op != "spectral" and not site.is_complex:
             notes.append(f"{site.name}: not reached by the calibration batches")
+        if site.op == "spectral":
+            told = (
+                "E|x|^2 of each input and mode"
+                if measured.rows
+                else "no metric, it is read in parts"
+            )
+            notes.append(f"{site.name}: {told}; its outputs are not weighed")
+            continue
+        if site.is_complex:
+            notes.append(f"{site.name}: complex, it is fitted in the plain norm")
+            continue
         for side in ("moment", "outputs", "features"):
             tensor = getattr(measured, side)
             if tensor is not None and tensor.dim() == 1 and site.op not in ("embedding", "experts"):

@@ -64,7 +64,7 @@ class Meter:
             if read.name in self._sites and read.kind:
                 with torch.no_grad():
                     self._add_input(read)
-                if self.differentiate:
+                if self.differentiate and not _is_plain(self._sites[read.name]):
                     self._waiting.append((event.out, read))
 
     def _add_input(self, read: Read) -> None:
@@ -76,6 +76,12 @@ class Meter:
         if self.leader[name] != name:
             return
         moment, site = self.inputs[name], self._sites[name]
+        if read.kind == "spectral":
+            if read.part == 1:
+                moment.add_squares(_energies(read, site), data.shape[1 if not read.columns else 2])
+            return
+        if site.is_complex:
+            return
         if read.kind == "conv":
             if site.groups == 1:
                 for rows in patches(data, site.signature.inputs[1:], dict(read.options)):
@@ -97,6 +103,23 @@ class Meter:
         if self.keep is None or len(rows) != self.rows:
             return rows
         return rows[self.keep.to(rows.device)]
+
+
+def _is_plain(site: Site) -> bool:
+    """Whether the outputs of a site are not weighed: they are complex, or differ by mode."""
+    return site.is_complex or site.op == "spectral"
+
+
+def _energies(read: Read, site: Site) -> Tensor:
+    """Return the sum over rows of `|x|^2`, (i * modes) in the order of the map."""
+    assert read.data is not None
+    squares = read.data.abs().square().sum(2 if read.columns else 1)
+    sizes = dict(zip(site.order, site.signature.shape))
+    modes = site.order[2:]
+    missing = [axis for axis in modes if axis not in read.joined]
+    axes = (*missing, *read.joined)
+    folded = squares.reshape([*(sizes[axis] for axis in axes), squares.shape[-1]])
+    return folded.permute(len(axes), *(axes.index(axis) for axis in modes)).reshape(-1)
 
 
 def _as_rows(data: Tensor, columns: bool) -> Tensor:
@@ -128,4 +151,4 @@ def _results(site: Site, limit: int) -> Moment:
 
 
 def _wide(site: Site, limit: int) -> bool:
-    return prod(site.signature.inputs) > limit
+    return site.op == "spectral" or prod(site.signature.inputs) > limit

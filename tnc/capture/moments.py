@@ -39,6 +39,12 @@ class Moment:
             self._sum[part] += rows.sum(0)
         self.rows += len(x)
 
+    def add_squares(self, squares: Tensor, rows: int) -> None:
+        """Add a diagonal (n,) that was summed over rows elsewhere; their mean stays unknown."""
+        squares = squares.double()
+        self._square = squares if self._square is None else self._square + squares
+        self.rows += rows
+
     def over(self, count: float) -> Tensor | None:
         """Return the sum of `x x^T` divided by a count, on the CPU; None where nothing came."""
         if self._square is None or not count:

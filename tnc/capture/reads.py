@@ -2,7 +2,8 @@
 
 Below autograd every linear map is a matrix product, a convolution or a look-up. In a product the
 side and the axes of the parameter tell which axis is summed over, so `F.linear(x, w)`, `x @ w`,
-`w @ x` and `einsum` need no cases of their own.
+`w @ x` and `einsum` need no cases of their own. A product in batches, of which the parameter has a
+matrix each, is a map for every mode: the layers of Fourier neural operators.
 """
 
 from __future__ import annotations
@@ -33,11 +34,13 @@ LOOK_UPS = frozenset({"aten.embedding", "aten.index_select", "aten.index"})
 class Read:
     """One parameter in one operation.
 
-    `kind` is linear, conv, embedding, experts (a stack of matrices, of which a row meets one), or
-    empty with a `reason`. `data` is the other operand, `columns` tells that its rows are its
-    columns (`w @ x`). `summed` is the axis of the parameter, or of a matrix of the stack, that is
-    summed over. `part` is the share of the weight that is used; `first` the first output row of
-    that part. `options` are those of the operation.
+    `kind` is linear, conv, embedding, experts (a stack of matrices, of which a row meets one),
+    spectral (a matrix for every mode, of which a row meets all), or empty with a `reason`. `data`
+    is the other operand, `columns` tells that its rows are its columns (`w @ x`). `summed` is the
+    axis of the parameter, or of a matrix of the stack, that is summed over. `part` is the share of
+    the weight that is used; `first` the first output row of that part. `options` are those of the
+    operation. `order` are the axes of a spectral parameter as the map has them: output, input,
+    modes; `joined` are its modes as the product has them.
     """
 
     name: str
@@ -51,6 +54,8 @@ class Read:
     groups: int = 1
     options: tuple[tuple[str, Any], ...] = ()
     bias: str | None = None
+    order: tuple[int, ...] = ()
+    joined: tuple[int, ...] = ()
 
 
 def reads(
@@ -63,6 +68,14 @@ def reads(
     """
     given = [t for t in tensors((args, kwargs)) if weights.name_of(t)]
     if not given:
+        return
+    turned = [t for t in given if weights.reinterpreted(t)]
+    for name in dict.fromkeys(weights.name_of(t) for t in turned):
+        if name:
+            told = "real numbers are read as complex ones" if turned[0].is_complex() else ""
+            told = told or "complex numbers are read as real ones"
+            yield Read(name, "", f"its {told} by a view: keep them in a parameter of that dtype")
+    if turned:
         return
     read = _read(op, args, weights, owned)
     if read is not None:
@@ -79,6 +92,8 @@ def rows(read: Read) -> int:
         return read.data.numel() if read.data is not None else 0
     if read.data.dim() == 1:
         return 1
+    if read.kind == "spectral":
+        return int(read.data.shape[-1 if read.columns else -2])
     size = read.data.shape[-2 if read.columns else -1]
     return read.data.numel() // max(1, size)
 
@@ -113,6 +128,8 @@ def _product(pair: Any, addends: Any, weights: Weights, owned: Collection[str]) 
         return None
     name = shown.name
     rank = weights.parameters[name].dim()
+    if rank >= 3 and data.dim() == 3 and not _is_stack(shown):
+        return _spectral(shown, data, weights.parameters[name], bool(right))
     if rank == 3:
         shape = tuple(weights.parameters[name].shape)
         return _stacked(shown, data, shape, bool(right))
@@ -132,6 +149,36 @@ def _product(pair: Any, addends: Any, weights: Weights, owned: Collection[str]) 
     columns = right is None and data.dim() > 1
     return Read(
         name, "linear", "", data, columns, inner, part, shown.start[outer], bias=bias or None
+    )
+
+
+def _is_stack(shown: Alias) -> bool:
+    """Whether a product shows matrices over the last two of three axes."""
+    return shown.axes is not None and sorted(a for a in shown.axes[-2:] if a is not None) == [1, 2]
+
+
+def _spectral(shown: Alias, data: Tensor, parameter: Tensor, on_the_right: bool) -> Read:
+    """Read a parameter with a matrix for each of its modes, all multiplied at once."""
+    name, rank = shown.name, parameter.dim()
+    if len(shown.merged) != 3:
+        return Read(name, "", f"a weight of {rank} dimensions in a matrix product")
+    modes, *sides = shown.merged
+    left = [axis for axis in range(rank) if not any(axis in group for group in shown.merged)]
+    if any(len(side) > 1 for side in sides) or any(parameter.shape[axis] > 1 for axis in left):
+        return Read(name, "", f"several of its {rank} dimensions are summed by a matrix product")
+    inner, outer = (
+        side[0] if side else left.pop(0) if left else -1
+        for side in (sides if on_the_right else sides[::-1])
+    )
+    if min(inner, outer) < 0:
+        return Read(name, "", "no dimension of it is summed, or none is left")
+    order = (outer, inner, *(axis for axis in range(rank) if axis not in (outer, inner)))
+    matrices, rows, columns = data.shape[0], parameter.shape[inner], parameter.shape[outer]
+    part = matrices * rows * columns / parameter.numel()
+    if data.shape[-1 if on_the_right else -2] != rows:
+        return Read(name, "", "only some of its inputs are read by a matrix product")
+    return Read(
+        name, "spectral", "", data, not on_the_right, inner, part, order=order, joined=modes
     )
 
 

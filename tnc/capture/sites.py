@@ -15,7 +15,7 @@ from tnc.capture.weights import Weights
 from tnc.decide.site import Site, Use
 from tnc.net import Signature
 
-DTYPES = ("bfloat16", "float16", "float32", "float64")
+DTYPES = ("bfloat16", "float16", "float32", "float64", "complex64", "complex128")
 Sorted = tuple[tuple[Site, ...], tuple[tuple[str, str], ...]]
 
 
@@ -76,6 +76,8 @@ def _unreadable(owner: nn.Module, found: Sequence[Reading]) -> str:
         return f"besides its {' and '.join(kinds)} use: " + "; ".join(refused)
     if "conv" in kinds and len(kinds) > 1:
         return "read as a convolution and as a matrix"
+    if "spectral" in kinds and len(kinds) > 1:
+        return "read as a map for every mode and as one matrix"
     if len({_orientation(r) for r in found}) > 1:
         return "read in both directions, w and its transpose"
     if len({(r.read.groups, r.read.options) for r in found if r.read.kind == "conv"}) > 1:
@@ -85,14 +87,14 @@ def _unreadable(owner: nn.Module, found: Sequence[Reading]) -> str:
     return ""
 
 
-def _orientation(reading: Reading) -> int:
-    return reading.read.summed
+def _orientation(reading: Reading) -> tuple[int, ...]:
+    return (reading.read.summed, *reading.read.order)
 
 
 def _site(model: nn.Module, weights: Weights, name: str, recorder: Recorder) -> Site:
     parameter, found = weights.parameters[name], recorder.readings[name]
     biases = {bias for weight, bias in recorder.biases if weight == name}
-    transposed = _orientation(found[0]) == 0
+    transposed = found[0].read.summed == 0 and not found[0].read.order
     shape = tuple(parameter.shape)
     outputs, inputs = shape[:1], shape[1:]
     if transposed:
@@ -102,6 +104,9 @@ def _site(model: nn.Module, weights: Weights, name: str, recorder: Recorder) -> 
             (shape[0], shape[2 if transposed else 1]),
             (shape[1 if transposed else 2],),
         )
+    if found[0].read.order:
+        o, *rest = (shape[axis] for axis in found[0].read.order)
+        outputs, inputs = (o,), tuple(rest)
     return Site(
         name=name,
         aliases=weights.aliases[name],
@@ -113,6 +118,7 @@ def _site(model: nn.Module, weights: Weights, name: str, recorder: Recorder) -> 
         biased=_biased(model, weights.aliases[name], biases),
         groups=found[0].read.groups,
         options=_options(model, weights.aliases[name], found),
+        stored=found[0].read.order,
     )
 
 

@@ -20,7 +20,8 @@ class Alias:
 
     `axes` gives, for each dimension of the tensor, the parameter's axis that it runs along (None
     for one of size 1 or broadcast); it is None where the layout is another one (reshaped). `start`
-    and `sizes` are the part that is shown, by axis.
+    and `sizes` are the part that is shown, by axis. `merged` gives for each dimension the axes that
+    were joined to it, outermost first; it is empty where that cannot be told.
     """
 
     name: str
@@ -28,6 +29,7 @@ class Alias:
     start: tuple[int, ...]
     sizes: tuple[int, ...]
     whole: bool
+    merged: tuple[tuple[int, ...], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,7 @@ class _Layout:
     strides: tuple[int, ...]
     offset: int
     start: tuple[int, ...]
+    complex: bool = False
 
     def covers(self, offset: int) -> bool:
         """Whether an offset into the storage lies inside of this tensor."""
@@ -74,6 +77,7 @@ class Weights:
             tuple(parameter.stride()),
             int(parameter.storage_offset()),
             (0,) * parameter.dim(),
+            parameter.is_complex(),
         )
         for other in self._fixed.get(key, []) if key else []:
             if other.covers(layout.offset) or layout.covers(other.offset):
@@ -96,6 +100,11 @@ class Weights:
         layout = self._layout(tensor)
         return _match(tensor, layout) if layout else None
 
+    def reinterpreted(self, tensor: Tensor) -> bool:
+        """Whether a tensor shows real memory as complex numbers, or complex memory as real ones."""
+        layout = self._layout(tensor)
+        return layout is not None and layout.complex != tensor.is_complex()
+
     def follow(self, copy: Tensor, source: Tensor) -> None:
         """Let a copy (another dtype, made contiguous) stand for the parameter it was made of."""
         layout, shown, key = self._layout(source), self.alias(source), storage_key(copy)
@@ -106,7 +115,12 @@ class Weights:
             if axis is not None:
                 strides[axis] = copy.stride(dim)
         self._copies[key] = _Layout(
-            layout.name, shown.sizes, tuple(strides), int(copy.storage_offset()), shown.start
+            layout.name,
+            shown.sizes,
+            tuple(strides),
+            int(copy.storage_offset()),
+            shown.start,
+            copy.is_complex(),
         )
 
     def gather(self, rows: Tensor, source: Tensor) -> None:
@@ -120,6 +134,7 @@ class Weights:
             tuple(rows.stride()),
             int(rows.storage_offset()),
             (0, 0, 0),
+            rows.is_complex(),
         )
 
     def forget(self, tensor: Tensor) -> None:
@@ -204,4 +219,25 @@ def _shown(tensor: Tensor, layout: _Layout, axes: list[int | None]) -> Alias:
         start[axis] += rest // step if step else 0
         rest %= step or 1
     whole = not strange and tuple(sizes) == layout.shape
-    return Alias(layout.name, None if strange else tuple(axes), tuple(start), tuple(sizes), whole)
+    found = None if strange else tuple(axes)
+    return Alias(layout.name, found, tuple(start), tuple(sizes), whole, _merged(tensor, layout))
+
+
+def _merged(tensor: Tensor, layout: _Layout) -> tuple[tuple[int, ...], ...]:
+    """Return the axes of which each dimension is made, outermost first; empty if unknown."""
+    free = [axis for axis, size in enumerate(layout.shape) if size > 1]
+    found = []
+    for size, stride in zip(tensor.shape, tensor.stride()):
+        axes: list[int] = []
+        while size > 1:
+            inner = next((a for a in free if layout.strides[a] == stride), None)
+            if inner is None:
+                return ()
+            free.remove(inner)
+            axes.insert(0, inner)
+            own = layout.shape[inner]
+            if size > own and size % own:
+                return ()
+            size, stride = max(1, size // own), stride * own
+        found.append(tuple(axes))
+    return tuple(found)

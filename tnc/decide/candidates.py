@@ -85,6 +85,7 @@ def cost_of(structure: Structure, target: Target) -> Cost:
         dense = first.cost
         made = cost(structure, first.work, first.itemsize)
         rebuild = sum(dense_weight(term).order.flops for term in structure.terms)
+        rebuild *= first.work.factor
         return Cost(made.params, dense.flops + rebuild, made.bytes, dense.params)
     return cost(structure, first.work, first.itemsize)
 

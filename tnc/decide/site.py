@@ -13,12 +13,12 @@ from tnc.net import Signature
 class Use:
     """One operation that reads a weight.
 
-    `module` is the path of the module whose forward holds it. `op` is linear, conv, embedding or
-    experts. `view` says how a rewrite reaches it: 'module' where the owner is a layer that one of
-    ours can stand in for, 'parameter' where the code reads the tensor itself, which is then rebuilt
-    from its cores at each call. `rows` counts the vectors (tokens, output pixels) of the example
-    input, `rows_in` its input pixels. `reads` names the tensor that is read: equal names, one
-    tensor.
+    `module` is the path of the module whose forward holds it. `op` is linear, conv, embedding,
+    experts or spectral. `view` says how a rewrite reaches it: 'module' where the owner is a layer
+    that one of ours can stand in for, 'parameter' where the code reads the tensor itself, which is
+    then rebuilt from its cores at each call. `rows` counts the vectors (tokens, output
+    pixels) of the example input, `rows_in` its input pixels. `reads` names the tensor that is read:
+    equal names, one tensor.
     """
 
     module: str
@@ -37,7 +37,10 @@ class Site:
     signature is of the map, outputs first; `transposed` tells that the tensor is stored inputs
     first (HF Conv1D, `x @ w`, transposed convolutions). Of a convolution in groups it is
     `(o | i/groups ..)`, of a transposed one `(o/groups | i ..)`, of a stack of experts' matrices
-    `(e o | i)`: a row of data meets one of the e.
+    `(e o | i)`: a row of data meets one of the e. Of spectral weights it is `(o | i modes..)`, and
+    `stored` gives the stored axis of each of these dimensions.
+
+    A complex entry is one parameter, of 8 bytes in complex64; its multiply-add is four real ones.
     """
 
     name: str
@@ -50,6 +53,7 @@ class Site:
     biased: bool = False
     groups: int = 1
     options: tuple[tuple[str, Any], ...] = ()
+    stored: tuple[int, ...] = ()
 
     @property
     def path(self) -> str:
@@ -72,14 +76,28 @@ class Site:
         rows = sum(use.rows for use in self.uses if use.op == self.op)
         rows_in = sum(use.rows_in for use in self.uses if use.op == self.op)
         turned = self.op == "conv" and self.transposed
-        return Work(self.op, max(1, rows), max(1, rows_in), self.groups, turned)
+        return Work(self.op, max(1, rows), max(1, rows_in), self.groups, turned, self.is_complex)
 
     @property
-    def swapped(self) -> tuple[int, int]:
-        """The two axes that differ between the map and the stored tensor; equal where none do."""
-        if not self.transposed:
-            return 0, 0
-        return (1, 2) if self.op == "experts" else (0, 1)
+    def is_complex(self) -> bool:
+        """Whether the entries of the weight are complex numbers."""
+        return self.dtype.startswith("complex")
+
+    @property
+    def order(self) -> tuple[int, ...]:
+        """The stored axis of each dimension of the map: `tensor.permute(order)` is the map."""
+        if self.stored:
+            return self.stored
+        axes = list(range(len(self.signature.shape)))
+        if self.transposed:
+            a, b = (1, 2) if self.op == "experts" else (0, 1)
+            axes[a], axes[b] = b, a
+        return tuple(axes)
+
+    @property
+    def unordered(self) -> tuple[int, ...]:
+        """The dimension of the map that each stored axis is: the inverse of `order`."""
+        return tuple(self.order.index(axis) for axis in range(len(self.order)))
 
     @property
     def itemsize(self) -> int:
@@ -92,4 +110,11 @@ class Site:
         return dense_cost(self.signature, self.work, self.itemsize)
 
 
-_ITEMSIZE = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
+_ITEMSIZE = {
+    "float64": 8,
+    "float32": 4,
+    "bfloat16": 2,
+    "float16": 2,
+    "complex64": 8,
+    "complex128": 16,
+}

@@ -103,7 +103,7 @@ class Rule(Part):
     """
 
     match: Patterns
-    op: Literal["linear", "conv", "embedding", "experts"] | None = None
+    op: Literal["linear", "conv", "embedding", "experts", "spectral"] | None = None
     structure: Annotated[tuple[Annotated[Family, Choice(families)], ...], OneOrMore(empty="dense")]
     ranks: Annotated[dict[str, int] | Literal["full"], Ranks()] = Field(default_factory=dict)
     keep: Fraction | None = None

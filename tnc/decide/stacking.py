@@ -42,8 +42,9 @@ def stacked(targets: Sequence[Target]) -> tuple[tuple[Target, ...], tuple[Skip, 
 def _kind(target: Target) -> object:
     site = target.sites[0]
     shape = (site.signature, site.dtype, site.transposed, site.groups, site.options, site.op)
-    alone = "" if not site.rebuilt and len(site.aliases) == 1 else site.name
-    return (target.where, re.sub(r"\d+", "#", site.name), shape, alone)
+    way = (site.stored, site.rebuilt)
+    alone = "" if len(site.aliases) == 1 else site.name
+    return (target.where, re.sub(r"\d+", "#", site.name), shape, way, alone)
 
 
 def _natural(name: str) -> tuple[tuple[int, str], ...]:

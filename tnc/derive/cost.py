@@ -11,7 +11,7 @@ from math import prod
 
 from tnc.derive.chain import Chain, chain
 from tnc.derive.contraction import Contraction, step_flops
-from tnc.derive.dense import dense, forward
+from tnc.derive.dense import dense, forward, modewise
 from tnc.derive.grouped import grouped
 from tnc.net import Network, Signature, Structure
 
@@ -23,9 +23,10 @@ POSITION_BYTES = 4
 class Work:
     """What a weight has to do for one sample of the model's input.
 
-    `op` is 'linear', 'conv' or 'embedding'; `rows` is the number of vectors (tokens) or, for
-    convolutions, of output pixels; `rows_in` the number of input pixels. A `transposed` convolution
-    multiplies its input pixels.
+    `op` is 'linear', 'conv', 'embedding', 'experts' or 'spectral'; `rows` is the number of vectors
+    (tokens, samples) or, for convolutions, of output pixels; `rows_in` the number of input pixels.
+    A `transposed` convolution multiplies its input pixels. Multiply-adds of a `complex` weight
+    count as four real ones.
     """
 
     op: str = "linear"
@@ -33,6 +34,12 @@ class Work:
     rows_in: int = 1
     groups: int = 1
     transposed: bool = False
+    complex: bool = False
+
+    @property
+    def factor(self) -> int:
+        """How many real multiply-adds one of the weight is."""
+        return 4 if self.complex else 1
 
 
 @dataclass(frozen=True)
@@ -59,7 +66,7 @@ def dense_cost(signature: Signature, work: Work, itemsize: int = 4) -> Cost:
     """Return the cost of the dense weight itself."""
     params = signature.parameters
     rows = work.rows_in if work.transposed else work.rows
-    flops = 0 if work.op == "embedding" else 2 * rows * params
+    flops = 0 if work.op == "embedding" else 2 * rows * params * work.factor
     return Cost(params, flops, params * itemsize, 0)
 
 
@@ -94,7 +101,7 @@ def order_flops(contraction: Contraction, term: Network) -> int:
 
 def rebuild_flops(term: Network, signature: Signature, work: Work) -> int:
     """Count rebuilding the dense weight and applying it."""
-    return order_flops(dense(term), term) + dense_cost(signature, work).flops
+    return order_flops(dense(term), term) * work.factor + dense_cost(signature, work).flops
 
 
 def conv_chain(term: Network, signature: Signature, work: Work) -> tuple[Network, Chain] | None:
@@ -117,12 +124,14 @@ def conv_chain(term: Network, signature: Signature, work: Work) -> tuple[Network
 
 def _term_cost(term: Network, signature: Signature, work: Work) -> tuple[int, int]:
     if work.op == "embedding":
-        return gather_flops(term, work.rows), 0
+        return gather_flops(term, work.rows) * work.factor, 0
     if work.op == "conv":
         stages = conv_chain(term, signature, work)
         return (stages[1].flops if stages else rebuild_flops(term, signature, work)), 0
-    contraction = forward(term, work.rows)
-    used, rebuilt = order_flops(contraction, term), rebuild_flops(term, signature, work)
+    apply = modewise if work.op == "spectral" else forward
+    contraction = apply(term, work.rows)
+    used = order_flops(contraction, term) * work.factor
+    rebuilt = rebuild_flops(term, signature, work)
     if rebuilt < used:
         return rebuilt, signature.parameters
     return used, contraction.order.peak

@@ -1,4 +1,4 @@
-"""The two contractions of a network: its dense weight, and its action on an input."""
+"""The contractions of a network: its dense weight, and its action on an input, or mode by mode."""
 
 from __future__ import annotations
 
@@ -46,6 +46,21 @@ def forward(network: Network, rows: int) -> Contraction:
         ((ROWS, *equation.input_indices), *(core.indices for core in equation.cores)),
         (ROWS, *equation.output_indices),
         tuple(sorted(sizes.items())),
+    )
+
+
+def modewise(network: Network, rows: int) -> Contraction:
+    """Return the action mode by mode: `input[rows, i.., modes..]` to `[rows, o.., modes..]`.
+
+    The first input axis is summed, all others are modes: each has a matrix of its own.
+    """
+    equation = network.equation
+    modes = tuple(name for axis in equation.inputs[1:] for name in axis)
+    return Contraction(
+        (INPUT, *(core.name for core in equation.cores)),
+        ((ROWS, *equation.input_indices), *(core.indices for core in equation.cores)),
+        (ROWS, *equation.output_indices, *modes),
+        tuple(sorted((dict(network.sizes) | {ROWS: rows}).items())),
     )
 
 

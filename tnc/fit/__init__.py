@@ -9,7 +9,7 @@ from tnc.fit.fitting import choose, fit_structure
 from tnc.fit.folding import reconstruct
 from tnc.fit.kept import kept
 from tnc.fit.method import DirectFit, Fit, Fitted, Outcome, fits
-from tnc.fit.metric import Metric, Moment, relative_error
+from tnc.fit.metric import Metric, Moment, relative_error, widest
 from tnc.fit.spectra import spectrum, tails
 
 __all__ = [
@@ -28,4 +28,5 @@ __all__ = [
     "relative_error",
     "spectrum",
     "tails",
+    "widest",
 ]

@@ -23,6 +23,7 @@ class ALS(Fit):
     """
 
     name = "als"
+    takes_complex = True
     aware = "both"
     order = 9
 
@@ -66,10 +67,11 @@ def start(
     return found
 
 
-def special_fit(structure: Structure) -> DirectFit | None:
+def special_fit(structure: Structure, complex_weight: bool = False) -> DirectFit | None:
     """Return the first fit in the order of preference that takes the structure whole."""
     for fit in sorted(fits.all().values(), key=lambda f: f.order):
-        if isinstance(fit, DirectFit) and not fit.accepts(structure):
+        able = isinstance(fit, DirectFit) and (fit.takes_complex or not complex_weight)
+        if able and isinstance(fit, DirectFit) and not fit.accepts(structure):
             return fit
     return None
 

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 from tnc.errors import FitError
-from tnc.fit.als import descend, polish, start
+from tnc.fit.als import descend, polish, special_fit, start
 from tnc.fit.complex_least_squares import fit_complex
 from tnc.fit.descent import Settings
 from tnc.fit.folding import reconstruct
-from tnc.fit.method import Fit, Fitted, Outcome, fits
-from tnc.fit.metric import Metric, relative_error
+from tnc.fit.method import DirectFit, Fit, Fitted, Outcome, fits
+from tnc.fit.metric import Metric, relative_error, widest
 from tnc.net import Structure
 
 SWEEPS = 8
@@ -31,7 +31,8 @@ def fit_structure(
 ) -> Fitted:
     """Return the cores of `structure` that come closest to `weight` in `metric`.
 
-    `weight` has shape `structure.signature.shape`; work is in float64, cores come in its dtype.
+    `weight` has shape `structure.signature.shape`; work is in float64, or complex128; cores come in
+    its dtype.
     `fit` is a registered name or 'auto': the first that accepts, special ones before 'als'. Where
     the fit does not honour the metric, `sweeps` of alternating least squares follow, and the note
     says so. `given` cores are held if they are frozen or constant, else they are a warm start of
@@ -41,7 +42,7 @@ def fit_structure(
     metric = metric or Metric()
     _check(weight, structure, metric, given or {})
     if weight.is_complex():
-        return _complex(weight.detach(), structure, metric, seed, fit, bool(given))
+        return _complex(weight.detach(), structure, metric, seed, fit, bool(given), sweeps)
     target = weight.detach().double()
     if given:
         found = _from_given(target, structure, fit, metric, seed, given)
@@ -54,21 +55,37 @@ def fit_structure(
 
 
 def _complex(
-    weight: Tensor, structure: Structure, metric: Metric, seed: int, fit: str, given: bool
+    weight: Tensor,
+    structure: Structure,
+    metric: Metric,
+    seed: int,
+    fit: str,
+    given: bool,
+    sweeps: int,
 ) -> Fitted:
-    """Fit a complex weight: by 'auto' or 'als', from nothing, in the plain norm."""
-    if fit not in ("auto", "als") or given:
+    """Fit a complex weight from nothing: by the fit that takes it, then in the metric."""
+    named = None if fit == "auto" else choose(structure, fit)
+    if given or (named is not None and not named.takes_complex):
+        able = sorted(name for name, one in fits.all().items() if one.takes_complex)
         raise FitError(
-            f"complex weights are fitted by alternating least squares from nothing, not by {fit!r}"
-            + (" from given cores" if given else ""),
+            "complex weights cannot be fitted from given cores"
+            if given
+            else f"fit {fit!r} takes real weights only",
             where=f"structure {structure}",
-            hint="use fit 'auto' and no given cores",
+            hint=f"use fit 'auto' and no given cores; for complex weights: {', '.join(able)}",
         )
-    target = weight.to(torch.complex128)
-    found = fit_complex(target, structure, metric, seed)
+    target = widest(weight)
+    special = named if isinstance(named, DirectFit) else None
+    special = special or (special_fit(structure, True) if named is None else None)
+    if special is None:
+        found = fit_complex(target, structure, metric, seed)
+    else:
+        found = special.outcome(target, structure, metric, seed)
+        if not special.honours(structure, metric) and sweeps:
+            found = fit_complex(target, structure, metric, seed, found, sweeps)
     cores = {name: core.to(weight.dtype).contiguous() for name, core in found.cores.items()}
-    rebuilt = reconstruct(structure, {n: c.to(torch.complex128) for n, c in cores.items()})
-    error = float((target - rebuilt).norm() / target.norm().clamp_min(1e-300))
+    rebuilt = reconstruct(structure, {n: widest(c) for n, c in cores.items()})
+    error = relative_error(target, rebuilt, structure.signature, metric)
     return Fitted(cores, error, found.iterations, found.converged, found.note)
 
 

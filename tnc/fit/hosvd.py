@@ -23,6 +23,7 @@ class HOSVD(DirectFit):
     """
 
     name = "hosvd"
+    takes_complex = True
     order = 3
 
     def refuses(self, network: Network) -> str:
@@ -52,11 +53,11 @@ def orthogonal_iteration(tensor: Tensor, ranks: list[int]) -> tuple[list[Tensor]
     bases = [_leading(tensor, mode, rank) for mode, rank in enumerate(ranks)]
     if all(rank >= size for rank, size in zip(ranks, tensor.shape)):
         return bases, 1, True
-    energy = float(_project(tensor, bases, skip=-1).square().sum())
+    energy = float(_project(tensor, bases, skip=-1).abs().square().sum())
     for sweep in range(1, SWEEPS + 1):
         for mode, rank in enumerate(ranks):
             bases[mode] = _leading(_project(tensor, bases, skip=mode), mode, rank)
-        before, energy = energy, float(_project(tensor, bases, skip=-1).square().sum())
+        before, energy = energy, float(_project(tensor, bases, skip=-1).abs().square().sum())
         if energy - before <= TOLERANCE * energy:
             return bases, sweep, True
     return bases, SWEEPS, False
@@ -70,7 +71,7 @@ def _leading(tensor: Tensor, mode: int, rank: int) -> Tensor:
 def _project(tensor: Tensor, bases: list[Tensor], skip: int) -> Tensor:
     for mode, basis in enumerate(bases):
         if mode != skip:
-            tensor = torch.tensordot(tensor, basis, dims=([mode], [0])).movedim(-1, mode)
+            tensor = torch.tensordot(tensor, basis.conj(), dims=([mode], [0])).movedim(-1, mode)
     return tensor
 
 

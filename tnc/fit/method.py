@@ -47,10 +47,12 @@ class Fit(ABC):
 
     `aware` names the metrics that it always honours exactly: 'none', 'inputs', 'outputs' or 'both';
     `honours` tells for one structure. `order` is the place in the preference order of 'auto'.
+    `takes_complex` tells that complex weights are fitted too, in complex128.
     """
 
     name: ClassVar[str]
     aware: ClassVar[str] = "none"
+    takes_complex: ClassVar[bool] = False
     order: ClassVar[int]
 
     @abstractmethod

@@ -129,17 +129,22 @@ class Metric:
 
     def norm(self, tensor: Tensor, signature: Signature) -> float:
         """Return `||sqrt(G) E sqrt(C)||_F` of a tensor of `signature.shape`, without any root."""
-        matrix = tensor.double().reshape(prod(signature.outputs), prod(signature.inputs))
-        weighed = matrix
+        matrix = widest(tensor).reshape(prod(signature.outputs), prod(signature.inputs))
+        squares = (self.weighed(matrix) * matrix.conj()).sum()
+        return float(squares.real.clamp_min(0).sqrt())
+
+    def weighed(self, matrix: Tensor) -> Tensor:
+        """Return `G E C^T` of a matrix E (m, n)."""
         for side, moment in ((s, self.moment(s)) for s in SIDES):
             if moment is None:
                 continue
             given = moment.given if side == "outputs" or moment.given.ndim == 1 else moment.given.T
             if given.ndim == 1:
-                weighed = weighed * (given[:, None] if side == "outputs" else given)
+                matrix = matrix * (given[:, None] if side == "outputs" else given)
             else:
-                weighed = given @ weighed if side == "outputs" else weighed @ given
-        return float((weighed * matrix).sum().clamp_min(0).sqrt())
+                given = given.to(matrix.dtype)
+                matrix = given @ matrix if side == "outputs" else matrix @ given
+        return matrix
 
     def whitened(self, tensor: Tensor, signature: Signature) -> Tensor:
         """Return `S_G^T E S_C` as a matrix (m, n), with `S S^T` the moments."""
@@ -153,12 +158,17 @@ class Metric:
         return matrix
 
 
+def widest(tensor: Tensor) -> Tensor:
+    """Return a tensor in float64, or in complex128."""
+    return tensor.to(torch.complex128 if tensor.is_complex() else torch.float64)
+
+
 def relative_error(
     weight: Tensor, fitted: Tensor, signature: Signature, metric: Metric | None = None
 ) -> float:
     """Return `||W - W'|| / ||W||` in the metric; the error itself where the weight is zero."""
     metric = metric or Metric()
-    error = metric.norm(weight.double() - fitted.double(), signature)
+    error = metric.norm(widest(weight) - widest(fitted), signature)
     whole = metric.norm(weight, signature)
     return error / whole if whole > 0 else error
 

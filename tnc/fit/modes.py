@@ -97,7 +97,7 @@ def equalised(network: Network, cores: Mapping[str, Tensor]) -> dict[str, Tensor
         ends = [(name, network.equation.core(name).indices) for name in (left, right)]
         for bond in bonds:
             norms = [
-                found[name].square().sum([k for k, n in enumerate(axes) if n != bond]).sqrt()
+                found[name].abs().square().sum([k for k, n in enumerate(axes) if n != bond]).sqrt()
                 for name, axes in ends
             ]
             alive = (norms[0] > 0) & (norms[1] > 0)

@@ -104,8 +104,8 @@ def split(blocks: Tensor, rank: int) -> tuple[Tensor, Tensor]:
 
 
 def svd(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return a reduced SVD whose left vectors have their largest entry positive."""
+    """Return a reduced SVD `u s v` whose left vectors have their largest entry positive."""
     u, s, v = torch.linalg.svd(matrix, full_matrices=False)
-    top = u.abs().argmax(-2, keepdim=True)
-    sign = torch.where(u.gather(-2, top) < 0, -1.0, 1.0).to(u.dtype)
-    return u * sign, s, v * sign.mT
+    phase = u.gather(-2, u.abs().argmax(-2, keepdim=True)).sgn()
+    phase = torch.where(phase == 0, torch.ones_like(phase), phase)
+    return u * phase.conj(), s, v * phase.mT

@@ -10,7 +10,7 @@ from torch import Tensor
 from tnc.derive.cut import Cut, cut
 from tnc.errors import FitError
 from tnc.fit.folding import fold
-from tnc.fit.metric import Metric
+from tnc.fit.metric import Metric, widest
 from tnc.fit.named_einsum import Named, einsum
 from tnc.fit.pair import Pair, blocks_of
 from tnc.fit.projection import project
@@ -43,7 +43,7 @@ def spectrum(
         )
     sides = _two_sides(network, parted)
     whitening = whiten(sides, signature, metric)
-    folded = whitening.weight(fold(weight.detach().double(), sides))
+    folded = whitening.weight(fold(widest(weight.detach()), sides))
     blocks = blocks_of(folded, sides, _pair(sides, parted))
     values: Tensor = torch.linalg.svdvals(blocks)
     weights = _block_weights(sides, parted, signature, metric)
@@ -79,7 +79,7 @@ def _projected(
     """Return squared singular values by the smaller side, where a metric parts like the bond."""
     parted = cut(network.equation, bond)
     own = signature or _own_signature(weight, network)
-    if metric is None or metric.plain or parted is None or parted.batch:
+    if metric is None or metric.plain or parted is None or parted.batch or weight.is_complex():
         return None
     outputs = set(network.equation.output_indices)
     if outputs not in (set(parted.left), set(parted.right)) or network.signature != own:

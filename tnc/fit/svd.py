@@ -24,6 +24,7 @@ class SVD(DirectFit):
     """
 
     name = "svd"
+    takes_complex = True
     aware = "both"
     order = 0
 
@@ -44,7 +45,8 @@ class SVD(DirectFit):
         assert not isinstance(pair, str)  # accepted
         sides = (term.equation.output_indices, term.equation.input_indices)
         in_order = pair.legs in (sides, sides[::-1])
-        if metric.plain or saturated(term) or structure.padded or not in_order:
+        direct = metric.plain or saturated(term) or structure.padded or not in_order
+        if direct or weight.is_complex():
             return super().outcome(weight, structure, metric, seed)
         rank = prod(term.size[n] for n in pair.bonds)
         rows = prod(structure.signature.outputs)

@@ -20,6 +20,7 @@ class TrainSVD(DirectFit):
     """
 
     name = "train-svd"
+    takes_complex = True
     order = 4
 
     def refuses(self, network: Network) -> str:

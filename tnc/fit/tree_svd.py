@@ -27,6 +27,7 @@ class TreeSVD(DirectFit):
     """
 
     name = "tree-svd"
+    takes_complex = True
     order = 7
 
     def refuses(self, network: Network) -> str:

@@ -32,7 +32,7 @@ class Whitening:
         """Whiten a folded weight."""
         axes = dense(self.network).output
         for _, forth, _ in self.steps:
-            folded = einsum([(folded, axes), forth], _mapped(axes, forth))
+            folded = einsum([(folded, axes), _as(folded, forth)], _mapped(axes, forth))
         return folded
 
     def cores(self, cores: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -40,7 +40,7 @@ class Whitening:
         found = dict(cores)
         for name, _, back in self.steps:
             axes = self.network.equation.core(name).indices
-            found[name] = einsum([(found[name], axes), back], _mapped(axes, back))
+            found[name] = einsum([(found[name], axes), _as(found[name], back)], _mapped(axes, back))
         return found
 
 
@@ -60,6 +60,11 @@ def whiten(network: Network, signature: Signature, metric: Metric) -> Whitening:
             forth = tuple(copies.get(n, n) for n in axes)
             steps.append((core.name, (root, forth), (back, axes)))
     return Whitening(network, tuple(steps))
+
+
+def _as(like: Tensor, root: Named) -> Named:
+    """Return a root in the dtype of what it acts on: complex weights have real metrics."""
+    return root[0].to(like.dtype), root[1]
 
 
 def is_exact(network: Network, metric: Metric) -> bool:

@@ -7,7 +7,7 @@ from tnc.nn.layer import StructuredLayer
 from tnc.nn.rebuilt import install_rebuilt_
 from tnc.nn.spectral import SpectralConv, SpectralView
 from tnc.nn.view import View
-from tnc.nn.views import EmbeddingView, LinearView, StackView, view_from_json
+from tnc.nn.views import EmbeddingView, LinearView, StackView, StoredView, view_from_json
 
 __all__ = [
     "ConvView",
@@ -16,6 +16,7 @@ __all__ = [
     "SpectralConv",
     "SpectralView",
     "StackView",
+    "StoredView",
     "StructuredLayer",
     "TensorContraction",
     "TensorDropout",

@@ -8,12 +8,14 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from tnc.derive.contraction import Contraction
-from tnc.derive.dense import INPUT, ROWS
+from tnc.derive.dense import modewise
 from tnc.errors import KernelError
-from tnc.net import Network, Structure
+from tnc.net import Structure
 from tnc.nn.program import Program, lower
 from tnc.nn.view import Cores, View
+
+ROWS_ASSUMED = 8
+"""How many samples the order of contraction is chosen for."""
 
 
 @dataclass(frozen=True)
@@ -35,22 +37,10 @@ class SpectralView(View):
                 where=str(structure),
                 hint="use a structure of 'i h w -> o' that covers the modes exactly",
             )
-        return tuple(lower(_spectral(term)) for term in structure.terms)
+        return tuple(lower(modewise(term, ROWS_ASSUMED)) for term in structure.terms)
 
     def apply(self, prepared: Any, cores: Cores, bias: Tensor | None, x: Tensor) -> Tensor:
         raise KernelError("a spectral view is applied by SpectralConv")
-
-
-def _spectral(term: Network) -> Contraction:
-    """Return the contraction of `[rows, i.., modes..]` with the cores to `[rows, o.., modes..]`."""
-    equation = term.equation
-    modes = tuple(name for axis in equation.inputs[1:] for name in axis)
-    return Contraction(
-        (INPUT, *(core.name for core in equation.cores)),
-        ((ROWS, *equation.input_indices), *(core.indices for core in equation.cores)),
-        (ROWS, *equation.output_indices, *modes),
-        tuple(sorted({**term.size, ROWS: 8}.items())),
-    )
 
 
 class SpectralConv(torch.nn.Module):

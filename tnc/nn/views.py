@@ -213,6 +213,26 @@ class StackView(View):
         return weight.transpose(1, 2) if self.transposed else weight
 
 
+@dataclass(frozen=True)
+class StoredView(View):
+    """A weight that its code reads itself: it is rebuilt with its axes in the stored order.
+
+    `order` is the dimension of the map that each stored axis is.
+    """
+
+    name: ClassVar[str] = "stored"
+    order: tuple[int, ...] = ()
+
+    def prepare(self, structure: Structure) -> tuple[()]:
+        return ()
+
+    def apply(self, prepared: Any, cores: Cores, bias: Tensor | None, x: Tensor) -> Tensor:
+        raise KernelError("a stored weight is read by the model's code, it is not applied")
+
+    def layout(self, weight: Tensor) -> Tensor:
+        return weight.permute(self.order)
+
+
 def view_from_json(data: Mapping[str, Any]) -> View:
     """Read what `View.as_json` wrote. Raises KernelError for an unknown view."""
     known: tuple[type[View], ...] = (
@@ -221,6 +241,7 @@ def view_from_json(data: Mapping[str, Any]) -> View:
         EmbeddingView,
         StackView,
         SpectralView,
+        StoredView,
     )
     kinds = {kind.name: kind for kind in known} | {"conv2d": ConvView}  # its name in format 1
     options: dict[str, Any] = {

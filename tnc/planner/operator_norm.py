@@ -14,7 +14,7 @@ from tnc.decide.candidates import Candidate, cost_of, ladder, members_of, name_o
 from tnc.decide.target import Target
 from tnc.derive.cost import parameters
 from tnc.derive.cut import cut
-from tnc.fit import Metric, spectrum
+from tnc.fit import Metric, spectrum, widest
 from tnc.fit.folding import fold, legs_of
 from tnc.net import Axis, Network
 from tnc.planner.options import Option, dense_of
@@ -66,7 +66,7 @@ def relative_norms(
     with as many parameters as the dense weight are left out, and where `storage` is all that counts
     also those that are larger than another and no better.
     """
-    weight = weight_of(subject.model, target.group).detach().double()
+    weight = widest(weight_of(subject.model, target.group).detach())
     dense = dense_of(target).params
     sizes: list[Size] = []
     fitted: list[Pair] = []
@@ -166,7 +166,7 @@ def _by_fits(
                 seed,
                 sweeps=SWEEPS,
             )
-            error = _norm(weight - fitted.dense.double(), target) / (whole or 1.0)
+            error = _norm(weight - widest(fitted.dense), target) / (whole or 1.0)
             sizes.append(log(rung.cost.params))
             norms.append(log(max(error, 1e-12)))
         for rung in own:

@@ -99,7 +99,7 @@ def options_of(
         _check_fit(family, target)
         found = spectra(weight, target, family, metric)
         rungs = ladder(family, target, found, spec.round_to)
-        candidates = tuple(_as_honoured(candidate, metric) for candidate in rungs)
+        candidates = tuple(_as_honoured(c, metric, weight.is_complex()) for c in rungs)
 
         def fitted(candidate: Candidate) -> float:
             return _fitted(subject, target, candidate, metric, spec.seed, energy)
@@ -138,10 +138,11 @@ def confirmed(
     return Option(candidate, _six(squared / unit), _six(sqrt(squared / energy)))
 
 
-def _as_honoured(candidate: Candidate, metric: Metric) -> Candidate:
+def _as_honoured(candidate: Candidate, metric: Metric, complex_weight: bool) -> Candidate:
     """Return a candidate whose spectrum is exact only where its fit honours the metric."""
     fit = choose(candidate.structure, candidate.fit)
     honoured = fit.honours(candidate.structure, metric)
+    honoured = honoured and (fit.takes_complex or not complex_weight)
     return replace(candidate, exact=candidate.exact and honoured)
 
 
@@ -150,7 +151,10 @@ def _check_fit(family: Family, target: Target) -> None:
     name = target.rule.fit
     if name == "auto":
         return
-    reason = fits.get(name, where=target.where).accepts(template_of(family, target).full())
+    named = fits.get(name, where=target.where)
+    reason = named.accepts(template_of(family, target).full())
+    if target.sites[0].is_complex and not named.takes_complex:
+        reason = "it takes real weights only, this one is complex"
     if reason:
         raise PlanError(
             f"fit {name!r} does not take {name_of(family)}: {reason}",

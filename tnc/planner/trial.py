@@ -106,7 +106,7 @@ class Trial:
             weight = module._parameters[attribute]
             assert weight is not None
             saved.append((weight, weight.data))
-            stored = part.transpose(*site.swapped)
+            stored = part.permute(site.unordered)
             weight.data = stored.to(weight.dtype).contiguous()
             bias = bias_of(self._model, site)
             if bias is not None and shift is not None:

@@ -89,7 +89,10 @@ class Analysis(Contract):
 
 
 def outputs_of(model: nn.Module, probe: tuple[tuple[Any, ...], dict[str, Any]]) -> Outputs:
-    """Run the model in eval mode without gradients and return every tensor of its output."""
+    """Run the model in eval mode without gradients and return every tensor of its output.
+
+    Complex ones come as real ones with a last axis of two.
+    """
     modes = [(module, module.training) for module in model.modules()]
     try:
         model.eval()
@@ -103,7 +106,8 @@ def outputs_of(model: nn.Module, probe: tuple[tuple[Any, ...], dict[str, Any]]) 
 
 def _tensors(result: Any) -> Iterator[Tensor]:
     if isinstance(result, Tensor):
-        yield result.detach()
+        found = result.detach()
+        yield torch.view_as_real(found.resolve_conj()) if found.is_complex() else found
     elif isinstance(result, Mapping):
         for key in result:
             yield from _tensors(result[key])

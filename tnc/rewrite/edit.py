@@ -15,6 +15,7 @@ from tnc.nn import (
     EmbeddingView,
     LinearView,
     StackView,
+    StoredView,
     StructuredLayer,
     View,
     install_rebuilt_,
@@ -54,6 +55,8 @@ def view_for(site: Site, kind: str, transposed: bool) -> View:
         )
     if kind == "experts":
         return StackView(transposed)
+    if kind == "spectral":
+        return StoredView(site.unordered)
     return LinearView(rows=work.rows, transposed=transposed)
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from tnc.capture import Measurements
 from tnc.decide.group import Group
 from tnc.decide.site import Site
-from tnc.fit import Metric, Moment, fit_structure, reconstruct, relative_error
+from tnc.fit import Metric, Moment, fit_structure, fits, reconstruct, relative_error
 from tnc.net import Structure
 from tnc.rewrite.edit import bias_of, owner_of
 
@@ -56,7 +56,7 @@ def weight_of(model: nn.Module, group: Group) -> Tensor:
         stored = module._parameters[attribute]
         assert stored is not None
         part = stored.detach()
-        parts.append(part.transpose(*site.swapped))
+        parts.append(part.permute(site.order))
     if len(parts) == 1:
         return parts[0]
     return torch.stack(parts) if group.stacked else torch.cat(parts)
@@ -167,6 +167,8 @@ def fit_sites(
     """
     own = weight_of(model, group)
     target = own if weight is None else weight
+    if target.is_complex() and fit != "auto" and not fits.get(fit).takes_complex:
+        fit = "auto"  # the family's own fit is for real weights
     found = fit_structure(
         target,
         structure,

@@ -7,7 +7,7 @@ import torch
 
 from tnc.decide.options import build
 from tnc.errors import FitError, KernelError
-from tnc.fit import Metric, fit_structure, reconstruct
+from tnc.fit import fit_structure, reconstruct
 from tnc.net import Signature
 from tnc.nn import SpectralConv
 from tnc.structures import families
@@ -61,6 +61,6 @@ def test_what_cannot_be_is_told() -> None:
     structure = build(families, "low-rank").template(SHAPE).at({"r": 2})
     with pytest.raises(KernelError, match="modes are kept"):
         SpectralConv.initialised(structure)(torch.randn(1, 4, 4, 4))
-    with pytest.raises(FitError, match="metrics are of real weights"):
-        weight = torch.randn(SHAPE.shape, dtype=torch.complex64)
-        fit_structure(weight, structure, metric=Metric(torch.eye(72)))
+    weight = torch.randn(SHAPE.shape, dtype=torch.complex64)
+    with pytest.raises(FitError, match="takes real weights only"):
+        fit_structure(weight, build(families, "cp").template(SHAPE).at({"r": 2}), "cp-als")
