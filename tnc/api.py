@@ -16,7 +16,8 @@ from tnc.artifact.modules import classes_of
 from tnc.capture import Measurements, Trace, capture
 from tnc.capture import measure as _measure
 from tnc.decide.matching import match_rules
-from tnc.decide.pipeline import pipeline
+from tnc.decide.options import build
+from tnc.decide.pipeline import allocators, pipeline
 from tnc.decide.plan import Plan
 from tnc.decide.spec import Spec
 from tnc.errors import CaptureError, PlanError
@@ -212,6 +213,7 @@ def _prepare(
     given: Plan | None = None,
 ) -> _Work:
     _check_fits(spec, locations or {})
+    allocator = build(allocators, spec.allocate)
     batches = tuple(calibration) if calibration is not None else ()
     evaluation = evaluation or (spec.evaluation if batches else None)
     probe = _example(example, batches)
@@ -241,6 +243,7 @@ def _prepare(
             sites,
             batches,
             gradients=evaluation.probe if evaluation and outputs else None,
+            apart=given is None and evaluation is not None and allocator.needs_model,
             progress=progress,
         )
         subject = replace(subject, measurements=found)

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from tnc.capture.batches import some_of
 from tnc.decide.options import build
 from tnc.errors import InfeasibleBudget, PlanError
 from tnc.planner.task import FIXED, Allocator, Allotment, Task, allocators
-from tnc.planner.trial import Trial
 
 SHORTLIST = (
     "surrogate",
@@ -23,7 +21,8 @@ SHORTLIST = (
 class Measured(Allocator):
     """Try what each allocator of the `shortlist` chooses on the model, and keep the best.
 
-    The figure is the mean distance of the evaluation over `samples` calibration samples. Without
+    The figure is the mean distance of the evaluation over `samples` calibration samples, with fits
+    to the moments of other batches where there are enough to hold a quarter back. Without
     calibration data and an evaluation the first of the list decides.
     """
 
@@ -56,13 +55,13 @@ class Measured(Allocator):
         lists = self._shortlist(task, first)
         if len(lists) == 1:
             return first
-        trial = Trial(task.subject, some_of(task.batches, self.samples), task.evaluation, task.spec)
+        trial, on = task.trial(self.samples)
         scored = []
         for number, allotment in enumerate(lists):
             task.told("rescoring on the model", number, len(lists))
             scored.append((float(f"{trial.figure(allotment.chosen):.4g}"), number, allotment))
         told = ", ".join(f"{allotment.how} {figure:.4g}" for figure, _, allotment in scored)
-        task.notes.append(f"rescored on the model, mean distance on calibration data: {told}")
+        task.notes.append(f"rescored on the model, mean distance on {on}: {told}")
         return min(scored, key=lambda item: item[:2])[2]
 
     def _shortlist(self, task: Task, first: Allotment) -> tuple[Allotment, ...]:

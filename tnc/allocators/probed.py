@@ -8,7 +8,6 @@ from math import exp, log
 
 import numpy as np
 
-from tnc.capture.batches import some_of
 from tnc.decide.target import Target
 from tnc.errors import PlanError
 from tnc.planner.choosing import choose
@@ -45,8 +44,7 @@ class Probed(Allocator):
         return needs_costs(task)
 
     def allot(self, task: Task) -> Allotment:
-        assert task.evaluation is not None  # refused otherwise
-        trial = Trial(task.subject, some_of(task.batches, self.samples), task.evaluation, task.spec)
+        trial, on = task.trial(self.samples)
         scores: dict[tuple[str, int], float] = {}
         trials = 0
         for number, (target, options) in enumerate(task.offers):
@@ -60,7 +58,7 @@ class Probed(Allocator):
         places = {id(option): place for _, options in task.offers for place, option in
                   enumerate(options)}  # fmt: skip
         found = choose(task, "probed", score=lambda t, o: scores.get((t.name, places[id(o)]), 0.0))
-        task.notes.append(f"probed: {trials} trials of one target each on the model")
+        task.notes.append(f"probed: {trials} trials of one target each on the model, on {on}")
         return Allotment(found.chosen, "probed", found.remark)
 
     def _curve(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -63,6 +63,18 @@ def differentiable_batch(batch: Any) -> tuple[Any, list[Tensor]]:
         if isinstance(batch, tuple | list):
             return tuple(lift(value) for value in batch), leaves
         return lift(batch), leaves
+
+
+def held_back(batches: Sequence[Any], samples: Callable[[Any], int]) -> tuple[int, ...]:
+    """Return the numbers of the batches that trials may be made on: every fourth, evenly spaced.
+
+    None where there are too few: of fewer than 8 batches, 4 or more with 256 samples in all do.
+
+    >>> held_back([[1]] * 8, len), held_back([[1] * 64] * 4, len), held_back([[1]] * 7, len)
+    ((2, 6), (2,), ())
+    """
+    enough = len(batches) >= 8 or (len(batches) >= 4 and sum(map(samples, batches)) >= 256)
+    return tuple(range(2, len(batches), 4)) if enough else ()
 
 
 def some_of(batches: Sequence[Any], samples: int) -> tuple[Any, ...]:

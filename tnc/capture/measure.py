@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Generator, Tensor, nn
 
-from tnc.capture.batches import call, differentiable_batch, kept_rows, sample_count
+from tnc.capture.batches import (
+    call,
+    differentiable_batch,
+    held_back,
+    kept_rows,
+    sample_count,
+)
 from tnc.capture.meter import Meter
 from tnc.capture.observe import observe
 from tnc.capture.undisturbed import differentiable, evaluating
@@ -62,6 +68,9 @@ class Measurements:
     samples: int
     batches: int
     notes: tuple[str, ...] = ()
+    held: tuple[int, ...] = ()
+    without: Measurements | None = None
+    """The figures without the batches numbered `held`, where that was asked for."""
     derived: dict[Any, Any] = field(default_factory=dict, repr=False)
     """What others computed from these figures and want to keep (roots of moments)."""
 
@@ -90,6 +99,7 @@ def measure(
     limit: int = 8192,
     masked: str | None = "attention_mask",
     samples: Callable[[Any], int] = sample_count,
+    apart: bool = False,
     progress: Progress | None = None,
 ) -> Measurements:
     """Stream batches through the model and sum up moments; memory does not grow with batches.
@@ -99,14 +109,21 @@ def measure(
     batch's `masked` tensor is zero are left out of activations with as many rows as it has entries
     (batch first); None keeps all. Sides of more than `limit` entries get the diagonal alone. The
     model is as before afterwards. Raises CaptureError when there is no batch or a forward fails.
+
+    Of a sequence with enough batches a quarter (`held_back`) comes last, always, so that sums do
+    not depend on `apart`: with it the figures without that quarter are kept too.
     """
     weights = Weights(model)
     meter = Meter(model, weights, sites, limit)
     meter.differentiate = gradients is not None
     generator = Generator().manual_seed(seed)
     total = len(batches) if isinstance(batches, Sequence) else 0
+    held = held_back(batches, samples) if isinstance(batches, Sequence) else ()
     count = seen = 0
-    for batch in batches:
+    without = None
+    for batch in _held_last(batches, held):
+        if apart and held and count == total - len(held):
+            without = _figures(meter, sites, count, seen, probes)
         meter.batch(*kept_rows(batch, masked))
         if gradients is None:
             with evaluating(model):
@@ -118,9 +135,28 @@ def measure(
             progress("measure", count, total)
     if not count:
         raise CaptureError("there is no calibration batch", hint="give at least one batch")
+    found = _figures(meter, sites, count, seen, probes)
+    notes = _notes(meter, sites, found.sites, limit)
+    return replace(found, notes=notes, held=held if apart else (), without=without)
+
+
+def _held_last(batches: Iterable[Any], held: tuple[int, ...]) -> Iterator[Any]:
+    late = []
+    for number, batch in enumerate(batches):
+        if number in held:
+            late.append(batch)
+        else:
+            yield batch
+    yield from late
+
+
+def _figures(
+    meter: Meter, sites: Sequence[Site], batches: int, samples: int, probes: int
+) -> Measurements:
+    """Return the figures of what was seen so far."""
     read = {name: _inputs(meter, name) for name in sorted(set(meter.leader.values()))}
-    found = {site.name: _measured(meter, site, seen, probes, read) for site in sites}
-    return Measurements(found, seen, count, _notes(meter, sites, found, limit))
+    found = {site.name: _measured(meter, site, samples, probes, read) for site in sites}
+    return Measurements(found, samples, batches)
 
 
 def _differentiate(

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
+from tnc.capture.batches import some_of
 from tnc.decide.pipeline import allocators
 from tnc.decide.spec import Spec
 from tnc.decide.target import Target
 from tnc.planner.budget import Budget
 from tnc.planner.options import Option, is_fixed
-from tnc.planner.trial import Evaluator
+from tnc.planner.trial import Evaluator, Trial
 from tnc.rewrite.subject import Subject
 
 __all__ = ["Allocator", "Allotment", "Chosen", "Offers", "Task", "allocators"]
@@ -60,6 +61,26 @@ class Task:
         if self.progress:
             self.progress(what, done, total)
 
+    def trial(self, samples: int) -> tuple[Trial, str]:
+        """Return a trial on about `samples` samples, and in words which.
+
+        They are of the batches that were held back, where any were: the trial's fits then use the
+        figures without them. What the plan promises and what is carried out uses all batches.
+        """
+        assert self.evaluation is not None
+        measured = self.subject.measurements
+        if measured is None or measured.without is None:
+            seen = "" if measured is None else ", which its fits have seen (too few to hold back)"
+            chosen = some_of(self.batches, samples)
+            return Trial(self.subject, chosen, self.evaluation, self.spec), (
+                f"{len(chosen)} calibration batches{seen}"
+            )
+        chosen = some_of([self.batches[number] for number in measured.held], samples)
+        subject = replace(self.subject, measurements=measured.without)
+        return Trial(subject, chosen, self.evaluation, self.spec), (
+            f"{len(chosen)} calibration batches held back from its fits"
+        )
+
     @property
     def bounds_error(self) -> bool:
         """Whether the spec bounds the error instead of a cost."""
@@ -75,7 +96,8 @@ class Allocator(ABC):
     """A way to choose one option for every target. Concrete ones are frozen dataclasses."""
 
     needs_model: ClassVar[bool] = False
-    """Whether it runs the whole model; where there is none, `surrogate` takes its place."""
+    """Whether it tries options on the whole model, if it can on batches held back for that; where
+    there is no whole model, `surrogate` takes its place."""
 
     @abstractmethod
     def refuses(self, task: Task) -> str:
