@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from tnc.capture.batches import some_of
 from tnc.errors import PassError
-from tnc.rewrite import Approximate, Pass, Subject, passes
+from tnc.rewrite import Approximate, InParts, Pass, Subject, passes
 from tnc.rewrite.factorizing import factorize_entry
 from tnc.rewrite.sequential import refitted_weights
 
@@ -25,6 +25,7 @@ class Factorize(Pass):
     refit: float = 0.3
     samples: int = 512
     contract = Approximate()
+    in_parts = InParts(carried=True, follows=True)
 
     def apply(self, subject: Subject) -> Subject:
         if subject.plan is None:

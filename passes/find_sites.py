@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from tnc.capture import capture
-from tnc.rewrite import Analysis, Pass, Subject, passes
+from tnc.rewrite import Analysis, InParts, Pass, Subject, passes
 
 
 @passes.register("find-sites")
@@ -15,6 +15,7 @@ class FindSites(Pass):
 
     contract = Analysis()
     stage = "prepare"
+    in_parts = InParts(carried=True)
 
     def apply(self, subject: Subject) -> Subject:
         trace = capture(subject.model, *subject.probe, graph=False)

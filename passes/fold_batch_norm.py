@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 
-from tnc.rewrite import Exact, Pass, Subject, passes
+from tnc.rewrite import Exact, InParts, Pass, Subject, passes
 from tnc.rewrite.edit import is_watched
 
 
@@ -26,6 +26,7 @@ class FoldBatchNorm(Pass):
 
     contract = Exact(1e-4)
     stage = "prepare"
+    in_parts = InParts(looks_for=("conv-batchnorm", "linear-batchnorm"))
 
     def apply(self, subject: Subject) -> Subject:
         lines = []

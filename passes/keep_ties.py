@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from tnc.errors import PassError
-from tnc.rewrite import Exact, Pass, Subject, passes
+from tnc.rewrite import Exact, InParts, Pass, Subject, passes
 from tnc.rewrite.edit import owner_of
 
 
@@ -21,6 +21,7 @@ class KeepTies(Pass):
     """
 
     contract = Exact(1e-6)
+    in_parts = InParts(carried=True)
 
     def apply(self, subject: Subject) -> Subject:
         lines = []

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from tnc.capture.batches import some_of
-from tnc.rewrite import Approximate, Pass, Subject, passes
+from tnc.rewrite import Approximate, InParts, Pass, Subject, passes
 from tnc.rewrite.matching import matched
 
 
@@ -25,6 +25,7 @@ class MatchOutputs(Pass):
 
     samples: int = 512
     contract = Approximate()
+    in_parts = InParts(looks_for=("conv",), measures=True)
 
     def apply(self, subject: Subject) -> Subject:
         if not subject.batches:

@@ -8,7 +8,7 @@ from typing import cast
 import torch
 from torch import nn
 
-from tnc.rewrite import Exact, Pass, Subject, passes
+from tnc.rewrite import Exact, InParts, Pass, Subject, passes
 from tnc.rewrite.edit import is_watched
 
 
@@ -23,6 +23,7 @@ class MergeLinear(Pass):
 
     contract = Exact(1e-4)
     stage = "prepare"
+    in_parts = InParts(looks_for=("linear-linear",))
 
     def apply(self, subject: Subject) -> Subject:
         lines = []

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from tnc.errors import PassError
-from tnc.rewrite import Approximate, Pass, Subject, passes
+from tnc.rewrite import Approximate, InParts, Pass, Subject, passes
 from tnc.rewrite.factorizing import factorize_entry
 
 
@@ -19,6 +19,7 @@ class ShareInputFactors(Pass):
     """
 
     contract = Approximate()
+    in_parts = InParts(carried=True)
 
     def apply(self, subject: Subject) -> Subject:
         if subject.plan is None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -50,7 +50,8 @@ def make_plan(
     )
     _check_unit(subject, spec)
     curvature = evaluation.curvature if evaluation is not None else 1.0
-    offers, kinds = _offers(visits, targets, spec, curvature, progress)
+    figures: list[tuple[bool, tuple[str, ...]]] = []
+    offers, kinds = _offers(_noted(visits, figures), targets, spec, curvature, progress)
     seconds = _timed(offers, spec)
     dense_seconds = {t.name: seconds(t, Option(None, 0.0, 0.0)) for t in targets}
     budget = budget_of(subject.model, trace.sites, targets, spec, dense_seconds)
@@ -91,9 +92,21 @@ def make_plan(
         objective=spec.objective,
         total=totals(subject.model, trace.sites, "*", chosen),
         scope=totals(subject.model, trace.sites, budget.scope, chosen),
-        notes=(*notes, *_measured_notes(subject, spec)),
+        notes=(*notes, *_measured_notes(figures, spec)),
         background=survey(subject, offers, budget, spec, seconds),
     )
+
+
+def _noted(visits: Visits, figures: list[tuple[bool, tuple[str, ...]]]) -> Visits:
+    """Keep of every visit's measurements whether they weigh outputs, and the notes."""
+
+    def noted(targets: Sequence[Target]) -> Iterator[tuple[Subject, Sequence[Target]]]:
+        for subject, group in visits(targets):
+            if subject.measurements is not None:
+                figures.append((subject.measurements.has_outputs, subject.measurements.notes))
+            yield subject, group
+
+    return noted
 
 
 def _offers(
@@ -112,7 +125,8 @@ def _offers(
                 progress("candidates", len(found), len(targets))
             found.append((target, options_of(subject, target, spec, curvature)))
             kinds[target.name] = metric_kind(subject, target, spec)
-    return found, kinds
+    places = {target.name: place for place, target in enumerate(targets)}
+    return sorted(found, key=lambda offer: places[offer[0].name]), kinds
 
 
 def _confirmed(visits: Visits, allotment: Allotment, spec: Spec, curvature: float) -> Allotment:
@@ -147,16 +161,16 @@ def _cost_notes(scope: Total) -> list[str]:
     ]
 
 
-def _measured_notes(subject: Subject, spec: Spec) -> tuple[str, ...]:
+def _measured_notes(figures: Sequence[tuple[bool, tuple[str, ...]]], spec: Spec) -> tuple[str, ...]:
     """Say of what the errors in a plan are."""
-    measured = subject.measurements
-    if measured is None:
+    if not figures:
         told = "nothing was measured: errors are of the weights alone (Frobenius norm)"
         return (told,) if spec.metric != "none" else ()
-    if spec.metric == "auto" and not measured.has_outputs:
+    notes = tuple(sorted(note for _, found in figures for note in found))
+    if spec.metric == "auto" and not any(outputs for outputs, _ in figures):
         told = "no evaluation was given: errors are of the layers' outputs, not the model's"
-        return (told, *measured.notes)
-    return tuple(measured.notes)
+        return (told, *notes)
+    return notes
 
 
 def _allot(task: Task) -> Allotment:

@@ -3,7 +3,7 @@
 from tnc.rewrite.compiled import Compiled
 from tnc.rewrite.contract import Analysis, Approximate, Contract, Exact, ZeroDelta
 from tnc.rewrite.manager import Outcome, Record, run_passes
-from tnc.rewrite.passes import Pass, passes
+from tnc.rewrite.passes import InParts, Pass, passes
 from tnc.rewrite.reparam import Reparam
 from tnc.rewrite.subject import Subject
 
@@ -13,6 +13,7 @@ __all__ = [
     "Compiled",
     "Contract",
     "Exact",
+    "InParts",
     "Outcome",
     "Pass",
     "Record",

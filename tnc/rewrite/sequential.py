@@ -57,7 +57,20 @@ def refitted_weights(
     Layers that are no plain linear or convolution module with one use are fitted as planned, and
     say so.
     """
-    original = copy.deepcopy(subject.model).eval()
+    original = subject.original
+    if original is None:
+        original = copy.deepcopy(subject.model)
+    with evaluating(original):
+        return _refitted(subject, original, entries, strength, batches)
+
+
+def _refitted(
+    subject: Subject,
+    original: nn.Module,
+    entries: Sequence[Entry],
+    strength: float,
+    batches: Sequence[Any],
+) -> Subject:
     sites = {entry.site: sites_of(subject, entry)[0] for entry in entries}
     stages = _stages(original, list(entries), sites, batches[0])
     later = {entry.site for stage in stages for entry in stage}
@@ -68,7 +81,7 @@ def refitted_weights(
                 f"{entry.site}: no sequential refit, it is not one plain layer"
             )
     paths = [sites[stage[0].site].path for stage in stages]
-    known = _Originals(original, paths, batches)
+    known = _Originals(original, paths, batches, subject.room)
     for stage in stages:
         moments = _moments(known, subject.model, sites[stage[0].site], batches)
         for entry in stage:
@@ -232,10 +245,12 @@ class _Sums:
 class _Originals:
     """What the layers of the original read, kept where it fits into `KEEP_BYTES`."""
 
-    def __init__(self, model: nn.Module, paths: Sequence[str], batches: Sequence[Any]) -> None:
+    def __init__(
+        self, model: nn.Module, paths: Sequence[str], batches: Sequence[Any], room: int | None
+    ) -> None:
         self._model, self._batches = model, batches
         self._kept: dict[tuple[str, int], Tensor] = {}
-        room = KEEP_BYTES
+        room = KEEP_BYTES if room is None else room
         for number, batch in enumerate(batches):
             found = _inputs_at(model, paths, batch)
             room -= sum(tensor.numel() * tensor.element_size() for tensor in found.values())

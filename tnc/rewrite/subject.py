@@ -21,7 +21,8 @@ class Subject:
 
     `ties` are groups of names of one parameter in the original. `model` belongs to the pipeline:
     the manager made the copy, a pass may edit it. `probe` is the example input (args, kwargs) on
-    which contracts are checked.
+    which contracts are checked. `original` is the model before it was rewritten, on the same
+    batches. `room` bounds the bytes of activations that a pass keeps, where memory is short.
     """
 
     model: nn.Module
@@ -34,6 +35,7 @@ class Subject:
     reparams: tuple[Reparam, ...] = ()
     edits: tuple[str, ...] = field(default=())
     original: nn.Module | None = None
+    room: int | None = None
 
     def edited(self, *lines: str, **changes: Any) -> Subject:
         """Return a subject with changes and one more line of edits for each thing done."""

@@ -17,23 +17,16 @@ from tnc.decide.spec import Spec
 from tnc.decide.target import Target
 from tnc.errors import CaptureError, PlanError
 from tnc.planner import make_plan
-from tnc.planner.task import Progress
+from tnc.planner.task import Progress, Visits
 from tnc.rewrite import Subject
 from tnc.rewrite.subject import ties_of
 from tnc.sources import Streamed
 from tnc.sources.source import Call, as_call
+from tnc.stream.blocks import Undivided, find_blocks
+from tnc.stream.calibrating import Divided, visits
 from tnc.stream.lending import Lender
 
-CARRIED_OUT = ("factorize", "find-sites", "keep-ties", "share-input-factors")
-MEASURED = ("match-outputs",)
-"""Passes that do nothing without calibration, which streaming does not do."""
-
-NEEDS = {
-    "fold-batch-norm": ("conv-batchnorm", "linear-batchnorm"),
-    "merge-linear": ("linear-linear",),
-}
-"""Passes that change weights before they are planned, and the links that they look for."""
-
+Visited = Iterator[tuple[Subject, Sequence[Target]]]
 
 @dataclass(frozen=True)
 class Prepared:
@@ -42,15 +35,23 @@ class Prepared:
     subject: Subject
     lender: Lender
     streamed: Streamed
+    batches: tuple[Any, ...] = ()
     notes: tuple[str, ...] = ()
 
+    def divided(self) -> Divided:
+        """Return the model cut into blocks, to run it. Raises Undivided."""
+        subject = self.subject
+        blocks = find_blocks(subject.model, subject.trace)
+        return Divided(subject, self.lender, blocks, self.batches)
 
-def prepare(streamed: Streamed, example: Call) -> Prepared:
+
+def prepare(streamed: Streamed, example: Call, batches: Sequence[Any] = ()) -> Prepared:
     """Find the sites of a model without its weights. Raises CaptureError."""
     trace, notes = _trace(streamed, example)
     subject = Subject(streamed.model, trace, example, ties=ties_of(streamed.model))
     notes = (*streamed.notes, *notes)
-    return Prepared(subject, Lender(streamed.model, streamed.checkpoint), streamed, notes)
+    lender = Lender(streamed.model, streamed.checkpoint)
+    return Prepared(subject, lender, streamed, tuple(batches), notes)
 
 
 def plan_streamed(
@@ -59,19 +60,55 @@ def plan_streamed(
     locations: Mapping[str, str] | None = None,
     progress: Progress | None = None,
 ) -> Plan:
-    """Decide what every weight becomes, with one target's weights in memory at a time.
+    """Decide what every weight becomes, with the weights of one block or target in memory.
 
-    Raises PlanError for what streaming cannot do.
+    With calibration data and a metric, blocks are measured on what they read; where the model
+    cannot be run block by block, the plan says why and is made in the plain norm. Raises PlanError
+    for what streaming cannot do, Undivided for such a model where the spec names the metric.
     """
     check_spec(spec)
-    subject = prepared.subject
-    steps, notes = _passes(spec.passes, subject.trace)
+    wanted = {spec.metric, *(rule.metric for rule in spec.rules)}
+    if not prepared.batches or wanted <= {"none", None}:
+        return _made(prepared, spec, _one_by_one(prepared), False, (), locations, progress)
+    try:
+        divided = prepared.divided()
 
-    def visits(targets: Sequence[Target]) -> Iterator[tuple[Subject, Sequence[Target]]]:
+        def by_blocks(targets: Sequence[Target]) -> Visited:
+            return visits(divided, targets, progress)
+
+        return _made(prepared, spec, by_blocks, True, (), locations, progress)
+    except Undivided as error:
+        if "inputs" in wanted:
+            error.where = error.where or "metric"
+            error.hint = "set `metric: none`, or compile with --no-stream on a larger machine"
+            raise
+        told = (
+            f"weights are fitted in the plain norm: the model cannot be measured ({error.message})"
+        )
+        return _made(prepared, spec, _one_by_one(prepared), False, (told,), locations, progress)
+
+
+def _one_by_one(prepared: Prepared) -> Visits:
+    def visited(targets: Sequence[Target]) -> Visited:
         for target in targets:
             with prepared.lender.lent(site.name for site in target.sites):
-                yield subject, (target,)
+                yield prepared.subject, (target,)
 
+    return visited
+
+
+def _made(
+    prepared: Prepared,
+    spec: Spec,
+    visited: Visits,
+    measured: bool,
+    notes: tuple[str, ...],
+    locations: Mapping[str, str] | None,
+    progress: Progress | None,
+) -> Plan:
+    subject = prepared.subject
+    steps, left = _passes(spec.passes, subject.trace, measured)
+    notes += left
     allocate = spec.allocate
     if build(allocators, allocate).needs_model:
         allocate = "surrogate"
@@ -84,7 +121,7 @@ def plan_streamed(
         fingerprint=subject.trace.fingerprint,
         locations=locations,
         progress=progress,
-        visits=visits,
+        visits=visited,
     )
     return replace(made, notes=(*made.notes, *prepared.notes, *notes))
 
@@ -103,27 +140,36 @@ def check_spec(spec: Spec) -> None:
                 hint=f"drop `{name}`, or compile with --no-stream on a larger machine",
             )
     for asked, where in ((spec.metric, "metric"), *((r.metric, "rules") for r in spec.rules)):
-        if asked in ("inputs", "both"):
+        if asked == "both" or (asked == "inputs" and spec.calibration is None):
             raise PlanError(
-                f"streaming fits weights in the plain norm, the spec wants metric {asked!r}",
+                f"streaming cannot fit in metric {asked!r}: "
+                + ("no gradients flow through the whole model" if asked == "both" else "no data"),
                 where=where,
-                hint="set `metric: none`, or compile with --no-stream on a larger machine",
+                hint="set `metric: inputs` with calibration data, or `metric: none`",
             )
     for name, step in pipeline(spec.passes):
-        if not name.startswith((*CARRIED_OUT, *MEASURED, *NEEDS)):
+        if not step.in_parts.carried and not step.in_parts.looks_for:
             raise PlanError(
                 f"streaming cannot run pass {name!r} ({step.stage})",
                 where="passes",
-                hint=f"it carries out {', '.join(CARRIED_OUT)}",
+                hint="drop it, or compile with --no-stream on a larger machine",
             )
 
 
-def _passes(texts: Sequence[str], trace: Trace) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Leave out the passes that would change weights, where there is something for them to do."""
-    kinds = {link.kind for link in trace.links}
-    idle = [t for t in texts if not kinds.intersection(NEEDS.get(t.partition("{")[0], ()))]
-    notes = [f"pass {text} is left out: it changes weights" for text in texts if text not in idle]
-    return tuple(idle), tuple(notes)
+def _passes(
+    texts: Sequence[str], trace: Trace, measured: bool
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Leave out the passes that need the whole model, where there is something for them to do."""
+    kinds = {link.kind for link in trace.links} | {site.op for site in trace.sites}
+    kept, notes = [], []
+    for text, step in pipeline(texts):
+        does = step.in_parts
+        idle = not kinds.intersection(does.looks_for) or (does.measures and not measured)
+        if does.carried or idle:
+            kept.append(text)
+        else:
+            notes.append(f"pass {text} is left out: it needs the whole model")
+    return tuple(kept), tuple(notes)
 
 
 def _trace(streamed: Streamed, example: Call) -> tuple[Trace, tuple[str, ...]]:

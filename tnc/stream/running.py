@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from safetensors.torch import save_file
+from torch import Tensor
 
 import tnc
 from tnc.artifact.claims import check_savings
@@ -26,6 +28,7 @@ from tnc.report.run_report import RunReport, Size
 from tnc.rewrite import Compiled, Subject
 from tnc.sources import Streamed, models
 from tnc.stream import journal as journals
+from tnc.stream.blockwise import Work, carry_out_blocks, measured_entries
 from tnc.stream.journal import Journal
 from tnc.stream.memory import peak_resident
 from tnc.stream.planning import Prepared, check_spec, example_of, plan_streamed, prepare
@@ -70,8 +73,14 @@ def run(
         try:
             made = _planned(resolved, prepared, plan, journal, folder, progress)
             compiled = compiled_shapes(prepared.subject, made)
-            steps = steps_of(prepared.subject, compiled, step_bytes)
-            tensors = _carry_out(steps, prepared, compiled, journal, folder, progress)
+            files = _Files(journal, folder)
+            if any(measured_entries(made)):
+                work = Work(prepared.divided(), made, compiled.model, journal, folder)
+                carry_out_blocks(work, files.write, progress)
+            else:
+                steps = steps_of(prepared.subject, compiled, step_bytes)
+                _carry_out(steps, prepared, compiled, files, progress)
+            tensors = files.tensors
             report = _report(resolved, prepared, compiled, time.perf_counter() - started)
             _finish(folder, resolved, prepared, compiled, tensors, report)
             put_in_place(folder, out)
@@ -93,7 +102,7 @@ def _prepared(spec: Spec) -> Prepared:
         )
     streamed = spec.model.stream()
     batches = spec.calibration.batches(streamed) if spec.calibration else []
-    return prepare(streamed, example_of(streamed, batches))
+    return prepare(streamed, example_of(streamed, batches), batches)
 
 
 def _owner(
@@ -138,7 +147,9 @@ def _check_plan(plan: Plan, subject: Subject) -> None:
             f"({plan.fingerprint[:12]} and {subject.trace.fingerprint[:12]})",
             hint="make a new plan for this model: `tnc plan --stream`",
         )
-    measured = [e for e in plan.entries if e.structure is not None and e.metric != "none"]
+    measured = [
+        e for e in plan.entries if e.structure is not None and e.metric not in ("none", "inputs")
+    ]
     if measured:
         raise PlanError(
             f"the plan fits {len(measured)} weights in a measured metric, streaming has none",
@@ -147,33 +158,43 @@ def _check_plan(plan: Plan, subject: Subject) -> None:
         )
 
 
+class _Files:
+    """The files of the artifact: each counts once its digest is in the journal."""
+
+    def __init__(self, journal: Journal, folder: Path) -> None:
+        self._journal, self._folder = journal, folder
+        self.tensors: dict[str, str] = {}
+
+    def write(self, file: str, make: Callable[[], dict[str, Tensor]]) -> None:
+        """Make a file, unless it is done; note in which file each tensor lies."""
+        done = self._journal.find("file", file)
+        if done is None or file_state(self._folder / file, done["sha256"]) != "ok":
+            found = make()
+            names = sorted(found)
+            part = self._folder / f".{file}"
+            save_file(found, part)
+            del found
+            flush(part)
+            os.replace(part, self._folder / file)
+            flush(self._folder)
+            done = {"file": file, "sha256": checksum(self._folder / file), "tensors": names}
+            self._journal.add(done)
+        self.tensors.update(dict.fromkeys(done["tensors"], file))
+
+
 def _carry_out(
     steps: tuple[Step, ...],
     prepared: Prepared,
     compiled: Subject,
-    journal: Journal,
-    folder: Path,
+    files: _Files,
     progress: Progress | None,
-) -> dict[str, str]:
-    """Carry the steps out that are not done yet; return in which file each tensor lies."""
-    tensors: dict[str, str] = {}
+) -> None:
+    """Carry the steps out that are not done yet, in the plain norm."""
     for number, step in enumerate(steps):
         if progress:
             progress("fit and write", number, len(steps))
-        done = journal.find("file", step.file)
-        if done is None or file_state(folder / step.file, done["sha256"]) != "ok":
-            found = carry_out(step, prepared.subject, compiled, prepared.lender)
-            names = sorted(found)
-            part = folder / f".{step.file}"
-            save_file(found, part)
-            del found
-            flush(part)
-            os.replace(part, folder / step.file)
-            flush(folder)
-            done = {"file": step.file, "sha256": checksum(folder / step.file), "tensors": names}
-            journal.add(done)
-        tensors.update(dict.fromkeys(done["tensors"], step.file))
-    return tensors
+        lender, subject = prepared.lender, prepared.subject
+        files.write(step.file, partial(carry_out, step, subject, compiled, lender))
 
 
 def _report(resolved: Resolved, prepared: Prepared, compiled: Subject, seconds: float) -> RunReport:

@@ -165,7 +165,7 @@ def test_only_one_process_works_on_an_artifact(saved: Saved, tmp_path: Path) -> 
         ({"quality": {"max_error": 0.1}}, "no quality gate"),
         ({"export": ["dense"]}, "no exports"),
         ({"passes": ["remove-dead", "factorize"]}, "cannot run pass 'remove-dead'"),
-        ({"metric": "inputs"}, "in the plain norm"),
+        ({"metric": "both"}, "cannot fit in metric 'both': no gradients"),
     ],
 )
 def test_what_streaming_cannot_do_is_refused(
