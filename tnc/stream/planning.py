@@ -28,6 +28,7 @@ from tnc.stream.lending import Lender
 
 Visited = Iterator[tuple[Subject, Sequence[Target]]]
 
+
 @dataclass(frozen=True)
 class Prepared:
     """A model without memory: its subject, who lends the weights, what was left out."""
