@@ -18,7 +18,7 @@ STACK = Signature((3, 8), (6,))
 INNER = [
     (name, family)
     for name, family in members()
-    if not family.refuses(Signature((8,), (6,))) and not name.startswith(("sum", "sparse"))
+    if not families.get("stacked")(of=family).refuses(STACK)
 ]
 
 

@@ -47,7 +47,7 @@ def options_model(kind: str, thing: Any) -> type[BaseModel]:
 
     >>> from tnc.structures import families
     >>> sorted(options_model("tucker", families.get("tucker")).model_fields)
-    ['factors', 'kind']
+    ['factors', 'kind', 'spatial']
     """
     hints = get_type_hints(thing)
     slots: dict[str, Any] = {"kind": (Literal[kind], ...)}
@@ -68,7 +68,7 @@ def build(registry: Registry[type[T]], value: Any) -> T:
 
     >>> from tnc.structures import families
     >>> build(families, "tucker{factors=2}")
-    Tucker(factors=2)
+    Tucker(factors=2, spatial=False)
 
     Raises SpecProblems.
     """

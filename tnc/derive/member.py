@@ -54,6 +54,13 @@ def _digits(term: Network, number: int) -> dict[str, int]:
 
 def _cut(term: Network, places: dict[str, int]) -> Network:
     equation = term.equation
+    sparse = [core.name for core in equation.cores if core.stored and set(places) & {*core.indices}]
+    if sparse:
+        raise EquationError(
+            f"core {sparse[0]} stores some of its entries and cannot be cut",
+            where=f"network {term}",
+            hint="give the sparse core no counting index, or fit the weights one by one",
+        )
     if set(places) & set(equation.input_indices):
         raise EquationError("the counting index is an input leg too", where=f"network {term}")
     cores = tuple(

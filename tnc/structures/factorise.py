@@ -42,7 +42,7 @@ def factorise_by(size: int, shares: tuple[float, ...]) -> tuple[int, ...]:
     weighed by what its padding costs; equal shares are split as `factorise` does.
 
     >>> factorise_by(768, (0.75, 0.25)), factorise_by(7, (0.5, 0.5)), factorise_by(12, (1.0,))
-    ((128, 6), (1, 7), (12,))
+    ((128, 6), (2, 4), (12,))
     """
     if len(set(shares)) == 1:
         return factorise(size, len(shares))
@@ -51,7 +51,7 @@ def factorise_by(size: int, shares: tuple[float, ...]) -> tuple[int, ...]:
     for padded in range(size, int(size * _PADDING) + 1):
         for split in _ordered(padded, len(shares)):
             off = sum((log(part) - want) ** 2 for part, want in zip(split, wanted))
-            worse = (1 + off) * (padded / size) ** 8
+            worse = (1 + off) * (padded / size) ** 16
             if worse < badness - 1e-12:
                 best, badness = split, worse
     return best

@@ -34,6 +34,8 @@ class Stacked(Family):
         inner = self.of.template(matrix)
         if inner.parts:
             return "a sum cannot be stacked"
+        if any(core.stored for core in inner.equation.cores):
+            return "cores that store some of their entries cannot be stacked"
         names = [core.name for core in inner.equation.cores]
         unknown = [name for name in self.shared if name not in names]
         if unknown:

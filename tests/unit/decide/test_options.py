@@ -25,6 +25,7 @@ SAMPLES = {
     ("model source", "safetensors"): {"function": "a.b:c", "state": "x y.safetensors"},
     ("data source", "text"): {"file": "a.txt", "unit": "blocks"},
     ("data source", "npz"): {"file": "a.npz", "mean": (0.5, 0.25), "std": (1.0, 2.0)},
+    ("data source", "images"): {"files": ("a.npz", "b.npz"), "mean": (0.5,), "crop": 2},
     ("data source", "random"): {"shapes": ((3, 8, 8), (2,))},
     ("data source", "callable"): {"function": "a.b:c"},
     ("structure", "free-form"): {"equation": "B[o r] A[r i] : i -> o", "sizes": {"r": 4}},
