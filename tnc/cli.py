@@ -6,8 +6,11 @@ Exit codes: 0 ok; 1 internal error; 2 usage or spec; 3 infeasible budget; 4 qual
 
 from __future__ import annotations
 
+import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Annotated
 
 import typer
@@ -60,12 +63,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
     trace, as_json = "--traceback" in given, "--json" in given
     given = [word for word in given if word != "--traceback"]
     try:
-        code = typer.main.get_command(app).main(given, prog_name="tnc", standalone_mode=False)
+        with _terminated_as_interrupted():
+            code = typer.main.get_command(app).main(given, prog_name="tnc", standalone_mode=False)
         if code == _INTERRUPTED_BY_TYPER:
             raise KeyboardInterrupt
     except (Exception, KeyboardInterrupt) as error:
         return report_failure(error, as_json, trace)
     return code if isinstance(code, int) else 0
+
+
+@contextmanager
+def _terminated_as_interrupted() -> Iterator[None]:
+    """Let SIGTERM end this block as SIGINT does, so that nothing half written stays behind."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
 
 
 if __name__ == "__main__":

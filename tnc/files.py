@@ -9,19 +9,27 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+_FAILED = ("I/O error", "PytorchStreamWriter failed")
+"""What safetensors and torch say of a disk that takes no more; theirs is no OSError."""
+
 Refusal = Callable[..., Exception]
 """A kind of TncError: called with the message, `where` and `hint`."""
 
 
 @contextmanager
 def writing(path: Path, kind: Refusal) -> Iterator[None]:
-    """Turn an OSError of this block into an error of `kind` that names what was to be written."""
+    """Turn what a full disk or a missing right raises in this block into an error of `kind`.
+
+    It names what was to be written, where, and what to do.
+    """
     try:
         yield
-    except OSError as error:
+    except Exception as error:
+        if not isinstance(error, OSError) and not any(sign in str(error) for sign in _FAILED):
+            raise
         raise kind(
-            f"cannot write {path}: {error.strerror or error}",
-            where=str(error.filename or ""),
+            f"cannot write {path}: {getattr(error, 'strerror', '') or error}",
+            where=str(getattr(error, "filename", "") or ""),
             hint="choose another place, with room and the right to write",
         ) from error
 

@@ -54,6 +54,12 @@ def run(
     clock("load", 0, 1)
     inputs = load(spec)
     original = inputs.loaded.model
+    if spec.quality and not inputs.held_out:
+        raise PlanError(
+            "the quality gate needs held-out data",
+            where=resolved.locations.get("quality", "quality"),
+            hint="add calibration data to the spec, or drop `quality`",
+        )
     given = inputs.given | {"locations": resolved.locations, "progress": clock}
     clock("compile", 0, 1)
     compiled = api.compile(original, spec, plan=plan, **given)
@@ -77,8 +83,13 @@ def run(
     if out is None or report.gate:
         return report
     report = _save(inputs, compiled, report, out, resolved.text, force)
-    shutil.rmtree(out.with_name(f"{out.name}.distill"), ignore_errors=True)
+    shutil.rmtree(distillation_folder(out), ignore_errors=True)
     return replace(report, seconds=clock.seconds)
+
+
+def distillation_folder(out: Path) -> Path:
+    """Return where the checkpoint of a distillation lies until the artifact is complete."""
+    return out.with_name(f"{out.name}.distill")
 
 
 def distill_on(
@@ -119,7 +130,7 @@ def _distilled(
     settings = inputs.spec.distill
     if settings is None:
         return compiled
-    place = out.with_name(f"{out.name}.distill") if out is not None else None
+    place = distillation_folder(out) if out is not None else None
     found = distill_on(inputs, compiled.model, settings, place, progress)
     params = sum(p.numel() for p in found.model.parameters())
     record = Record("distill", found.seconds, (str(found),), params, params)
@@ -168,10 +179,11 @@ def _size(model: nn.Module, flops: int) -> Size:
 
 
 def _gate(spec: Spec, figures: dict[str, float]) -> str:
+    wrong = [name for name, value in figures.items() if value != value]
+    if wrong:
+        return f"{wrong[0]} on held-out data is NaN: nothing can be said about the compiled model"
     if spec.quality is None:
         return ""
-    if not figures:
-        return "the quality gate needs held-out data: add calibration data to the spec"
     name, value = next(iter(figures.items()))
     bound = spec.quality.max_error
     return "" if value <= bound else f"{name} on held-out data is {value:.4g}, above {bound:g}"

@@ -43,7 +43,15 @@ def capture(
     recorder = Recorder(model, weights)
     with evaluating(model):
         output, calls = observe(model, weights, recorder, lambda: model(*args, **kwargs))
-        kept = [recorder.flow.value(t) for t in (*escaping(output), *remembered(model))]
+        returned = tuple(escaping(output))
+        if not returned:
+            raise CaptureError(
+                f"the model returned {type(output).__name__}, which holds no tensor",
+                where=type(model).__name__,
+                hint="the outputs are what compilation keeps: let forward return them",
+            )
+        kept = [recorder.flow.value(t) for t in (*returned, *remembered(model))]
+        del returned
         del output
     traced: tuple[Traced, ...] = ()
     if graph:
@@ -71,5 +79,6 @@ def _check(model: nn.Module) -> None:
     if lazy:
         raise CaptureError(
             f"{len(lazy)} parameters are not initialised yet, the first is {lazy[0]}",
+            where=type(model).__name__,
             hint="run the model once on an example, then capture it",
         )

@@ -135,7 +135,14 @@ def measure(
             progress("measure", count, total)
     if not count:
         raise CaptureError("there is no calibration batch", hint="give at least one batch")
+    if not seen:
+        raise CaptureError(
+            f"the {count} calibration batches hold no sample",
+            where="calibration",
+            hint="the first dimension of a batch counts its samples: give at least one",
+        )
     found = _figures(meter, sites, count, seen, probes)
+    _check_finite(found.sites)
     notes = _notes(meter, sites, found.sites, limit)
     return replace(found, notes=notes, held=held if apart else (), without=without)
 
@@ -157,6 +164,19 @@ def _figures(
     read = {name: _inputs(meter, name) for name in sorted(set(meter.leader.values()))}
     found = {site.name: _measured(meter, site, samples, probes, read) for site in sites}
     return Measurements(found, samples, batches)
+
+
+def _check_finite(found: Mapping[str, Measured]) -> None:
+    for name, figures in found.items():
+        for what in ("moment", "mean", "outputs", "features"):
+            figure = getattr(figures, what)
+            if figure is not None and not bool(figure.isfinite().all()):
+                side = "gradients of its outputs" if what in ("outputs", "features") else "inputs"
+                raise CaptureError(
+                    f"the {side} are not finite on the calibration data",
+                    where=f"site {name}",
+                    hint="look for NaN or infinite values in the data, then in the weights",
+                )
 
 
 def _differentiate(

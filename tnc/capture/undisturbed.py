@@ -7,6 +7,7 @@ the forward pass raises.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -15,6 +16,19 @@ import torch
 from torch import Tensor, nn
 
 from tnc.capture.weights import storage_key
+from tnc.errors import CaptureError
+
+
+def copied(model: nn.Module) -> nn.Module:
+    """Return a deep copy of a model. Raises CaptureError where it cannot be copied."""
+    try:
+        return copy.deepcopy(model)
+    except Exception as error:
+        raise CaptureError(
+            f"the model cannot be copied: {str(error).split('. ')[0]}",
+            where=type(model).__name__,
+            hint="copy.deepcopy(model) shows it; detach what it holds, or make it plain tensors",
+        ) from error
 
 
 @contextmanager

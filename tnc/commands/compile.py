@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -10,6 +12,7 @@ import typer
 from tnc.commands.streaming import Stream, memory_line, streams
 from tnc.commands.terminal import (
     AsJson,
+    Progress,
     Sets,
     SpecName,
     print_json,
@@ -17,10 +20,12 @@ from tnc.commands.terminal import (
     print_result,
     working,
 )
-from tnc.errors import ArtifactError, QualityGate
+from tnc.errors import ArtifactError, Interrupted, QualityGate
 from tnc.files import check_place
 
 if TYPE_CHECKING:
+    from tnc.decide.plan import Plan
+    from tnc.decide.spec import Resolved
     from tnc.report.run_report import RunReport
 
 
@@ -45,13 +50,12 @@ def compile(
     streaming = streams(resolved.spec, stream)
     with working() as progress:
         if streaming:
-            from tnc.stream.running import run as run_streamed
-
-            report = run_streamed(resolved, out, given, progress, force=force)
+            report = _streamed(resolved, out, given, progress, force)
         else:
-            from tnc.recipe import run
+            from tnc.recipe import distillation_folder, run
 
-            report = run(resolved, out, given, progress, force=force)
+            with _resumable(distillation_folder(out)):
+                report = run(resolved, out, given, progress, force=force)
     if streaming:
         print_note(memory_line(dict(report.environment)))
     if as_json and not report.gate:
@@ -76,6 +80,30 @@ class GateClosed(QualityGate):
             hint="raise the budget, or the bound; no artifact was written",
         )
         self.report = report.as_json()
+
+
+def _streamed(
+    resolved: Resolved, out: Path, given: Plan | None, progress: Progress, force: bool
+) -> RunReport:
+    from tnc.stream.running import partial_folder, run
+
+    with _resumable(partial_folder(out.resolve())):
+        return run(resolved, out, given, progress, force=force)
+
+
+@contextmanager
+def _resumable(folder: Path) -> Iterator[None]:
+    """Say where the work lies that a signal left to go on with. Raises Interrupted."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        if not folder.is_dir():
+            raise
+        raise Interrupted(
+            "interrupted; what is done was kept",
+            where=str(folder),
+            hint="run the same again: it goes on from there",
+        ) from None
 
 
 def _check_free(out: Path, force: bool) -> None:

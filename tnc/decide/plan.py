@@ -14,10 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from tnc.decide.background import Background, read_background
-from tnc.errors import PlanError
+from tnc.decide.plan_fields import check_fields
+from tnc.errors import EquationError, PlanError
 from tnc.net import Structure, digest, from_json, to_json
 
 VERSION = 1
+_AGAIN = "`tnc plan SPEC --out FILE` makes one"
 
 
 @dataclass(frozen=True)
@@ -124,16 +126,20 @@ class Plan:
     def from_json(cls, data: Mapping[str, Any]) -> Plan:
         """Read a plan. Raises PlanError for another version or a changed digest."""
         if not isinstance(data, Mapping):
-            raise PlanError(f"not a plan: a {type(data).__name__}")
+            raise PlanError(f"not a plan: a {type(data).__name__}", hint=_AGAIN)
         if data.get("version") != VERSION:
             raise PlanError(
                 f"plan version {data.get('version')!r} is not {VERSION}",
                 hint="make the plan again with this version of tnc",
             )
         try:
+            _check(data)
             plan = _read(data)
-        except (KeyError, TypeError, ValueError) as error:
-            raise PlanError(f"not a plan: {error!r}") from error
+        except PlanError as error:
+            error.hint = error.hint or _AGAIN
+            raise
+        except (KeyError, TypeError, ValueError, EquationError) as error:
+            raise PlanError(f"not a plan: {error!r}", hint=_AGAIN) from error
         if data.get("digest") and data["digest"] != plan.digest:
             raise PlanError(
                 "the plan does not match its digest: it was edited or damaged",
@@ -156,8 +162,14 @@ class Plan:
         except PlanError as error:
             error.where = error.where or str(path)
             raise
-        except (OSError, ValueError) as error:
-            raise PlanError(f"cannot read the plan: {error}", where=str(path)) from error
+        except OSError as error:
+            told = error.strerror or str(error)
+            raise PlanError(
+                f"cannot read the plan: {told}", where=str(path), hint=_AGAIN
+            ) from error
+        except ValueError as error:
+            told = f"cannot read the plan: not JSON: {error}"
+            raise PlanError(told, where=str(path), hint=_AGAIN) from error
 
     def explain(self, site: str) -> str:
         """Say what was decided about a site, why, and by which line of the spec."""
@@ -199,6 +211,20 @@ def _short(entry: Entry | None) -> str:
     if entry is None:
         return "absent"
     return "dense" if entry.structure is None else f"{entry.structure} ({entry.params:,})"
+
+
+def _check(data: Mapping[str, Any]) -> None:
+    """Raise PlanError for a field of another type, and for a site that is there twice."""
+    check_fields(Plan, data)
+    for kind, name in ((Entry, "entries"), (Skip, "skips")):
+        for number, item in enumerate(data[name]):
+            check_fields(kind, item, f"{name}.{number}")
+    for name in ("total", "scope"):
+        check_fields(Total, data[name], name)
+    members = [member for entry in data["entries"] for member in entry["members"]]
+    twice = sorted({name for name in members if members.count(name) > 1})
+    if twice:
+        raise PlanError(f"not a plan: it decides about {twice[0]!r} more than once")
 
 
 def _read(data: Mapping[str, Any]) -> Plan:

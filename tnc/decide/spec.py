@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import (
     AfterValidator,
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     ModelWrapValidatorHandler,
@@ -34,6 +35,7 @@ from tnc.decide.spec_fields import (
     Step,
     Whole,
     not_empty,
+    stack_size,
 )
 from tnc.decide.spec_problems import SpecProblems, problem, problems_of, tell
 from tnc.decide.specfile import find_spec_file, override, read_tree
@@ -47,7 +49,7 @@ Format = Literal["torch-export", "onnx", "dense"]
 _PASS = Step(passes)
 _TRAIN = "How ranks change while the compiled model is trained: tnc.adapt_ranks reads it."
 _EXTENDS = "Files beside this one, or recipes, that it is laid over; resolved on reading."
-Joint = Annotated[int, Field(ge=2)] | Literal["all"]
+Joint = Annotated[Annotated[int, Field(ge=2)] | Literal["all"], BeforeValidator(stack_size)]
 Patterns = Annotated[tuple[str, ...], AfterValidator(not_empty), OneOrMore()]
 
 

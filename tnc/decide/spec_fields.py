@@ -96,6 +96,14 @@ def not_empty(value: tuple[Any, ...]) -> tuple[Any, ...]:
     return value
 
 
+def stack_size(value: Any) -> Any:
+    """Refuse anything but 2 or more layers, or the word 'all'."""
+    number = isinstance(value, int) and not isinstance(value, bool)
+    if value != "all" and not (number and value >= 2):
+        raise problem("value", f"expected a number of layers, 2 or more, or 'all', got {value!r}")
+    return value
+
+
 def amount(value: Any) -> int | float:
     """Read a fraction of the dense value (0 < float <= 1) or an absolute number (above 1).
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -13,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from tnc.capture.batches import call
+from tnc.capture.undisturbed import copied
 from tnc.decide.spec import Distill
 from tnc.distilling import checkpoint
 from tnc.distilling.checkpoint import Position
@@ -113,7 +113,7 @@ class _Run:
         described = settings.model_dump(mode="json", exclude={"data"})
         described |= {"seed": seed, "evaluation": repr(self.evaluation)}
         self.identity = checkpoint.identity(described, model, teacher)
-        self.student, self.teacher = copy.deepcopy(model), copy.deepcopy(teacher).eval()
+        self.student, self.teacher = copied(model), copied(teacher).eval()
         self.modes = [module.training for module in model.modules()]
         self.teacher.requires_grad_(False)
         self.student.eval()

@@ -8,7 +8,6 @@ the residual in the metric of the inputs. EoRA (Liu et al., 2024) does the same 
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any
@@ -17,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from tnc.capture import Measurements, Trace, capture, measure
+from tnc.capture.undisturbed import copied
 from tnc.decide.group import Group
 from tnc.decide.plan import Entry, Plan, Skip, Total
 from tnc.decide.site import Site
@@ -51,7 +51,7 @@ def compensate(
     weight is left alone; `classes` are those of the model by path. Raises PlanError where nothing
     matches or the models differ in shape.
     """
-    made = copy.deepcopy(model)
+    made = copied(model)
     trace = capture(made, *probe, graph=False)
     known = {site.name: site for site in capture(original, *probe, graph=False).sites}
     sites, skips = _changed(trace, known, model, original, match)

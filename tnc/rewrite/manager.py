@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import copy
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from torch import nn
 
+from tnc.capture.undisturbed import copied
 from tnc.errors import PassError, TncError
 from tnc.rewrite.contract import outputs_of
 from tnc.rewrite.passes import Pass
@@ -50,7 +50,7 @@ def run_passes(
     Raises BrokenContract, which names the pass, the clause and the site, and hands back the last
     good subject. The subject that was given is not touched.
     """
-    current = replace(subject, model=copy.deepcopy(subject.model))
+    current = replace(subject, model=copied(subject.model))
     records: list[Record] = []
     before = outputs_of(current.model, current.probe)
     for number, (name, step) in enumerate(pipeline):
@@ -58,7 +58,7 @@ def run_passes(
             progress(f"pass {name}", number, len(pipeline))
         started, params = time.perf_counter(), count_parameters(current.model)
         good = current
-        current = replace(current, model=copy.deepcopy(current.model))
+        current = replace(current, model=copied(current.model))
         try:
             result = step.apply(replace(current, edits=()))
         except TncError as error:

@@ -68,7 +68,7 @@ def test_an_edited_plan_is_refused_unless_its_digest_is_taken_out(tmp_path: Path
     ("change", "told"),
     [
         (lambda data: data.update(version=99), "plan version 99 is not 1"),
-        (lambda data: data.pop("entries"), "not a plan: KeyError"),
+        (lambda data: data.pop("entries"), "not a plan: entries is missing"),
         (lambda data: data["entries"][0].update(colour="red"), "not a plan: TypeError"),
     ],
 )
