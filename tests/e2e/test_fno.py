@@ -11,7 +11,11 @@ from torch import Tensor, nn
 import tnc
 from tests.compiled import spec
 from tnc.capture import capture
+from tnc.decide.group import Group
+from tnc.decide.target import Target
 from tnc.errors import ArtifactError, PlanError, TncError
+from tnc.planner.timing import layer_seconds
+from tnc.structures import families
 
 WIDTH, MODES = 6, 4
 
@@ -197,6 +201,27 @@ def test_the_energy_of_the_inputs_weighs_modes() -> None:
         errors.append(float((made.model(smooth) - layer(smooth)).norm().detach()))
     assert errors[1] < 0.8 * errors[0]
     assert any("E|x|^2" in note for note in made.plan.notes)
+
+
+def test_a_complex_linear_layer_with_data_is_fitted_in_the_plain_norm() -> None:
+    torch.manual_seed(0)
+    layer = nn.Sequential(nn.Linear(8, 8, dtype=torch.complex64))
+    batches = [torch.randn(16, 8, dtype=torch.complex64) for _ in range(2)]
+    rule = {"match": "*", "structure": "low-rank", "ranks": {"r": 8}}
+    made = tnc.compile(layer, spec(rule, metric="auto"), calibration=batches)
+    assert torch.allclose(made.model(batches[0]), layer(batches[0]), atol=1e-5)
+    assert any("plain norm" in note for note in made.plan.notes)
+    assert {e.metric for e in made.plan.entries} == {"none"}
+
+
+def test_a_spectral_weight_is_timed_as_its_code_runs(model: FNO, x: Tensor) -> None:
+    chosen = spec({"match": "layers.*", "structure": "tucker", "keep": 0.5})
+    site = next(s for s in capture(model, (x,), graph=False).sites if s.op == "spectral")
+    target = Target(Group((site,)), chosen.rules[0], "rules[0]")
+    structure = families.get("tucker")().template(site.signature).full()
+    assert layer_seconds(target, None) > 0 and layer_seconds(target, structure) > 0
+    assert site.cost.flops == 8 * 3 * WIDTH**2 * MODES**2  # 4 multiply-adds a complex one
+    assert site.cost.bytes == 8 * site.cost.params == 8 * WIDTH**2 * MODES**2
 
 
 @pytest.mark.parametrize("family", ["tucker", "free"])

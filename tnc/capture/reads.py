@@ -160,18 +160,19 @@ def _is_stack(shown: Alias) -> bool:
 def _spectral(shown: Alias, data: Tensor, parameter: Tensor, on_the_right: bool) -> Read:
     """Read a parameter with a matrix for each of its modes, all multiplied at once."""
     name, rank = shown.name, parameter.dim()
+    refused = Read(name, "", f"a weight of {rank} dimensions in a matrix product")
     if len(shown.merged) != 3:
-        return Read(name, "", f"a weight of {rank} dimensions in a matrix product")
+        return refused
     modes, *sides = shown.merged
     left = [axis for axis in range(rank) if not any(axis in group for group in shown.merged)]
     if any(len(side) > 1 for side in sides) or any(parameter.shape[axis] > 1 for axis in left):
-        return Read(name, "", f"several of its {rank} dimensions are summed by a matrix product")
+        return refused
     inner, outer = (
         side[0] if side else left.pop(0) if left else -1
         for side in (sides if on_the_right else sides[::-1])
     )
     if min(inner, outer) < 0:
-        return Read(name, "", "no dimension of it is summed, or none is left")
+        return refused
     order = (outer, inner, *(axis for axis in range(rank) if axis not in (outer, inner)))
     matrices, rows, columns = data.shape[0], parameter.shape[inner], parameter.shape[outer]
     part = matrices * rows * columns / parameter.numel()

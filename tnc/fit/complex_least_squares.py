@@ -162,5 +162,7 @@ def _directly(
     right = pulled.permute([held.index(n) for n in order])
     shape = right.shape
     right = right.reshape(len(gram), -1, size).mT
-    solved = torch.linalg.solve(gram + (RIDGE * level + 1e-300) * eye, right).mT.reshape(shape)
+    solved: Tensor = torch.linalg.solve(gram + (RIDGE * level + 1e-300) * eye, right).mT.reshape(
+        shape
+    )
     return solved.permute([order.index(n) for n in held])

@@ -52,14 +52,17 @@ def dense_of(target: Target) -> Cost:
 def metric_kind(subject: Subject, target: Target, spec: Spec) -> str:
     """Return the metric that a target is fitted in: 'none', 'inputs' or 'both'.
 
-    `auto` takes the best that was measured. Raises PlanError where a metric is asked for by name
-    and nothing was measured for it.
+    `auto` takes the best that was measured. Spectral weights have at most their inputs, other
+    complex weights no metric; the notes of the measurements say so. Raises PlanError where a metric
+    is asked for by name and nothing was measured for it.
     """
     wanted = target.rule.metric or spec.metric
     measured = subject.measurements
     best = "none" if measured is None else "both" if measured.has_outputs else "inputs"
+    site = target.sites[0]
+    most = "inputs" if site.op == "spectral" else "none" if site.is_complex else "both"
     if wanted == "auto":
-        return best
+        return min(best, most, key=_METRICS.index)
     if _METRICS.index(wanted) > _METRICS.index(best):
         missing = "calibration data" if measured is None else "an evaluation (`evaluation:`)"
         raise PlanError(
@@ -67,7 +70,7 @@ def metric_kind(subject: Subject, target: Target, spec: Spec) -> str:
             where=target.where,
             hint=f"give {missing}, or set `metric: {best}`",
         )
-    return wanted
+    return min(wanted, most, key=_METRICS.index)
 
 
 _METRICS = ("none", "inputs", "both")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from math import prod
 from statistics import median
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 from torch import nn
 
 from tnc.decide.group import Group
+from tnc.decide.site import Site
 from tnc.decide.target import Target
 from tnc.net import Structure
 from tnc.nn import ConvView, StructuredLayer
@@ -50,15 +52,19 @@ def _input(target: Target) -> torch.Tensor:
         side = max(max(inputs[1:]), round(site.work.rows_in ** (1 / n)))
         channels = inputs[0] if site.transposed else inputs[0] * site.groups
         return torch.ones(1, channels, *[side] * n)
-    return torch.ones(site.work.rows, inputs[0])
+    if site.op == "spectral":
+        return torch.ones(prod(inputs[1:]), site.work.rows, inputs[0], dtype=_dtype(site))
+    return torch.ones(site.work.rows, inputs[0], dtype=_dtype(site))
 
 
 def _dense(target: Target) -> nn.Module:
     site, outputs, inputs = target.sites[0], target.signature.outputs, target.signature.inputs
     if site.op == "embedding":
         return nn.Embedding(outputs[0], inputs[0])
+    if site.op == "spectral":
+        return _Modewise(torch.ones(prod(inputs[1:]), inputs[0], outputs[0], dtype=_dtype(site)))
     if site.op != "conv":
-        return nn.Linear(inputs[0], outputs[-1])
+        return nn.Linear(inputs[0], outputs[-1], dtype=_dtype(site))
     view = view_for(site, "conv", False)
     assert isinstance(view, ConvView)
     return view.dense_layer(target.signature)
@@ -67,7 +73,25 @@ def _dense(target: Target) -> nn.Module:
 def _structured(target: Target, structure: Structure) -> StructuredLayer:
     site, generator = target.sites[0], torch.Generator().manual_seed(0)
     view = view_for(site, site.op, False)
-    return StructuredLayer.initialised(structure, view, 0.02, generator=generator)
+    if not site.is_complex:
+        return StructuredLayer.initialised(structure, view, 0.02, generator=generator)
+    cores = {n: torch.ones(s, dtype=torch.complex64) for n, s in structure.shapes.items()}
+    return StructuredLayer(structure, view, cores)
+
+
+def _dtype(site: Site) -> torch.dtype:
+    return torch.complex64 if site.is_complex else torch.float32
+
+
+class _Modewise(nn.Module):
+    """A matrix for every mode: `[modes, rows, i]` to `[modes, rows, o]`."""
+
+    def __init__(self, weight: torch.Tensor) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(weight)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.bmm(x, self.weight)
 
 
 def _median(run: Callable[[], Any]) -> float:
