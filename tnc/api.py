@@ -23,6 +23,7 @@ from tnc.decide.spec import Spec
 from tnc.errors import CaptureError, PlanError
 from tnc.fit import fits
 from tnc.planner import Evaluator, make_plan
+from tnc.planner.sensitivity import Weighing, scale_of, weighing_of
 from tnc.rewrite import Compiled, Pass, Record, Subject, run_passes
 from tnc.rewrite.subject import ties_of
 
@@ -232,10 +233,12 @@ def _prepare(
     subject = outcome.subject
     if not any(name == "find-sites" for name, _ in early):
         subject = replace(subject, trace=capture(subject.model, *probe, graph=False))
+    weighing = None
     if given is not None:
         wanted, outputs = _planned_metrics(given, bool(batches), evaluation is not None)
     else:
         wanted, outputs = _spec_metrics(subject, spec, locations or {})
+        weighing = _weighed(subject, spec, locations or {}, evaluation, batches, progress)
     if batches and wanted:
         sites = [site for site in subject.trace.sites if site.name in wanted]
         found = _measure(
@@ -255,6 +258,7 @@ def _prepare(
         evaluation=evaluation,
         locations=locations,
         progress=progress,
+        weighing=weighing,
     )
     return _Work(subject, made, steps, outcome.records)
 
@@ -275,6 +279,26 @@ def _spec_metrics(
     metrics = {rule.metric or spec.metric for rule in spec.rules}
     sites = {site.name for target in targets for site in target.sites}
     return sites if metrics != {"none"} else set(), bool(metrics & {"both", "auto"})
+
+
+def _weighed(
+    subject: Subject,
+    spec: Spec,
+    locations: Mapping[str, str],
+    evaluation: Evaluator | None,
+    batches: tuple[Any, ...],
+    progress: Progress | None,
+) -> Weighing | None:
+    """Measure what weighs the layers, where the metrics do not; apart, so that fits are as ever."""
+    metrics = {rule.metric or spec.metric for rule in spec.rules if rule.structure}
+    scale = scale_of(spec, evaluation, batches, metrics <= {"both", "auto"})
+    if scale is None:
+        return None
+    targets, _ = match_rules(subject.trace.sites, spec, locations, untraced=subject.trace.untraced)
+    names = {site.name for target in targets for site in target.sites}
+    sites = [site for site in subject.trace.sites if site.name in names]
+    found = _measure(subject.model, sites, batches, weigh=scale.probe, progress=progress)
+    return weighing_of(scale, found)
 
 
 def _planned_metrics(plan: Plan, data: bool, evaluation: bool) -> tuple[set[str], bool]:

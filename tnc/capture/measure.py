@@ -43,6 +43,7 @@ class Measured:
       gradient of a probe to the site's result in that row.
     - `features` is the same for the results of a look-up, over its dimension (d, d).
     - `frequencies` are the shares of the table's rows that were looked up (vocabulary,).
+    - `weight` is `sum_rows |g|^2 / samples` over the entries of g, of the second scalar `weigh`.
 
     With a probe whose gradients sample the Jacobian of the model's output, independent from sample
     to sample, `tr(G D C D^T)` with G = outputs, C = moment estimates the expected square of the
@@ -58,6 +59,7 @@ class Measured:
     outputs: Tensor | None = None
     features: Tensor | None = None
     frequencies: Tensor | None = None
+    weight: float | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,6 +96,7 @@ def measure(
     batches: Iterable[Any],
     *,
     gradients: Probe | None = None,
+    weigh: Probe | None = None,
     probes: int = 1,
     seed: int = 0,
     limit: int = 8192,
@@ -105,9 +108,10 @@ def measure(
     """Stream batches through the model and sum up moments; memory does not grow with batches.
 
     A batch is a mapping (kwargs), a tuple or list (args) or one tensor. `gradients(output, batch,
-    generator)` returns a scalar; it is called `probes` times a batch. Rows whose entry in the
-    batch's `masked` tensor is zero are left out of activations with as many rows as it has entries
-    (batch first); None keeps all. Sides of more than `limit` entries get the diagonal alone. The
+    generator)` returns a scalar; it is called `probes` times a batch. So does `weigh`, of which a
+    mean square is kept for every site, and which draws apart. Rows whose entry in the batch's
+    `masked` tensor is zero are left out of activations with as many rows as it has entries (batch
+    first); None keeps all. Sides of more than `limit` entries get the diagonal alone. The
     model is as before afterwards. Raises CaptureError when there is no batch or a forward fails.
 
     Of a sequence with enough batches a quarter (`held_back`) comes last, always, so that sums do
@@ -115,8 +119,10 @@ def measure(
     """
     weights = Weights(model)
     meter = Meter(model, weights, sites, limit)
-    meter.differentiate = gradients is not None
-    generator = Generator().manual_seed(seed)
+    draw, other = Generator().manual_seed(seed), Generator().manual_seed(seed + 1)
+    scalars = [(gradients, draw)] * probes if gradients is not None else []
+    scalars += [(weigh, other)] if weigh is not None else []
+    meter.differentiate = bool(scalars)
     total = len(batches) if isinstance(batches, Sequence) else 0
     held = held_back(batches, samples) if isinstance(batches, Sequence) else ()
     count = seen = 0
@@ -125,11 +131,11 @@ def measure(
         if apart and held and count == total - len(held):
             without = _figures(meter, sites, count, seen, probes)
         meter.batch(*kept_rows(batch, masked))
-        if gradients is None:
+        if not scalars:
             with evaluating(model):
                 observe(model, weights, meter, partial(call, model, batch))
         else:
-            _differentiate(model, weights, meter, batch, gradients, probes, generator)
+            _differentiate(model, weights, meter, batch, scalars, weigh is not None)
         count, seen = count + 1, seen + samples(batch)
         if progress:
             progress("measure", count, total)
@@ -184,14 +190,14 @@ def _differentiate(
     weights: Weights,
     meter: Meter,
     batch: Any,
-    gradients: Probe,
-    probes: int,
-    generator: Generator,
+    scalars: Sequence[tuple[Probe, Generator]],
+    weigh: bool,
 ) -> None:
     """Run one batch with gradients to activations.
 
     Weights of products need none; vectors, tables and bare parameters keep theirs, so that every
-    result lies on a path to one of them. Nothing is written to `.grad`.
+    result lies on a path to one of them. Nothing is written to `.grad`. With `weigh` the
+    last of the scalars weighs the sites.
     """
     with evaluating(model), differentiable(model, _cheap(model, meter)) as leaves:
         lifted, inputs = differentiable_batch(batch)
@@ -199,7 +205,8 @@ def _differentiate(
             model, weights, meter, lambda: call(model, lifted), around=torch.enable_grad
         )
         meter.before()
-        for number in range(probes):
+        for number, (gradients, generator) in enumerate(scalars, start=1):
+            meter.weighing = weigh and number == len(scalars)
             with torch.enable_grad():
                 scalar = gradients(output, batch, generator)
             if not scalar.requires_grad:
@@ -208,7 +215,7 @@ def _differentiate(
                     hint="return a scalar computed from the model's output, without detach",
                 )
             torch.autograd.grad(
-                scalar, [*leaves, *inputs], retain_graph=number + 1 < probes, allow_unused=True
+                scalar, [*leaves, *inputs], retain_graph=number < len(scalars), allow_unused=True
             )
 
 
@@ -240,6 +247,8 @@ def _measured(
     frequencies = meter.tokens[site.name].share()
     looked_up = int(meter.tokens[site.name].counts.sum())
     pure = site.op == "embedding"
+    weight = meter.weights.get(site.name)
+    experts = site.signature.outputs[0] if site.op == "experts" else 1
     return Measured(
         site=site.name,
         rows=looked_up if pure else inputs.rows,
@@ -249,6 +258,7 @@ def _measured(
         outputs=_outputs(meter, site, samples * probes),
         features=meter.features[site.name].over(samples * probes),
         frequencies=frequencies,
+        weight=None if weight is None else weight / (samples * experts),
     )
 
 
@@ -288,7 +298,8 @@ def _notes(
             tensor = getattr(measured, side)
             if tensor is not None and tensor.dim() == 1 and site.op not in ("embedding", "experts"):
                 notes.append(f"{site.name}: {side} is its diagonal, {len(tensor)} > {limit}")
-        reached = measured.outputs is not None or measured.features is not None
+        grown = (measured.outputs, measured.features, measured.weight)
+        reached = any(figure is not None for figure in grown)
         if meter.differentiate and (not reached or site.name in meter.unreached):
             notes.append(f"{site.name}: no gradient of the probe reaches some of its results")
     return tuple(sorted(notes))

@@ -41,6 +41,8 @@ class Meter:
         self.tokens = {s.name: Frequency(s.signature.outputs[0]) for s in sites}
         self.rows = 0
         self.keep: Tensor | None = None
+        self.weights = dict[str, float]()
+        self.weighing = False
         self.differentiate, self.unreached = False, set[str]()
         self._waiting: list[tuple[Tensor, Read]] = []
 
@@ -96,6 +98,11 @@ class Meter:
         else:
             rows = _as_rows(grad, read.columns)
         rows = self._kept(rows) if read.kind != "conv" else rows
+        if self.weighing:
+            size = rows.shape[1] if read.kind == "embedding" else self.outputs[read.name].size
+            square = float(rows.double().square().sum()) / size
+            self.weights[read.name] = self.weights.get(read.name, 0.0) + square
+            return
         to = self.features if read.kind == "embedding" else self.outputs
         to[read.name].add(rows, 0 if read.kind == "embedding" else read.first)
 

@@ -45,9 +45,18 @@ from tnc.sources import DataSource, Evaluation, ModelSource, datas, evaluations,
 from tnc.structures import Family, families
 
 Metric = Literal["auto", "none", "inputs", "both"]
+Sensitivity = Literal["auto", "none", "outputs", "gradient", "fisher"]
 Format = Literal["torch-export", "onnx", "dense"]
 _PASS = Step(passes)
 _TRAIN = "How ranks change while the compiled model is trained: tnc.adapt_ranks reads it."
+_SENSITIVITY = (
+    "How errors of layers are weighed against each other when they are added up. outputs: the "
+    "curvature of the evaluation (Gauss-Newton; for logits the Fisher information of what is "
+    "predicted). fisher: squared gradients of the log-likelihood of the data's labels, or "
+    "of labels drawn from the model. gradient: squared gradients of the evaluation's distance "
+    "from sample to sample. none: each error is relative to its own layer. auto: outputs with "
+    "metric both, else none."
+)
 _EXTENDS = "Files beside this one, or recipes, that it is laid over; resolved on reading."
 Joint = Annotated[Annotated[int, Field(ge=2)] | Literal["all"], BeforeValidator(stack_size)]
 Patterns = Annotated[tuple[str, ...], AfterValidator(not_empty), OneOrMore()]
@@ -202,6 +211,7 @@ class Spec(Part):
     objective: Literal["sum", "max"] = "sum"
     allocate: Annotated[str, Step(allocators)] = "measured"
     metric: Metric = "auto"
+    sensitivity: Sensitivity = Field(default="auto", description=_SENSITIVITY)
     shares: Flag = False
     round_to: Rank = 8
     rules: Annotated[tuple[Rule, ...], AfterValidator(not_empty)] = Field(

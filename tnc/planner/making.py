@@ -17,6 +17,7 @@ from tnc.errors import PlanError
 from tnc.net import Structure
 from tnc.planner.budget import budget_of, totals
 from tnc.planner.options import Option, confirmed, dense_of, metric_kind, options_of
+from tnc.planner.sensitivity import Weighing, notes_of
 from tnc.planner.surveying import survey
 from tnc.planner.task import Allocator, Allotment, Progress, Task, Visits, allocators
 from tnc.planner.timing import layer_seconds
@@ -34,6 +35,7 @@ def make_plan(
     locations: Mapping[str, str] | None = None,
     progress: Progress | None = None,
     visits: Visits | None = None,
+    weighing: Weighing | None = None,
 ) -> Plan:
     """Decide what every weight becomes.
 
@@ -44,14 +46,14 @@ def make_plan(
     """
     trace = subject.trace
     visits = visits or (lambda targets: iter([(subject, targets)]))
-    notes: list[str] = []
+    notes = notes_of(weighing)
     targets, skips = match_rules(
         trace.sites, spec, locations or {}, trace.shared_inputs, trace.untraced
     )
     _check_unit(subject, spec)
     curvature = evaluation.curvature if evaluation is not None else 1.0
     figures: list[tuple[bool, tuple[str, ...]]] = []
-    offers, kinds = _offers(_noted(visits, figures), targets, spec, curvature, progress)
+    offers, kinds = _offers(_noted(visits, figures), targets, spec, curvature, progress, weighing)
     seconds = _timed(offers, spec)
     dense_seconds = {t.name: seconds(t, Option(None, 0.0, 0.0)) for t in targets}
     budget = budget_of(subject.model, trace.sites, targets, spec, dense_seconds)
@@ -69,7 +71,7 @@ def make_plan(
             notes=notes,
         )
     )
-    allotment = _confirmed(visits, allotment, spec, curvature)
+    allotment = _confirmed(visits, allotment, spec, curvature, weighing)
     chosen = [(target, option.cost(target)) for target, option in allotment.chosen]
     notes += _cost_notes(totals(subject.model, trace.sites, budget.scope, chosen))
     return Plan(
@@ -115,6 +117,7 @@ def _offers(
     spec: Spec,
     curvature: float,
     progress: Progress | None,
+    weighing: Weighing | None,
 ) -> tuple[list[tuple[Target, tuple[Option, ...]]], dict[str, str]]:
     """Return what every target could become, and the metric that each is fitted in."""
     found: list[tuple[Target, tuple[Option, ...]]] = []
@@ -123,20 +126,26 @@ def _offers(
         for target in group:
             if progress:
                 progress("candidates", len(found), len(targets))
-            found.append((target, options_of(subject, target, spec, curvature)))
+            found.append((target, options_of(subject, target, spec, curvature, weighing)))
             kinds[target.name] = metric_kind(subject, target, spec)
     places = {target.name: place for place, target in enumerate(targets)}
     return sorted(found, key=lambda offer: places[offer[0].name]), kinds
 
 
-def _confirmed(visits: Visits, allotment: Allotment, spec: Spec, curvature: float) -> Allotment:
+def _confirmed(
+    visits: Visits,
+    allotment: Allotment,
+    spec: Spec,
+    curvature: float,
+    weighing: Weighing | None,
+) -> Allotment:
     """Fit the chosen options whose errors are only estimated."""
     chosen = {target.name: option for target, option in allotment.chosen}
     open_ones = [t for t, o in allotment.chosen if o.candidate and not o.candidate.exact]
     for subject, group in visits(open_ones) if open_ones else ():
         for target in group:
             option = chosen[target.name]
-            chosen[target.name] = confirmed(subject, target, option, spec, curvature)
+            chosen[target.name] = confirmed(subject, target, option, spec, curvature, weighing)
     return replace(allotment, chosen=tuple((t, chosen[t.name]) for t, _ in allotment.chosen))
 
 
@@ -144,6 +153,12 @@ def _check_unit(subject: Subject, spec: Spec) -> None:
     """Refuse an error bound where errors are not in the evaluation's unit."""
     if spec.budget is None or spec.budget.error is None:
         return
+    if spec.sensitivity not in ("auto", "outputs"):
+        raise PlanError(
+            f"sensitivity {spec.sensitivity!r} does not give errors in the evaluation's unit",
+            where="budget.error",
+            hint="bound the error with `sensitivity: auto`",
+        )
     if subject.measurements is None or not subject.measurements.has_outputs:
         raise PlanError(
             "an error bound is in the unit of the evaluation, and nothing measured it",
@@ -167,7 +182,8 @@ def _measured_notes(figures: Sequence[tuple[bool, tuple[str, ...]]], spec: Spec)
         told = "nothing was measured: errors are of the weights alone (Frobenius norm)"
         return (told,) if spec.metric != "none" else ()
     notes = tuple(sorted(note for _, found in figures for note in found))
-    if spec.metric == "auto" and not any(outputs for outputs, _ in figures):
+    bare = spec.metric == "auto" and spec.sensitivity == "auto"
+    if bare and not any(outputs for outputs, _ in figures):
         told = "no evaluation was given: errors are of the layers' outputs, not the model's"
         return (told, *notes)
     return notes

@@ -17,6 +17,7 @@ from tnc.derive.cost import Cost
 from tnc.derive.cut import cut
 from tnc.errors import PlanError
 from tnc.fit import Metric, choose, fits, tails
+from tnc.planner.sensitivity import Weighing, unit_of
 from tnc.rewrite.fitting import fit_sites, metric_of, weight_of
 from tnc.rewrite.subject import Subject
 from tnc.structures import Family
@@ -82,21 +83,25 @@ def is_fixed(target: Target) -> bool:
 
 
 def options_of(
-    subject: Subject, target: Target, spec: Spec, curvature: float = 1.0
+    subject: Subject,
+    target: Target,
+    spec: Spec,
+    curvature: float = 1.0,
+    weighing: Weighing | None = None,
 ) -> tuple[Option, ...]:
     """Return what a target could become; staying dense comes first, unless the spec fixes ranks.
 
     With output weights (metric 'both') the error is `curvature` times the expected squared change
     of the model's features a sample: the distance that the evaluation would measure, to second
     order, so errors of different layers add up. Without, it is the squared error of the layer's
-    output relative to the output itself.
+    output relative to the output itself, unless the spec's sensitivity weighs the layers.
     """
     kind = metric_kind(subject, target, spec)
     metric = metric_of(subject.model, target.group, subject.measurements, kind)
     weight = weight_of(subject.model, target.group)
     _check_finite(weight, target)
     energy = metric.norm(weight, target.signature) ** 2 or 1.0
-    unit = 1 / curvature if metric.outputs is not None and kind == "both" else energy
+    unit = unit_of(target, metric, energy, spec.sensitivity, curvature, kind, weighing)
     options = [] if is_fixed(target) else [Option(None, 0.0, 0.0)]
     for family in members_of(target):
         _check_fit(family, target)
@@ -123,7 +128,12 @@ def _check_finite(weight: Tensor, target: Target) -> None:
 
 
 def confirmed(
-    subject: Subject, target: Target, option: Option, spec: Spec, curvature: float = 1.0
+    subject: Subject,
+    target: Target,
+    option: Option,
+    spec: Spec,
+    curvature: float = 1.0,
+    weighing: Weighing | None = None,
 ) -> Option:
     """Return a chosen option with the error of a real fit, where it was only estimated.
 
@@ -136,7 +146,7 @@ def confirmed(
     metric = metric_of(subject.model, target.group, subject.measurements, kind)
     weight = weight_of(subject.model, target.group)
     energy = metric.norm(weight, target.signature) ** 2 or 1.0
-    unit = 1 / curvature if metric.outputs is not None and kind == "both" else energy
+    unit = unit_of(target, metric, energy, spec.sensitivity, curvature, kind, weighing)
     squared = _fitted(subject, target, candidate, metric, spec.seed, energy, full=True)
     return Option(candidate, _six(squared / unit), _six(sqrt(squared / energy)))
 

@@ -33,6 +33,12 @@ def tensor_of(output: Any, *names: str) -> Tensor:
     raise SourceError(f"the model returned {type(output).__name__}, which holds no tensor")
 
 
+def labels_of(batch: Batch) -> Tensor | None:
+    """Return the true labels that come with a batch: under `labels`, or beside its arguments."""
+    found = batch.get("labels") if isinstance(batch, Mapping) else getattr(batch, "labels", None)
+    return found
+
+
 def mask_of(batch: Batch) -> Tensor | None:
     """Return the attention mask of a batch, (samples, tokens), where it has one."""
     return batch.get("attention_mask") if isinstance(batch, Mapping) else None

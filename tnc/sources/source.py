@@ -19,6 +19,19 @@ if TYPE_CHECKING:
 Batch = Mapping[str, Any] | tuple[Any, ...]
 """Keyword arguments or positional arguments of one forward pass."""
 
+
+class Labelled(tuple[Any, ...]):
+    """Positional arguments with the true labels beside them, which the model does not see."""
+
+    labels: Any
+
+    def __new__(cls, arguments: Iterable[Any], labels: Any) -> Labelled:
+        """Put labels beside arguments."""
+        made = super().__new__(cls, arguments)
+        made.labels = labels
+        return made
+
+
 Split = Literal["calibration", "held-out", "training"]
 """Training is everything but what is held out, where a source has more than it calibrates on."""
 Call = tuple[tuple[Any, ...], dict[str, Any]]

@@ -140,6 +140,12 @@ def check_spec(spec: Spec) -> None:
                 where=name,
                 hint=f"drop `{name}`, or compile with --no-stream on a larger machine",
             )
+    if spec.sensitivity not in ("auto", "none"):
+        raise PlanError(
+            f"streaming never runs the whole model, which sensitivity {spec.sensitivity!r} needs",
+            where="sensitivity",
+            hint="set `sensitivity: auto`, or compile with --no-stream on a larger machine",
+        )
     for asked, where in ((spec.metric, "metric"), *((r.metric, "rules") for r in spec.rules)):
         if asked == "both" or (asked == "inputs" and spec.calibration is None):
             raise PlanError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -312,3 +313,14 @@ def test_latency_times_both_models_at_both_sizes() -> None:
     timings = latency(Sleeper(100), Sleeper(1), timing_batches(inputs), seconds=0.1)
     assert [timing.batch for timing in timings] == [1, 32]
     assert all(timing.speedup > 3 and timing.rounds >= 5 for timing in timings)
+
+
+def test_labels_of_an_archive_lie_beside_the_arguments(tmp_path: Path) -> None:
+    file = tmp_path / "labelled.npz"
+    np.savez(file, x=np.zeros((10, 3, 4, 4), np.uint8), y=np.arange(10), z=np.arange(3))
+    source = datas.get("npz")(str(file), samples=6, held_out=4, batch=4, labels="y")
+    calibration, held = source.batches(PLAIN), source.batches(PLAIN, "held-out")
+    assert [batch.labels.tolist() for batch in calibration] == [[0, 1, 2, 3], [4, 5]]
+    assert [batch.labels.tolist() for batch in held] == [[6, 7, 8, 9]] and len(held[0]) == 1
+    with pytest.raises(SourceError, match="3 labels for 10 images"):
+        replace(source, labels="z").batches(PLAIN)

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from tnc.sources.outputs import mask_of, tensor_of
+from tnc.errors import SourceError
+from tnc.sources.outputs import labels_of, mask_of, tensor_of
 from tnc.sources.source import Batch, Evaluation, evaluations, gaussian
 
 if TYPE_CHECKING:
@@ -18,7 +19,7 @@ class Logits(Evaluation):
     """Mean KL(original || compiled) of the predicted distributions, in nats.
 
     Logits (samples, classes), or (samples, tokens, classes), where every token that the attention
-    mask keeps is a sample.
+    mask keeps is a sample. The curvature is then the Fisher information of the prediction.
     """
 
     figure = "KL divergence"
@@ -45,6 +46,29 @@ class Logits(Evaluation):
         drawn = gaussian(logs, generator)
         across = root * drawn - root.square() * (root * drawn).sum(-1, keepdim=True)
         return (across * logs).sum()
+
+    def likelihood(self, output: Any, batch: Batch, generator: Generator) -> Tensor:
+        """Return sum_b log p(y_b), y the labels of the batch, else drawn from the model.
+
+        Labels belong to the logits of the same place; those below 0 do not count.
+        """
+        logs, labels, mask = self.features(output, batch), labels_of(batch), mask_of(batch)
+        if labels is None:
+            drawn = logs.detach().double().exp().cpu()
+            labels = drawn.multinomial(1, generator=generator).squeeze(1)
+        elif labels.ndim == 2 and mask is not None:
+            labels = labels[mask.bool()]
+        labels = labels.flatten().to(logs.device)
+        if len(labels) != len(logs) or labels.is_floating_point() or labels.max() >= logs.shape[1]:
+            raise SourceError(
+                f"labels {tuple(labels.shape)}, the largest {float(labels.max()):g}, do not fit "
+                f"{len(logs)} predictions of {logs.shape[1]} classes",
+                where="calibration",
+                hint="labels are whole numbers, one a prediction, from 0 to below the classes",
+            )
+        known = labels >= 0
+        found: Tensor = logs[known].gather(1, labels[known].unsqueeze(1)).sum()
+        return found
 
     def summary(self, features: Tensor, reference: Tensor) -> dict[str, float]:
         same = features.argmax(-1) == reference.argmax(-1)
