@@ -19,6 +19,13 @@ REST = -1
 class Undivided(PlanError):
     """A model that cannot be run block by block; the message says why."""
 
+    def __init__(self, message: str) -> None:
+        super().__init__(
+            message,
+            where="a streamed run on calibration data",
+            hint="set `metric: none`, or compile with --no-stream on a larger machine",
+        )
+
 
 @dataclass(frozen=True)
 class Blocks:

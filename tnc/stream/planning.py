@@ -80,8 +80,6 @@ def plan_streamed(
         return _made(prepared, spec, by_blocks, True, (), locations, progress)
     except Undivided as error:
         if "inputs" in wanted:
-            error.where = error.where or "metric"
-            error.hint = "set `metric: none`, or compile with --no-stream on a larger machine"
             raise
         told = (
             f"weights are fitted in the plain norm: the model cannot be measured ({error.message})"

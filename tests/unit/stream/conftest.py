@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from torch import nn
 
 from tests.zoo import case
@@ -31,6 +32,23 @@ def saved(tmp_path: Path) -> Callable[[str], tuple[nn.Module, Path]]:
         return model, folder
 
     return save
+
+
+def padded(loaded: Any, split: str, case_name: str = "llama") -> list[Any]:
+    """Batches of tokens, some of them padding."""
+    found = [case(case_name).inputs(seed) for seed in range(5)]
+    return [kwargs or args for args, kwargs in found]
+
+
+def seq2seq() -> nn.Module:
+    """A T5 with two layers a side: the decoder reads what a norm makes of the encoder's last."""
+    from transformers import T5Config, T5ForConditionalGeneration
+
+    sizes = {"d_model": 16, "d_kv": 8, "d_ff": 24, "num_layers": 2, "num_heads": 2}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        config = T5Config(vocab_size=60, decoder_start_token_id=0, **sizes)
+        return T5ForConditionalGeneration(config).eval()
 
 
 def halving(name: str, folder: Path, **more: Any) -> Resolved:
