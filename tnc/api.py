@@ -315,7 +315,8 @@ def _planned_metrics(plan: Plan, data: bool, evaluation: bool) -> tuple[set[str]
             where=f"entry {entry.site}, metric {entry.metric!r}",
             hint=f"give {missing} as for the plan, or make a plan with `metric: none`",
         )
-    return {name for entry in fitted for name in entry.members}, bool(outputs)
+    held = [e for e in plan.entries if e.structure is not None] if fitted else []
+    return {name for entry in held for name in entry.members}, bool(outputs)
 
 
 def _example(example: Example | Tensor | None, batches: tuple[Any, ...]) -> Example:

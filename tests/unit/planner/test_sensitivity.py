@@ -145,3 +145,12 @@ def test_labels_that_do_not_fit_are_told() -> None:
     wish = spec(RULE, metric="none", sensitivity="fisher")
     with pytest.raises(SourceError, match="do not fit"):
         tnc.plan(net(), wish, calibration=wrong, evaluation=LOGITS)
+
+
+def test_a_plan_of_several_metrics_replays() -> None:
+    rules = [{**RULE, "match": "0.weight", "metric": "none"}, {**RULE, "match": "2.weight"}]
+    given = {"calibration": data(), "evaluation": LOGITS}
+    made = tnc.compile(net(), spec(*rules, metric="both"), **given)
+    again = tnc.compile(net(), spec(*rules, metric="both"), plan=made.plan, **given)
+    for name, value in made.model.state_dict().items():
+        assert torch.equal(value, again.model.state_dict()[name])
