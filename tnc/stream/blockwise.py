@@ -98,7 +98,6 @@ def carry_out_blocks(work: Work, write: Write, progress: Progress | None = None)
             _note_done(work, flows, block)
         else:
             write(file, partial(_around, work, flows))
-    shutil.rmtree(work.folder / CACHE, ignore_errors=True)
 
 
 def _is_done(work: Work, file: str) -> bool:

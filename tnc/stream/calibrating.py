@@ -51,17 +51,23 @@ class Divided:
 
 
 def visits(
-    divided: Divided, targets: Sequence[Target], progress: Progress | None = None
+    divided: Divided,
+    targets: Sequence[Target],
+    progress: Progress | None = None,
+    scratch: Path | None = None,
 ) -> Iterator[tuple[Subject, Sequence[Target]]]:
     """Go through targets in the order of execution, each with its weights and figures at hand.
 
-    Raises Undivided where the model cannot be run block by block.
+    What blocks return lies in a folder in `scratch` for as long as it is needed. Raises Undivided
+    where the model cannot be run block by block.
     """
     parts: dict[int, list[Target]] = defaultdict(list)
     for target in targets:
         parts[divided.blocks.of_sites(target.sites)].append(target)
     sites = {part: [s for t in found for s in t.sites] for part, found in parts.items()}
-    with tempfile.TemporaryDirectory(prefix="tnc-stream-") as folder:
+    if scratch is not None:
+        scratch.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="tnc-stream-", dir=scratch) as folder:
         for part, measured in walk(divided, sites, Shelf(Path(folder)), progress):
             yield replace(divided.subject, measurements=measured), parts[part]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -60,6 +61,7 @@ def plan_streamed(
     spec: Spec,
     locations: Mapping[str, str] | None = None,
     progress: Progress | None = None,
+    scratch: Path | None = None,
 ) -> Plan:
     """Decide what every weight becomes, with the weights of one block or target in memory.
 
@@ -75,7 +77,7 @@ def plan_streamed(
         divided = prepared.divided()
 
         def by_blocks(targets: Sequence[Target]) -> Visited:
-            return visits(divided, targets, progress)
+            return visits(divided, targets, progress, scratch)
 
         return _made(prepared, spec, by_blocks, True, (), locations, progress)
     except Undivided as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import time
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -28,7 +29,7 @@ from tnc.report.run_report import RunReport, Size
 from tnc.rewrite import Compiled, Subject
 from tnc.sources import Streamed, models
 from tnc.stream import journal as journals
-from tnc.stream.blockwise import Work, carry_out_blocks, measured_entries
+from tnc.stream.blockwise import CACHE, Work, carry_out_blocks, measured_entries
 from tnc.stream.journal import Journal
 from tnc.stream.memory import peak_resident
 from tnc.stream.planning import Prepared, check_spec, example_of, plan_streamed, prepare
@@ -80,6 +81,7 @@ def run(
             else:
                 steps = steps_of(prepared.subject, compiled, step_bytes)
                 _carry_out(steps, prepared, compiled, files, progress)
+            shutil.rmtree(folder / CACHE, ignore_errors=True)
             tensors = files.tensors
             report = _report(resolved, prepared, compiled, time.perf_counter() - started)
             _finish(folder, resolved, prepared, compiled, tensors, report)
@@ -133,7 +135,8 @@ def _planned(
         found = Plan.read(file)
         if found.digest == known["plan"]:
             return found
-    made = given or plan_streamed(prepared, resolved.spec, resolved.locations, progress)
+    spec, scratch = resolved.spec, folder / CACHE
+    made = given or plan_streamed(prepared, spec, resolved.locations, progress, scratch)
     _check_plan(made, prepared.subject)
     made.save(file)
     journal.add({"plan": made.digest})

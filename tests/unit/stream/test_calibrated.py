@@ -136,6 +136,14 @@ def test_what_code_between_blocks_hides_is_found() -> None:
     assert run._name(torch.full((2,), torch.nan)) == OPEN
 
 
+def test_passes_that_need_the_whole_model_are_left_out(saved: Saved) -> None:
+    made = plan(halving("vit", saved("vit")[1], metric="auto"))
+    assert "match-outputs" not in made.passes and "factorize" in made.passes
+    assert any("match-outputs is left out" in note for note in made.notes)
+    made = plan(halving("bert", saved("bert")[1], metric="auto"))
+    assert "match-outputs" in made.passes  # it has nothing to do there
+
+
 @pytest.mark.parametrize("stop", range(7))
 def test_an_interrupted_run_ends_with_the_same_bytes(
     stop: int, saved: Saved, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
