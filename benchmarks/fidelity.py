@@ -173,7 +173,7 @@ def _error(
         install_(made, site, structure, cores)
         module, attribute = owner_of(oracle, site.name)
         weight = _weight(structure, {n: c.double() for n, c in cores.items()})
-        module._parameters[attribute].data = weight.transpose(*site.swapped).contiguous()  # type: ignore[union-attr]
+        module._parameters[attribute].data = weight.permute(site.unordered).contiguous()  # type: ignore[union-attr]
     for module in oracle.modules():
         if isinstance(module, nn.RNNBase):
             module._init_flat_weights()
