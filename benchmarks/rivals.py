@@ -17,7 +17,7 @@ def uniform(model: nn.Module, rival: Rival, share: float) -> tuple[nn.Module, fl
     """Rebuild every convolution at one share, so that the whole model is within `share`."""
     total = sum(p.numel() for p in model.parameters())
     low, high, best = 0.0, 1.0, None
-    for _ in range(4):
+    for _ in range(7):
         middle = (low + high) / 2
         made, held = _at(model, rival, middle)
         if held <= share * total:
