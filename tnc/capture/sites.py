@@ -147,7 +147,8 @@ def _view(model: nn.Module, aliases: Sequence[str], reading: Reading) -> str:
     """Whether the layer that owns the weight ran, and is one that ours can stand in for."""
     module = model.get_submodule(reading.place)
     owns = any(getattr(module, "weight", None) is _get(model, a) for a in aliases)
-    return "module" if owns and layer_kind(module) else "parameter"
+    stands = owns and reading.place and layer_kind(module)  # nothing holds the model itself
+    return "module" if stands else "parameter"
 
 
 def _biased(model: nn.Module, aliases: Sequence[str], biases: Collection[str]) -> bool:

@@ -98,6 +98,8 @@ def _changed(
             skips.append(Skip(site.name, "no pattern matches it"))
         elif site.op != "linear" or len(site.signature.outputs) > 1:
             skips.append(Skip(site.name, f"a branch is for linear weights, this is {site.op}"))
+        elif weight_of(model, Group((site,))).is_complex():
+            skips.append(Skip(site.name, "a branch is for real weights, this one is complex"))
         elif site.name not in known:
             raise PlanError(
                 f"the original has no weight {site.name!r}",

@@ -114,6 +114,8 @@ def install_(
 def _standing(site: Site, alias: str, module: nn.Module, attribute: str) -> str:
     """Return the kind of layer of ours that takes the module's place; empty where it stays."""
     place = alias.rpartition(".")[0]
+    if not place:
+        return ""  # the model itself: nothing holds it in which a layer could take its place
     if any(use.module == place and use.view == "parameter" for use in site.uses):
         return ""
     return layer_kind(module) if attribute == "weight" else ""

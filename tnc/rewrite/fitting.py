@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from tnc.capture import Measurements
 from tnc.decide.group import Group
 from tnc.decide.site import Site
-from tnc.fit import Metric, Moment, fit_structure, fits, reconstruct, relative_error
+from tnc.fit import Metric, Moment, fit_structure, fits, reconstruct, relative_error, widest
 from tnc.net import Structure
 from tnc.rewrite.edit import bias_of, owner_of
 
@@ -208,8 +208,8 @@ def _shifts(
     if measurements is None or not _centred(model, group.sites, measurements):
         return (None,) * len(group.sites)
     found = []
-    for site, gap in zip(group.sites, parts_of(weight.double() - dense.double(), group)):
+    for site, gap in zip(group.sites, parts_of(widest(weight) - widest(dense), group)):
         mean = measurements.of(site.name).mean
         assert mean is not None  # _centred has seen to it
-        found.append(gap.flatten(1) @ mean.double().to(gap.device))
+        found.append(gap.flatten(1) @ mean.to(gap))
     return tuple(found)

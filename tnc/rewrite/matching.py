@@ -197,6 +197,8 @@ def _refused(original: nn.Module, model: nn.Module, path: str) -> str:
     if is_watched(layer):
         return "a hook watches it"
     owned = list(layer.parameters())
+    if any(p.is_complex() for p in owned):
+        return "it is complex"
     everywhere = [p for m in model.modules() for p in m._parameters.values()]
     if any(sum(p is other for other in everywhere) > 1 for p in owned):
         return "its parameters are shared"

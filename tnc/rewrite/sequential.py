@@ -183,6 +183,8 @@ def _is_plain(model: nn.Module, site: Site) -> bool:
     one = len(site.uses) == 1 and len(site.aliases) == 1
     if not one or site.uses[0].view != "module" or site.groups > 1:
         return False
+    if weight_of(model, Group((site,))).is_complex():
+        return False  # the moments here are of real rows
     return site.op == "linear" or (site.op == "conv" and _is_unfolded(site))
 
 
