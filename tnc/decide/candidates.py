@@ -102,6 +102,7 @@ def ladder(
     if rule.ranks == "full":
         return (_candidate(family, target, template, template.bound, tails),)
     if rule.ranks:
+        _check_bounds(template, rule.ranks, target)
         return (_candidate(family, target, template, dict(rule.ranks), tails),)
     if rule.keep is not None:
         return (_candidate(family, target, template, kept(template, target, rule.keep), tails),)
@@ -114,6 +115,19 @@ def ladder(
         if key not in found and candidate.cost.params <= WORTHWHILE * dense:
             found[key] = candidate
     return tuple(sorted(found.values(), key=lambda c: (c.cost.params, str(c.structure))))
+
+
+def _check_bounds(template: Template, ranks: Mapping[str, int], target: Target) -> None:
+    """Raise PlanError for a rank above what is of use: it would only add parameters."""
+    for name, rank in ranks.items():
+        if rank > template.bound.get(name, rank):
+            raise PlanError(
+                f"rank {name} is {rank}, above {template.bound[name]} nothing is gained for "
+                f"{target.name} ({target.signature})",
+                where=target.where,
+                hint=f"give {name}: {template.bound[name]} or less, or `ranks: full`, or match "
+                "this site with a rule of its own",
+            )
 
 
 def kept(template: Template, target: Target, share: float) -> dict[str, int]:

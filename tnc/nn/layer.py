@@ -104,13 +104,13 @@ class StructuredLayer(nn.Module):
         """The dense weight in the layout of the layer that this one stands for."""
         return self.view.layout(self._rebuild.run(self.tensors()))
 
-    def forward(self, x: Tensor, output_size: Sequence[int] | None = None) -> Tensor:
+    def forward(self, input: Tensor, output_size: Sequence[int] | None = None) -> Tensor:
         """Apply the layer; an `output_size` is for transposed convolutions, as the library's."""
         prepared = self._prepared
         if output_size is not None:
-            prepared = self.view.resized(prepared, x, output_size)
+            prepared = self.view.resized(prepared, input, output_size)
         cores = self._kept() if self.view.gathers else self.tensors()
-        return self.view.apply(prepared, cores, self.bias, x)  # type: ignore[arg-type]
+        return self.view.apply(prepared, cores, self.bias, input)  # type: ignore[arg-type]
 
     @property
     def positions(self) -> dict[str, Tensor]:

@@ -163,13 +163,13 @@ def _stages(
     }
     seen: list[tuple[Tensor, list[Entry]]] = []
 
-    def reader(entry: Entry) -> Callable[..., None]:
-        def read(module: nn.Module, args: tuple[Tensor, ...]) -> None:
+    def reader(entry: Entry) -> Callable[[Tensor], None]:
+        def read(value: Tensor) -> None:
             for tensor, stage in seen:
-                if tensor is args[0]:
+                if tensor is value:
                     stage.append(entry)
                     return
-            seen.append((args[0], [entry]))
+            seen.append((value, [entry]))
 
         return read
 
@@ -270,9 +270,9 @@ def _inputs_at(model: nn.Module, paths: Sequence[str], batch: Any) -> dict[str, 
     """Run a model once and return the tensors that several layers read."""
     found: dict[str, Tensor] = {}
 
-    def keep(path: str) -> Callable[..., None]:
-        def hook(module: nn.Module, args: tuple[Tensor, ...]) -> None:
-            found[path] = args[0].detach().clone()  # later code may write to it
+    def keep(path: str) -> Callable[[Tensor], None]:
+        def hook(value: Tensor) -> None:
+            found[path] = value.detach().clone()  # later code may write to it
 
         return hook
 
@@ -285,8 +285,8 @@ def _input_at(model: nn.Module, path: str, batch: Any) -> Tensor:
     """Run a model until it reaches a layer and return the tensor that the layer reads."""
     found: list[Tensor] = []
 
-    def stop(module: nn.Module, args: tuple[Tensor, ...]) -> None:
-        found.append(args[0].detach())
+    def stop(value: Tensor) -> None:
+        found.append(value.detach())
         raise _Reached
 
     with torch.no_grad(), _hooked(model, {path: stop}), suppress(_Reached):
@@ -315,9 +315,18 @@ def _rows(tensor: Tensor, site: Site, batch: Any, batches: int) -> Iterator[Tens
 
 
 @contextmanager
-def _hooked(model: nn.Module, hooks: Mapping[str, Callable[..., None]]) -> Iterator[None]:
+def _hooked(model: nn.Module, hooks: Mapping[str, Callable[[Tensor], None]]) -> Iterator[None]:
+    """Let functions see what layers read, given by place or by name (`layer(input=x)`)."""
+
+    def seen(look: Callable[[Tensor], None]) -> Callable[..., None]:
+        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            look(args[0] if args else next(iter(kwargs.values())))
+
+        return hook
+
     handles = [
-        model.get_submodule(path).register_forward_pre_hook(hook) for path, hook in hooks.items()
+        model.get_submodule(path).register_forward_pre_hook(seen(look), with_kwargs=True)
+        for path, look in hooks.items()
     ]
     try:
         yield

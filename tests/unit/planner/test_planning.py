@@ -270,3 +270,10 @@ def test_a_plan_does_not_depend_on_hash_seeds_or_threads() -> None:
     running = [digest(0, 1), digest(1, 2)]
     found = [json.loads(one.communicate()[0]) for one in running]
     assert found[0] == found[1] and len(found[0]) == 64
+
+
+def test_fixed_ranks_above_what_is_of_use_are_refused() -> None:
+    model = nn.Sequential(nn.Linear(16, 24))
+    rule = {"match": "*", "structure": "low-rank", "ranks": {"r": 400}}
+    with pytest.raises(PlanError, match="above 16 nothing is gained"):
+        tnc.plan(model, spec(rule), example=torch.ones(2, 16))

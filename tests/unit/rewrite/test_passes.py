@@ -267,6 +267,21 @@ def test_convolutions_are_refitted_on_their_patches() -> None:
     assert found[1] < 0.95 * found[0]
 
 
+def test_layers_that_get_their_input_by_name_are_refitted() -> None:
+    class Named(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(12, 12), nn.Linear(12, 12)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.b(input=torch.relu(self.a(input=x)))
+
+    rule = {"match": "*", "structure": "low-rank", "keep": 0.5}
+    made = tnc.compile(Named().eval(), spec(rule, metric="inputs"),
+                       calibration=[torch.randn(32, 12) for _ in range(4)])  # fmt: skip
+    assert len([m for m in made.model.modules() if isinstance(m, tnc.StructuredLayer)]) == 2
+
+
 def test_a_refit_leaves_the_mode_and_inputs_written_in_place() -> None:
     class Residual(nn.Module):
         def __init__(self, in_place: bool) -> None:
