@@ -70,8 +70,8 @@ def test_experts_stored_inputs_first() -> None:
     assert first.transposed and first.signature == Signature((3, 8), (6,))
     assert not second.transposed and second.signature == Signature((3, 5), (8,))
     assert "only a part" in dict(trace.untraced)["part"]
-    rule = {"match": ["first", "second"], "structure": "free-form", "ranks": {"r": 8}}
-    rule["structure"] = {"kind": "free-form", "equation": "B[e o r] A[e r i] : i -> e o"}
+    structure = {"kind": "free-form", "equation": "B[e o r] A[e r i] : i -> e o"}
+    rule = {"match": ["first", "second"], "structure": structure, "ranks": "full"}
     made = tnc.compile(model, tnc.Spec(version=1, rules=[rule]), example=((x,), {}))
     torch.testing.assert_close(made.model(x), model(x))
     torch.testing.assert_close(tnc.densify(made.model)(x), model(x))
