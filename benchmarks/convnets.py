@@ -1,4 +1,4 @@
-"""Two convolutional networks for 32 x 32 images, and the CIFAR-10 files to train them on."""
+"""LeNet for 32 x 32 images, and the CIFAR-10 files to train on."""
 
 from __future__ import annotations
 
@@ -8,11 +8,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional
 
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+from benchmarks.resnet import MEAN, STD
 
 
 class LeNet(nn.Sequential):
@@ -31,55 +30,6 @@ class LeNet(nn.Sequential):
             nn.ReLU(),
             nn.Linear(500, classes),
         )
-
-
-class Block(nn.Module):
-    """Two convolutions and a shortcut without parameters."""
-
-    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
-        super().__init__()
-        self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
-        self.bn1 = nn.BatchNorm2d(outputs)
-        self.conv2 = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False)
-        self.bn2 = nn.BatchNorm2d(outputs)
-        self.stride, self.padding = stride, (outputs - inputs) // 2
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = self.bn2(self.conv2(functional.relu(self.bn1(self.conv1(x)))))
-        if self.stride != 1:
-            x = x[:, :, :: self.stride, :: self.stride]
-        if self.padding:
-            x = functional.pad(x, (0, 0, 0, 0, self.padding, self.padding))
-        return functional.relu(x + y)
-
-
-class ResNet20(nn.Module):
-    """The CIFAR network of He et al., 2016, section 4.2, with 16, 32 and 64 channels."""
-
-    def __init__(self, classes: int = 10) -> None:
-        super().__init__()
-        self.conv1 = nn.Conv2d(3, 16, 3, 1, 1, bias=False)
-        self.bn1 = nn.BatchNorm2d(16)
-        self.layer1 = self._stage(16, 16)
-        self.layer2 = self._stage(16, 32)
-        self.layer3 = self._stage(32, 64)
-        self.linear = nn.Linear(64, classes)
-
-    def _stage(self, inputs: int, outputs: int) -> nn.Sequential:
-        first = Block(inputs, outputs, 1 if inputs == outputs else 2)
-        return nn.Sequential(first, *(Block(outputs, outputs, 1) for _ in range(2)))
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = functional.relu(self.bn1(self.conv1(x)))
-        x = self.layer3(self.layer2(self.layer1(x)))
-        return self.linear(x.mean((2, 3)))
-
-    @classmethod
-    def trained(cls, data: Path) -> ResNet20:
-        """Return the network with the published weights in `data`."""
-        model = cls()
-        model.load_state_dict(load_file(data / "cifar10" / "resnet20.safetensors"), strict=False)
-        return model
 
 
 @dataclass(frozen=True)

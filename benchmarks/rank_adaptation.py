@@ -19,8 +19,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import tnc
-from benchmarks.convnets import Images, LeNet, ResNet20
+from benchmarks.convnets import Images, LeNet
 from benchmarks.outcome import Arguments, Goal, Outcome, table
+from benchmarks.resnet import read_resnet20
 from tnc.adapting.ranks import Ranks
 
 NAME = "rank-adaptation"
@@ -58,7 +59,7 @@ CASES = (
     ),
     Case(
         "ResNet-20",
-        ResNet20.trained,
+        lambda data: read_resnet20(data / "cifar10" / "resnet20.safetensors"),
         False,
         ({"match": "layer*.conv?", **TUCKER},),
         "dlrt{tolerance=0.12}",

@@ -94,10 +94,6 @@ class _Modewise(nn.Module):
         return torch.bmm(x, self.weight)
 
 
-def _median(run: Callable[[], Any]) -> float:
-    return median([_once(run) for _ in range(WARM + REPEATS)][WARM:])
-
-
 def _once(run: Callable[[], Any]) -> float:
     started = time.perf_counter()
     run()

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from tnc.capture.batches import call, kept_rows
 from tnc.capture.undisturbed import evaluating
-from tnc.nn import StructuredLayer
+from tnc.nn import ConvView, StructuredLayer
 from tnc.rewrite.edit import is_watched
 from tnc.rewrite.subject import Subject
 
@@ -186,8 +186,9 @@ def _structured(model: nn.Module, path: str) -> bool:
 
 
 def _is_convolution(layer: nn.Module) -> bool:
-    named = layer.view if isinstance(layer, StructuredLayer) else layer
-    return "conv" in type(named).__name__.lower()
+    if isinstance(layer, StructuredLayer):
+        return isinstance(layer.view, ConvView)
+    return isinstance(layer, DENSE[1:])
 
 
 def _refused(original: nn.Module, model: nn.Module, path: str) -> str:

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from tnc.capture.batches import call, kept_rows
-from tnc.capture.moments import patches
+from tnc.capture.batches import call
 from tnc.capture.undisturbed import evaluating
 from tnc.decide.group import Group
 from tnc.decide.plan import Entry
@@ -21,13 +19,8 @@ from tnc.fit import Metric
 from tnc.rewrite.edit import bias_of
 from tnc.rewrite.factorizing import factorize_entry, sites_of
 from tnc.rewrite.fitting import metric_of, shrinkage, weight_of
+from tnc.rewrite.reading import Originals, input_at, rows_of, watched
 from tnc.rewrite.subject import Subject
-
-KEEP_BYTES = 2 << 30
-"""How many bytes of the original's activations are kept; beyond it they are computed again."""
-
-PIXELS = 1 << 17
-"""About how many patches of a convolution are looked at: evenly spread over all of them."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,10 +36,6 @@ class Moments:
     mean_was: Tensor
     mean_now: Tensor
     rows: int
-
-
-class _Reached(Exception):
-    """Stops a forward at the layer that is asked about."""
 
 
 def refitted_weights(
@@ -81,7 +70,7 @@ def _refitted(
                 f"{entry.site}: no sequential refit, it is not one plain layer"
             )
     paths = [sites[stage[0].site].path for stage in stages]
-    known = _Originals(original, paths, batches, subject.room)
+    known = Originals(original, paths, batches, subject.room)
     for stage in stages:
         moments = _moments(known, subject.model, sites[stage[0].site], batches)
         for entry in stage:
@@ -174,7 +163,7 @@ def _stages(
         return read
 
     readers = {path: reader(entry) for path, entry in plain.items()}
-    with torch.no_grad(), _hooked(model, readers):
+    with torch.no_grad(), watched(model, readers):
         call(model, batch)
     return [stage for _, stage in seen]
 
@@ -185,19 +174,15 @@ def _is_plain(model: nn.Module, site: Site) -> bool:
         return False
     if weight_of(model, Group((site,))).is_complex():
         return False  # the moments here are of real rows
-    return site.op == "linear" or (site.op == "conv" and _is_unfolded(site))
-
-
-def _is_unfolded(site: Site) -> bool:
-    """Whether a convolution is a matrix product with the patches that `patches` gives."""
-    options = dict(site.options)
-    zeros = options.get("padding_mode", "zeros") == "zeros"
-    plain = not options.get("transposed") and not isinstance(options.get("padding"), str)
-    return zeros and plain and len(site.signature.inputs) == 3
+    if site.op == "conv":  # patches know zeros around the image alone
+        options = dict(site.options)
+        zeros = options.get("padding_mode", "zeros") == "zeros"
+        return zeros and not isinstance(options.get("padding"), str)
+    return site.op == "linear"
 
 
 def _moments(
-    original: _Originals, current: nn.Module, site: Site, batches: Sequence[Any]
+    original: Originals, current: nn.Module, site: Site, batches: Sequence[Any]
 ) -> tuple[Moments, Moments, Moments]:
     """Return the moments of all rows, of a quarter held back, and of the other three.
 
@@ -207,8 +192,10 @@ def _moments(
     held, rest = _Sums(), _Sums()
     for number, batch in enumerate(batches):
         with evaluating(current):
-            was, now = original.input(site.path, number), _input_at(current, site.path, batch)
-        pairs = zip(_rows(was, site, batch, len(batches)), _rows(now, site, batch, len(batches)))
+            was, now = original.input(site.path, number), input_at(current, site.path, batch)
+        pairs = zip(
+            rows_of(was, site, batch, len(batches)), rows_of(now, site, batch, len(batches))
+        )
         for x, y in pairs:
             if len(batches) < 4:
                 held.add(x[::4], y[::4])
@@ -242,94 +229,3 @@ class _Sums:
             torch.stack(parts).sum(0) / rows for parts in zip(*(pool.parts for pool in filled))
         )
         return Moments(was, cross, now, mean_was, mean_now, rows)
-
-
-class _Originals:
-    """What the layers of the original read, kept where it fits into `KEEP_BYTES`."""
-
-    def __init__(
-        self, model: nn.Module, paths: Sequence[str], batches: Sequence[Any], room: int | None
-    ) -> None:
-        self._model, self._batches = model, batches
-        self._kept: dict[tuple[str, int], Tensor] = {}
-        room = KEEP_BYTES if room is None else room
-        for number, batch in enumerate(batches):
-            found = _inputs_at(model, paths, batch)
-            room -= sum(tensor.numel() * tensor.element_size() for tensor in found.values())
-            if room < 0:
-                break
-            self._kept.update({(path, number): tensor for path, tensor in found.items()})
-
-    def input(self, path: str, number: int) -> Tensor:
-        """Return the tensor that a layer reads in a batch."""
-        kept: Tensor | None = self._kept.pop((path, number), None)
-        return kept if kept is not None else _input_at(self._model, path, self._batches[number])
-
-
-def _inputs_at(model: nn.Module, paths: Sequence[str], batch: Any) -> dict[str, Tensor]:
-    """Run a model once and return the tensors that several layers read."""
-    found: dict[str, Tensor] = {}
-
-    def keep(path: str) -> Callable[[Tensor], None]:
-        def hook(value: Tensor) -> None:
-            found[path] = value.detach().clone()  # later code may write to it
-
-        return hook
-
-    with torch.no_grad(), _hooked(model, {path: keep(path) for path in paths}):
-        call(model, batch)
-    return found
-
-
-def _input_at(model: nn.Module, path: str, batch: Any) -> Tensor:
-    """Run a model until it reaches a layer and return the tensor that the layer reads."""
-    found: list[Tensor] = []
-
-    def stop(value: Tensor) -> None:
-        found.append(value.detach())
-        raise _Reached
-
-    with torch.no_grad(), _hooked(model, {path: stop}), suppress(_Reached):
-        call(model, batch)
-    return found[0]
-
-
-def _rows(tensor: Tensor, site: Site, batch: Any, batches: int) -> Iterator[Tensor]:
-    """Yield the vectors that a layer multiplies, in parts.
-
-    Vectors that the batch's mask leaves out are left out; of patches about `PIXELS` are taken.
-    """
-    if tensor.dtype != torch.float64:
-        tensor = tensor.float()
-    if site.op == "conv":
-        images = tensor if tensor.dim() == 4 else tensor.unsqueeze(0)
-        pixels = max(1, site.work.rows) * len(images) * batches
-        step = -(-pixels // PIXELS)
-        step += step > 1 and step % 2 == 0  # an odd step meets all columns of the image
-        for rows in patches(images, site.signature.inputs[1:], dict(site.options)):
-            yield rows[::step]
-        return
-    rows = tensor.flatten(0, -2)
-    count, kept = kept_rows(batch, "attention_mask")
-    yield rows[kept] if kept is not None and len(rows) == count else rows
-
-
-@contextmanager
-def _hooked(model: nn.Module, hooks: Mapping[str, Callable[[Tensor], None]]) -> Iterator[None]:
-    """Let functions see what layers read, given by place or by name (`layer(input=x)`)."""
-
-    def seen(look: Callable[[Tensor], None]) -> Callable[..., None]:
-        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            look(args[0] if args else next(iter(kwargs.values())))
-
-        return hook
-
-    handles = [
-        model.get_submodule(path).register_forward_pre_hook(seen(look), with_kwargs=True)
-        for path, look in hooks.items()
-    ]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
