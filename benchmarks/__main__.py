@@ -51,7 +51,7 @@ def main(words: list[str] | None = None) -> int:
     parser.add_argument("--quick", action="store_true", help="fewer cases and repeats")
     parser.add_argument("--json", type=Path, help="file for the figures")
     parser.add_argument("--minutes", type=float, help="distill for so long, where it is offered")
-    parser.add_argument("--checkpoint", type=Path, help="folder to resume a distillation from")
+    parser.add_argument("--checkpoint", type=Path, help="folder to resume from")
     options = parser.parse_args(words)
     names = found()
     if options.name is None:
