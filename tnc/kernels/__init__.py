@@ -1,0 +1,1 @@
+"""What kernels cost on this machine, and the libraries that multiply matrices."""

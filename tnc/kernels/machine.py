@@ -1,0 +1,285 @@
+"""What operations cost on one machine, in one dtype, on a number of threads.
+
+A table is measured once (`tnc doctor --calibrate`) and kept in the user's cache; a machine without
+one uses the table shipped with the package, which says less about it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import re
+import sys
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from tnc.errors import KernelError
+from tnc.files import write_text
+from tnc.kernels.grid import Grid, filled
+
+VERSION = 1
+GENERIC = Path(__file__).with_name("generic.json")
+KINDS = ("mm", "bmm", "shared")
+"""Products of two matrices; of two batches; of one matrix with each of a batch."""
+ITEM_BYTES = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2}
+NEGLIGIBLE = 0.02
+"""The smallest time beyond the dispatch that counts, as a part of the dispatch."""
+
+
+@dataclass(frozen=True)
+class Products:
+    """Seconds of one kind of product: those of any call, and beyond them those of its size."""
+
+    overhead: float
+    grid: Grid
+
+
+@dataclass(frozen=True)
+class Backend:
+    """One library: the worst relative error probed, why it is refused ('' if not), its times.
+
+    `peak` is its best measured FLOP/s, multiply-adds counted as two.
+    """
+
+    error: float
+    refused: str
+    peak: float
+    products: Mapping[str, Products]
+
+
+@dataclass(frozen=True, eq=False)
+class Machine:
+    """Prices in seconds, dispatch from Python included; sizes in items, but `bytes` where named."""
+
+    key: str
+    dtype: str
+    threads: int
+    made: str
+    """When it was measured; empty for the table that the package ships."""
+    statement: float
+    """Seconds of one line of emitted Python: a view, a slice."""
+    backends: tuple[str, ...]
+    libraries: Mapping[str, Backend]
+    copies: Products
+    """Axes: bytes, bytes of the contiguous inner run."""
+    faults: Grid
+    """Seconds that a fresh buffer of so many bytes costs more than one that was used before."""
+    streams: Grid
+    """Seconds per byte, read and written, of streaming over a working set of so many bytes."""
+    _gemms: dict[tuple[object, ...], float] = field(default_factory=dict, init=False, repr=False)
+
+    @property
+    def peak(self) -> dict[str, float]:
+        """The best measured FLOP/s of every backend that is trusted."""
+        return {name: self.libraries[name].peak for name in self.backends}
+
+    def gemm(
+        self, backend: str, batch: int, m: int, n: int, k: int, *, shared: bool = False
+    ) -> float:
+        """Return the seconds of `[batch, m, k] @ [batch, k, n]`, with operands in cache as fits.
+
+        One matrix is `torch.mm`, more are `torch.bmm`; `shared` says that the left matrix is one,
+        expanded over the batch. Page faults of a large fresh result come on top: `fresh`.
+        """
+        asked = (backend, batch, m, n, k, shared)
+        found = self._gemms.get(asked)
+        if found is None:
+            found = self._gemms[asked] = self._gemm(backend, batch, (m, n, k), shared)
+        return found
+
+    def _gemm(self, backend: str, batch: int, sizes: tuple[int, int, int], shared: bool) -> float:
+        library = self.libraries.get(backend)
+        if library is None or not library.products:
+            raise KernelError(
+                f"no times of the backend {backend!r}", hint=f"one of {', '.join(self.backends)}"
+            )
+        asked: tuple[int, ...] = sizes if batch == 1 else (batch, *sizes)
+        kind = "mm" if batch == 1 else "shared" if shared else "bmm"
+        products = library.products[kind]
+        if 0 in asked:
+            return products.overhead
+        return products.overhead + products.grid.at(asked)
+
+    def copy(self, bytes: int, run: int) -> float:
+        """Return the seconds to copy `bytes` in another order of dims, into a buffer in use.
+
+        `run` counts the bytes that stay contiguous; all of them for a plain copy, one item where
+        the order of all dims is reversed.
+        """
+        if bytes <= 0:
+            return self.copies.overhead
+        runs = self.copies.grid.axes[1]
+        inner = max(runs[0], min(run, bytes, runs[-1]))
+        return self.copies.overhead + self.copies.grid.at((bytes, inner))
+
+    def fresh(self, bytes: int) -> float:
+        """Return what a result in a fresh buffer costs more than one in a buffer used before.
+
+        Large buffers (32 MiB and more in glibc) go back to the system when they are freed, and
+        each of their pages costs a fault when it is first written.
+        """
+        return self.faults.at((bytes,)) if bytes > 0 else 0.0
+
+    def bandwidth(self, working_set: int) -> float:
+        """Return the bytes per second, read and written, of streaming over a working set."""
+        sizes = self.streams.axes[0]
+        return 1.0 / self.streams.at((max(sizes[0], min(working_set, sizes[-1])),))
+
+
+def current(dtype: str = "float32", threads: int | None = None) -> Machine:
+    """Return the calibrated table of this machine where there is one, else the shipped one.
+
+    `threads` are torch's unless given. A file that cannot be read is a warning, and the shipped
+    table serves. Raises KernelError for a dtype without prices.
+    """
+    if dtype not in ITEM_BYTES:
+        raise KernelError(
+            f"no prices for the dtype {dtype!r}", hint=f"one of {', '.join(sorted(ITEM_BYTES))}"
+        )
+    return _load(path(dtype, threads), dtype, threads or _threads())
+
+
+@cache
+def _load(file: Path, dtype: str, threads: int) -> Machine:
+    try:
+        return from_data(json.loads(file.read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        pass
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+        warnings.warn(
+            f"the calibration of this machine cannot be read ({type(error).__name__}: {error}), "
+            f"so kernels are chosen by the prices of another machine\n  at: {file}\n"
+            "  try: tnc doctor --calibrate, or remove the file",
+            stacklevel=3,
+        )
+    return generic(dtype, threads)
+
+
+def forget() -> None:
+    """Drop the tables held in this process, so that new files are seen."""
+    _load.cache_clear()
+
+
+def generic(dtype: str, threads: int) -> Machine:
+    """Return the shipped table of a dtype with the nearest number of threads.
+
+    Backends that a probe on this machine refuses are not among its `backends`.
+    """
+    from dataclasses import replace
+
+    from tnc.kernels.backend import available_backends
+
+    tables = [table for table in _shipped() if table["dtype"] == dtype]
+    nearest = min(tables, key=lambda table: (abs(table["threads"] - threads), table["threads"]))
+    machine, found = from_data(nearest), available_backends(dtype)
+    trusted = tuple(name for name in found if machine.libraries[name].products)
+    return replace(machine, made="", threads=threads, backends=trusted)
+
+
+@cache
+def _shipped() -> tuple[dict[str, Any], ...]:
+    return tuple(json.loads(GENERIC.read_text(encoding="utf-8"))["tables"])
+
+
+def path(dtype: str = "float32", threads: int | None = None) -> Path:
+    """Return where this machine's table of a dtype and a number of threads is kept."""
+    own = os.environ.get("TNC_CACHE")
+    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    folder = Path(own) if own else Path(home) / "tnc"
+    return folder / f"machine-{fingerprint(dtype, threads or _threads())}.json"
+
+
+def store(data: Mapping[str, Any], file: Path) -> None:
+    """Write a table in one step, and let this process see it."""
+    write_text(file, json.dumps(data, separators=(",", ":")) + "\n")
+    forget()
+
+
+@cache
+def fingerprint(dtype: str, threads: int) -> str:
+    """Return what a table depends on: processor, torch, threads and dtype, fit for a file name."""
+    words = (_processor(), f"torch-{_torch_version()}", f"{threads}t", dtype)
+    return "-".join(re.sub(r"[^a-z0-9.+]+", "-", word.lower()).strip("-") for word in words)
+
+
+@cache
+def _processor() -> str:
+    """Return the processor's name with its family and model, as one name covers several."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    found: dict[str, str] = {}
+    for line in lines:
+        name, _, value = line.partition(":")
+        found.setdefault(name.strip(), value.strip())
+    wanted = ("model name", "cpu family", "model", "stepping")
+    words = [found[name] for name in wanted if found.get(name)]
+    return " ".join(words) or f"{platform.processor()} {platform.machine()}"
+
+
+def _torch_version() -> str:
+    try:
+        return version("torch")
+    except PackageNotFoundError:
+        return "unknown"
+
+
+def _threads() -> int:
+    """Return torch's number of threads; before torch is imported, what it is going to be."""
+    torch = sys.modules.get("torch")
+    if torch is not None:
+        return int(torch.get_num_threads())
+    given = os.environ.get("OMP_NUM_THREADS", "")
+    return int(given) if given.isdigit() and int(given) else os.cpu_count() or 1
+
+
+def from_data(data: Mapping[str, Any]) -> Machine:
+    """Return the table of plain data as `calibrate` makes it; ValueError where it is not one."""
+    if data["version"] != VERSION:
+        raise ValueError(f"version {data['version']!r} of the table, {VERSION} is read")
+    if data["dtype"] not in ITEM_BYTES:
+        raise ValueError(f"dtype {data['dtype']!r}")
+    libraries = {name: _library(each) for name, each in data["backends"].items()}
+    return Machine(
+        key=str(data["key"]),
+        dtype=data["dtype"],
+        threads=int(data["threads"]),
+        made=str(data["made"]),
+        statement=_positive(data["statement"]),
+        backends=tuple(name for name, each in libraries.items() if not each.refused),
+        libraries=libraries,
+        copies=_products(data["copy"]),
+        faults=_grid(data["fresh"], _positive),
+        streams=_grid(data["bandwidth"], lambda rate: 1.0 / _positive(rate)),
+    )
+
+
+def _library(data: Mapping[str, Any]) -> Backend:
+    if data["refused"]:
+        return Backend(float(data["error"] or "nan"), str(data["refused"]), 0.0, {})
+    products = {kind: _products(data[kind]) for kind in KINDS}
+    return Backend(float(data["error"]), "", _positive(data["peak"]), products)
+
+
+def _products(data: Mapping[str, Any]) -> Products:
+    overhead = _positive(data["overhead"])
+    least = NEGLIGIBLE * overhead
+    return Products(overhead, _grid(data, lambda whole: max(_positive(whole) - overhead, least)))
+
+
+def _grid(data: Mapping[str, Any], price: Callable[[float], float]) -> Grid:
+    axes = tuple(tuple(int(size) for size in axis) for axis in data["axes"])
+    return filled(axes, [None if each is None else price(each) for each in data["values"]])
+
+
+def _positive(value: float) -> float:
+    if not 0.0 < value < float("inf"):
+        raise ValueError(f"{value!r} is no time or rate")
+    return float(value)
