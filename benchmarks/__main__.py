@@ -6,7 +6,9 @@ import argparse
 import ast
 import importlib
 import json
+import os
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 from benchmarks.machine import describe
@@ -52,6 +54,9 @@ def main(words: list[str] | None = None) -> int:
     parser.add_argument("--json", type=Path, help="file for the figures")
     parser.add_argument("--minutes", type=float, help="distill for so long, where it is offered")
     parser.add_argument("--checkpoint", type=Path, help="folder to resume from")
+    parser.add_argument("--only", help="words that a cell's name must have: '768x3072 tt,btt b=1'")
+    parser.add_argument("--threads", type=int, default=1, help="threads, where it is offered")
+    parser.add_argument("--compiled", action="store_true", help="let torch.compile take part")
     options = parser.parse_args(words)
     names = found()
     if options.name is None:
@@ -61,12 +66,20 @@ def main(words: list[str] | None = None) -> int:
     if options.name not in names:
         parser.error(f"no benchmark {options.name!r}; there are {', '.join(names)}")
     module = importlib.import_module(names[options.name][0])
-    outcome: Outcome = module.run(
-        Arguments(options.data, options.quick, options.minutes, options.checkpoint)
-    )
+    if words is None:
+        _restart_under(getattr(module, "ENVIRONMENT", {}))
+    given = {key: value for key, value in vars(options).items() if key not in ("name", "json")}
+    outcome: Outcome = module.run(Arguments(**given))
     if options.json is not None:
         _write(options.json, options.name, options.quick, outcome)
     return _report(options.name, outcome)
+
+
+def _restart_under(environment: Mapping[str, str]) -> None:
+    """Start this program anew where it lacks variables that are read at the start of a process."""
+    if any(os.environ.get(name) != value for name, value in environment.items()):
+        command = [sys.executable, "-m", "benchmarks", *sys.argv[1:]]
+        os.execve(sys.executable, command, {**os.environ, **environment})
 
 
 def _report(name: str, outcome: Outcome) -> int:

@@ -13,13 +13,17 @@ class Arguments:
     """Hold what every benchmark is told: where data lie (None: nowhere), and to be quick.
 
     `minutes` of distillation are for the benchmarks that train; `checkpoint` is the folder from
-    which such a run can be resumed.
+    which such a run can be resumed. The kernel benchmarks take `only` (words that a cell's name must
+    have), `threads`, and `compiled`, which lets torch.compile take part.
     """
 
     data: Path | None = None
     quick: bool = False
     minutes: float | None = None
     checkpoint: Path | None = None
+    only: str | None = None
+    threads: int = 1
+    compiled: bool = False
 
 
 @dataclass(frozen=True)

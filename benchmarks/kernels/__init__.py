@@ -1,0 +1,1 @@
+"""Structured linear layers against tensorly-torch, einsum, dense and the roofline."""
