@@ -13,8 +13,8 @@ class Arguments:
     """Hold what every benchmark is told: where data lie (None: nowhere), and to be quick.
 
     `minutes` of distillation are for the benchmarks that train; `checkpoint` is the folder from
-    which such a run can be resumed. The kernel benchmarks take `only` (words that a cell's name must
-    have), `threads`, and `compiled`, which lets torch.compile take part.
+    which such a run can be resumed. The kernel benchmarks take `only` (words that a cell's name
+    must have), `threads`, and `compiled`, which lets torch.compile take part.
     """
 
     data: Path | None = None

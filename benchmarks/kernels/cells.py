@@ -125,9 +125,8 @@ def cells(
     """
     found = [cell for cell in _all(quick, batches) if only is None or _meets(cell.name, only)]
     if not found:
-        raise SystemExit(
-            f"no cell meets {only!r}; cells are named as {next(_all(False, BATCHES)).name!r}"
-        )
+        known = next(_all(False, BATCHES)).name
+        raise SystemExit(f"no cell meets {only!r}; one is named {known!r}")
     return found
 
 

@@ -147,7 +147,7 @@ def _line(row: Row) -> list[object]:
 
 def means(rows: Sequence[Row]) -> Table:
     """Print geometric means by rival and batch, and of all batches."""
-    names = list(dict.fromkeys(name for row in rows for name in row.ratios))
+    names = sorted({name for row in rows for name in row.ratios}, reverse=True)
     batches = sorted({row.cell.batch for row in rows})
     lines = []
     for name in names:

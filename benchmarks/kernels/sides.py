@@ -112,7 +112,7 @@ def ours(cell: Cell, numbers: Numbers) -> Contender:
 
 
 def einsum(cell: Cell, numbers: Numbers, compiled: bool = False) -> Contender:
-    """Return one `torch.einsum` of all operands, in the order that opt_einsum finds at each call."""
+    """Return one `torch.einsum` of all operands, in an order searched at each call."""
     contraction = forward(cell.term, cell.batch)
     letters = index_letters((*contraction.operands, contraction.output))
     texts = ["".join(letters[n] for n in operand) for operand in contraction.operands]
