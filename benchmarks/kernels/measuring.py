@@ -31,6 +31,21 @@ TRAINING = 3
 
 
 @dataclass(frozen=True)
+class Settings:
+    """Hold how cells are measured: with gradients or not, on how many threads, and against whom.
+
+    `compiled` lets torch.compile of the einsum take part, `kept` the layer's own version that keeps
+    all intermediates; without `rivals` nobody else does.
+    """
+
+    train: bool
+    threads: int = 1
+    compiled: bool = False
+    kept: bool = False
+    rivals: bool = True
+
+
+@dataclass(frozen=True)
 class Row:
     """Hold one cell: seconds by side, ratios by name, and what is to be said.
 
@@ -45,14 +60,16 @@ class Row:
     said: tuple[str, ...] = ()
 
 
-def measure(cell: Cell, train: bool, threads: int, limits: Limits, compiled: bool) -> Row:
+def measure(cell: Cell, settings: Settings, limits: Limits) -> Row:
     """Check and time all contenders of a cell. Raises SystemExit for a wrong result."""
-    now = clock(threads)
+    train, now = settings.train, clock(settings.threads)
     with torch.set_grad_enabled(train):
         numbers = sides.numbers(cell, train)
         said: list[str] = []
-        entries = list(_entries(cell, numbers, train))
-        if compiled:
+        entries = list(_ours(cell, numbers, settings))
+        if settings.rivals:
+            entries += _rivals(cell, numbers, train)
+        if settings.compiled:
             entries += _compiled(cell, numbers, train, said)
         entries += limits.sides(cell.bytes)
         guesses = {side.name: probe(side, now) for side in entries}
@@ -62,11 +79,19 @@ def measure(cell: Cell, train: bool, threads: int, limits: Limits, compiled: boo
     return Row(cell, seconds, dict(_ratios(cell, times, seconds, train)), tuple(said))
 
 
-def _entries(cell: Cell, numbers: Numbers, train: bool) -> Iterator[Side]:
+def _ours(cell: Cell, numbers: Numbers, settings: Settings) -> Iterator[Side]:
+    train = settings.train
     yield _checked("ours free", "mkl", sides.ours(cell, numbers), numbers, train)
     for backend in PRECISION:
         layer = sides.ours(cell, numbers)
         yield _checked(f"ours {backend}", backend, layer, numbers, train, held=True)
+        if settings.kept:
+            untiled = sides.kept(cell, numbers)
+            yield _checked(f"kept {backend}", backend, untiled, numbers, train, held=True)
+
+
+def _rivals(cell: Cell, numbers: Numbers, train: bool) -> Iterator[Side]:
+    for backend in PRECISION:
         for implementation in IMPLEMENTATIONS:
             rival = sides.tensorly_torch(cell, numbers, implementation)
             if rival is not None:
@@ -119,7 +144,7 @@ def _ratios(
     cell: Cell, times: Times, seconds: Mapping[str, float], train: bool
 ) -> Iterator[tuple[str, float]]:
     for backend in PRECISION:
-        rivals = {kind: f"{kind} {backend}" for kind in ("einsum", "compiled", "dense")}
+        rivals = {kind: f"{kind} {backend}" for kind in ("einsum", "compiled", "dense", "kept")}
         rivals["tensorly"] = best_tensorly(seconds, backend) or ""
         for kind, rival in rivals.items():
             if rival not in seconds:

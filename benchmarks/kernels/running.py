@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Sequence
@@ -12,7 +13,7 @@ import torch
 from benchmarks.kernels import judging
 from benchmarks.kernels.cells import Cell, cells
 from benchmarks.kernels.limits import EDGE, Limits
-from benchmarks.kernels.measuring import Row, measure
+from benchmarks.kernels.measuring import Row, Settings, measure
 from benchmarks.kernels.timing import HELD, PRECISION
 from benchmarks.outcome import Arguments, Outcome, Table, table
 
@@ -22,7 +23,8 @@ MALLOC = {"MALLOC_MMAP_THRESHOLD_": "4000000000", "MALLOC_TRIM_THRESHOLD_": "400
 
 def compare(arguments: Arguments, train: bool) -> Outcome:
     """Measure the chosen cells and hold them to the goals."""
-    rows = measured(cells(arguments.quick, arguments.only), arguments, train)
+    settings = Settings(train, arguments.threads, arguments.compiled)
+    rows = measured(cells(arguments.quick, arguments.only), settings)
     goals = judging.held(rows, train)
     tables = (judging.every(rows), judging.means(rows), judging.worst(goals), setting(rows))
     said = [[row.cell.name, text] for row in rows for text in row.said]
@@ -30,13 +32,13 @@ def compare(arguments: Arguments, train: bool) -> Outcome:
     return Outcome(tables, tuple(goal.result() for goal in goals), figures(rows, arguments))
 
 
-def measured(chosen: Sequence[Cell], arguments: Arguments, train: bool) -> list[Row]:
+def measured(chosen: Sequence[Cell], settings: Settings) -> list[Row]:
     """Measure cells one by one."""
-    torch.set_num_threads(arguments.threads)
+    torch.set_num_threads(settings.threads)
     limits, rows = Limits(), []
     for number, cell in enumerate(chosen, 1):
         started = time.perf_counter()
-        row = measure(cell, train, arguments.threads, limits, arguments.compiled)
+        row = measure(cell, settings, limits)
         rows.append(row)
         ratios = ", ".join(f"{name} {value:.2f}" for name, value in row.ratios.items())
         spent = time.perf_counter() - started
@@ -47,8 +49,6 @@ def measured(chosen: Sequence[Cell], arguments: Arguments, train: bool) -> list[
 
 def setting(rows: Sequence[Row]) -> Table:
     """Say how it was measured: malloc, clock, peaks, whether the layer's choice could be held."""
-    import os
-
     kept = all(os.environ.get(name) == value for name, value in MALLOC.items())
     lines = [
         ["malloc keeps large buffers, all sides alike", "yes" if kept else "no, it is the default"],

@@ -68,7 +68,7 @@ class Contender:
             expected = (numbers.x_gradient, *self.gradients(numbers))
             pairs += [(f"gradient {n}", *pair) for n, pair in enumerate(zip(got[1], expected))]
         for what, value, wanted in pairs:
-            error = float((value - wanted).norm() / wanted.norm())
+            error = float((value.detach() - wanted).norm() / wanted.norm())
             if value.shape != wanted.shape or not error <= LIMIT:
                 raise SystemExit(f"{name}: {what} is wrong, relative error {error:.2g}")
 
@@ -109,6 +109,27 @@ def ours(cell: Cell, numbers: Numbers) -> Contender:
         tuple(layer.cores[name] for name in names),
         lambda numbers: [_of(numbers)[name] for name in names],
     )
+
+
+def kept(cell: Cell, numbers: Numbers) -> Contender:
+    """Return the layer untiled, as plain torch calls whose intermediates autograd keeps.
+
+    `tnc.kernels.kept` says what that is where it is there; else it is the view's own steps.
+    """
+    layer = _layer(cell, numbers.cores)
+    names = tuple(layer.cores)
+    parameters = tuple(layer.cores[name] for name in names)
+    try:
+        from tnc.kernels.kept import kept as untiled
+    except ImportError:
+        view = layer.view
+        prepared, cores = view.prepare(layer.structure), dict(zip(names, parameters))
+
+        def function(x: Tensor) -> Tensor:
+            return view.apply(prepared, cores, None, x)
+    else:
+        function = untiled(layer)
+    return Contender(function, parameters, lambda numbers: [_of(numbers)[name] for name in names])
 
 
 def einsum(cell: Cell, numbers: Numbers, compiled: bool = False) -> Contender:
