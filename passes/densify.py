@@ -14,6 +14,7 @@ from tnc.nn import (
     StructuredLayer,
 )
 from tnc.nn.rebuilt import rebuilt_names, restore_dense_
+from tnc.nn.shared_input import owns_shared_inputs, unshare_
 from tnc.rewrite import Exact, Pass, Subject, passes
 from tnc.rewrite.edit import keep_hooks
 
@@ -36,6 +37,9 @@ def densify_(model: nn.Module) -> tuple[str, ...]:
     """Densify a model in place and return a line for every edit."""
     lines = []
     weights: dict[tuple[int, ...], nn.Parameter] = {}
+    for module in model.modules():
+        if owns_shared_inputs(module):
+            unshare_(module)
     for path, module in list(model.named_modules(remove_duplicate=False)):
         if isinstance(module, StructuredLayer) and not path.endswith("_structure"):
             parent, _, name = path.rpartition(".")

@@ -13,6 +13,7 @@ from tnc.net import from_json
 from tnc.nn import StructuredLayer, install_rebuilt_, view_from_json
 from tnc.nn.layer import POSITIONS
 from tnc.nn.rebuilt import SUFFIX, rebuilt_names
+from tnc.nn.shared_input import groups_of, share_inputs_
 
 
 def classes_of(model: nn.Module) -> dict[str, str]:
@@ -26,7 +27,8 @@ def describe_modules(model: nn.Module, classes: Mapping[str, str]) -> tuple[dict
     """List what differs from the source's module tree. Raises ArtifactError for unknown modules.
 
     Entries are `structured` (a layer, or a parameter that is rebuilt), `identity`, `linear`,
-    `bias` (a bias that the source has not), `removed`.
+    `bias` (a bias that the source has not), `removed`, and `shared-input` (layers below a module
+    that compute the product of their front cores once).
     """
     found: list[dict[str, Any]] = []
     now = dict(model.named_modules(remove_duplicate=False))
@@ -51,6 +53,11 @@ def describe_modules(model: nn.Module, classes: Mapping[str, str]) -> tuple[dict
         for path in removed
         if path.rpartition(".")[0] not in removed
         and not any(path.startswith(f"{other}.") for other in replaced)
+    ]
+    found += [
+        {"kind": "shared-input", "path": path, "layers": list(layers), "front": list(front)}
+        for path, module in model.named_modules()
+        for layers, front in groups_of(module)
     ]
     return tuple(found)
 
@@ -106,6 +113,8 @@ def _put(
             module.bias = nn.Parameter(torch.zeros_like(tensors[f"{path}.bias"]))
     elif kind == "removed":
         delattr(parent, name)
+    elif kind == "shared-input":
+        share_inputs_(module, entry["layers"], entry["front"])
     else:
         raise ArtifactError(f"unknown kind of module {kind!r}", where=path)
 
