@@ -52,7 +52,9 @@ def run(arguments: Arguments) -> Outcome:
     tables = (_bytes(counts), _seconds(rows), judging.means(rows), judging.worst(held))
     figures = running.figures(rows, arguments)
     figures["kept bytes"] = {c.cell.name: c.saved | {"growing": c.activations} for c in counts}
-    return Outcome((*tables, running.setting(rows)), goals, figures)
+    version = "the layer's own" if sides.offered_kept else "pairwise einsums in the layer's order"
+    said = table(("kept version", version), ())
+    return Outcome((*tables, said, running.setting(rows)), goals, figures)
 
 
 def _counted(cell: Cell) -> Kept:

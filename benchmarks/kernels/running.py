@@ -56,6 +56,8 @@ def setting(rows: Sequence[Row]) -> Table:
         ["clock", "process CPU time" if torch.get_num_threads() == 1 else "wall time"],
         ["the layer's choice is held to a library", "yes" if HELD else "no, it has none to make"],
     ]
+    if hasattr(os, "getloadavg"):
+        lines.append(["load average at the end", f"{os.getloadavg()[0]:.1f}"])
     for backend in PRECISION:
         best = min(row.seconds[f"peak {backend}"] for row in rows)
         lines.append([f"peak {backend}, GFLOP/s", f"{2e-9 * EDGE**3 / best:.0f}"])

@@ -23,6 +23,11 @@ LIMIT = 1e-4
 
 Function = Callable[[Tensor], Tensor]
 
+try:
+    from tnc.kernels.kept import kept as offered_kept  # type: ignore[import-not-found]
+except ImportError:
+    offered_kept = None
+
 
 @dataclass(frozen=True)
 class Numbers:
@@ -114,22 +119,35 @@ def ours(cell: Cell, numbers: Numbers) -> Contender:
 def kept(cell: Cell, numbers: Numbers) -> Contender:
     """Return the layer untiled, as plain torch calls whose intermediates autograd keeps.
 
-    `tnc.kernels.kept` says what that is where it is there; else it is the view's own steps.
+    Where the library offers none (`tnc.kernels.kept`), it is pairwise einsums in the order of the
+    fewest FLOPs.
     """
     layer = _layer(cell, numbers.cores)
     names = tuple(layer.cores)
     parameters = tuple(layer.cores[name] for name in names)
-    try:
-        from tnc.kernels.kept import kept as untiled
-    except ImportError:
-        view = layer.view
-        prepared, cores = view.prepare(layer.structure), dict(zip(names, parameters))
-
-        def function(x: Tensor) -> Tensor:
-            return view.apply(prepared, cores, None, x)
-    else:
-        function = untiled(layer)
+    function = offered_kept(layer) if offered_kept else _pairwise(cell, layer.cores)
     return Contender(function, parameters, lambda numbers: [_of(numbers)[name] for name in names])
+
+
+def _pairwise(cell: Cell, cores: Mapping[str, Tensor]) -> Function:
+    contraction = forward(cell.term, cell.batch)
+    given, order = [cores[name] for name in contraction.names[1:]], contraction.order
+    slots, steps = list(order.operands), []
+    for step in order.steps:
+        letters = index_letters((slots[step.left], slots[step.right]))
+        parts = (slots[step.left], slots[step.right], step.indices)
+        left, right, result = ("".join(letters[name] for name in part) for part in parts)
+        steps.append((step.left, step.right, f"{left},{right}->{result}"))
+        slots.append(step.indices)
+    legs = tuple(cell.term.size[name] for name in cell.term.equation.inputs[0])
+
+    def function(x: Tensor) -> Tensor:
+        made = [x.view(-1, *legs), *given]
+        for left, right, spec in steps:
+            made.append(torch.einsum(spec, made[left], made[right]))
+        return made[-1].flatten(1)
+
+    return function
 
 
 def einsum(cell: Cell, numbers: Numbers, compiled: bool = False) -> Contender:
