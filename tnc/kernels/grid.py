@@ -36,25 +36,14 @@ class Grid:
 
     def at(self, sizes: Sequence[int]) -> float:
         """Return the seconds at sizes of at least 1, one for each axis."""
-        logs, beyond = self._logs, 0.0
-        corners: list[tuple[int, float]] = [(0, 1.0)]
+        places = []
         for axis, size in enumerate(sizes):
             known = self._places[axis]
             place = known.get(size)
             if place is None:
                 place = known[size] = self._place(axis, size)
-            low, high, share, more = place
-            beyond += more
-            if share == 0.0:
-                corners = [(at + low, weight) for at, weight in corners]
-            else:
-                rest = 1.0 - share
-                corners = [(at + low, weight * rest) for at, weight in corners] + [
-                    (at + high, weight * share) for at, weight in corners
-                ]
-        for at, weight in corners:
-            beyond += logs[at] * weight
-        return exp(beyond)
+            places.append(place)
+        return exp(_log_at(self._logs, places, 0, 0) + sum([place[3] for place in places]))
 
     def _place(self, axis: int, size: int) -> Place:
         """Return the offsets of the neighbours, the upper one's weight, and the log beyond."""
@@ -66,6 +55,33 @@ class Grid:
         index = bisect_right(points, size) - 1
         share = log(size / points[index]) / log(points[index + 1] / points[index])
         return index * stride, (index + 1) * stride, share, 0.0
+
+
+def _log_at(logs: tuple[float, ...], places: list[Place], axis: int, start: int) -> float:
+    """Return the logarithm at the places of this axis and the later ones, from an offset on."""
+    low, high, share, _ = places[axis]
+    left = len(places) - axis
+    if left == 1:
+        found = logs[start + low]
+        return found + share * (logs[start + high] - found)
+    if left == 2:
+        return _log_between(logs, start, places[axis], places[axis + 1])
+    found = _log_at(logs, places, axis + 1, start + low)
+    if share:
+        found += share * (_log_at(logs, places, axis + 1, start + high) - found)
+    return found
+
+
+def _log_between(logs: tuple[float, ...], start: int, outer: Place, inner: Place) -> float:
+    """Return the logarithm at the places of the last two axes; a search asks this very often."""
+    low, high, share, _ = inner
+    near = start + outer[0]
+    far = start + outer[1]
+    found = logs[near + low]
+    found += share * (logs[near + high] - found)
+    other = logs[far + low]
+    other += share * (logs[far + high] - other)
+    return found + outer[2] * (other - found)
 
 
 def filled(axes: tuple[tuple[int, ...], ...], seconds: Sequence[float | None]) -> Grid:

@@ -13,7 +13,7 @@ import re
 import sys
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -30,6 +30,8 @@ KINDS = ("mm", "bmm", "shared")
 ITEM_BYTES = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2}
 NEGLIGIBLE = 0.02
 """The smallest time beyond the dispatch that counts, as a part of the dispatch."""
+FORK = 5e-6
+"""Seconds to hand work to other threads and wait for them, in estimates."""
 
 
 @dataclass(frozen=True)
@@ -142,11 +144,12 @@ def current(dtype: str = "float32", threads: int | None = None) -> Machine:
         raise KernelError(
             f"no prices for the dtype {dtype!r}", hint=f"one of {', '.join(sorted(ITEM_BYTES))}"
         )
-    return _load(path(dtype, threads), dtype, threads or _threads())
+    return _load(_folder(), dtype, threads or torch_threads())
 
 
 @cache
-def _load(file: Path, dtype: str, threads: int) -> Machine:
+def _load(folder: str, dtype: str, threads: int) -> Machine:
+    file = _file(folder, dtype, threads)
     try:
         return from_data(json.loads(file.read_text(encoding="utf-8")))
     except FileNotFoundError:
@@ -167,32 +170,60 @@ def forget() -> None:
 
 
 def generic(dtype: str, threads: int) -> Machine:
-    """Return the shipped table of a dtype with the nearest number of threads.
+    """Return the shipped table of a dtype: one thread measured, more estimated.
 
-    Backends that a probe on this machine refuses are not among its `backends`.
+    Backends that a probe on this machine refuses are not among its `backends`, and one that only
+    this machine has is not either.
     """
-    from dataclasses import replace
-
     from tnc.kernels.backend import available_backends
 
-    tables = [table for table in _shipped() if table["dtype"] == dtype]
-    nearest = min(tables, key=lambda table: (abs(table["threads"] - threads), table["threads"]))
-    machine, found = from_data(nearest), available_backends(dtype)
-    trusted = tuple(name for name in found if machine.libraries[name].products)
-    return replace(machine, made="", threads=threads, backends=trusted)
+    machine = from_data(_shipped()[dtype])
+    libraries = {name: _shared_out(each, threads) for name, each in machine.libraries.items()}
+    trusted = tuple(name for name in available_backends(dtype) if libraries[name].products)
+    copies = Products(machine.copies.overhead, _spread(machine.copies.grid, threads))
+    return replace(
+        machine,
+        made="",
+        threads=threads,
+        backends=trusted,
+        libraries=libraries,
+        copies=copies,
+    )
+
+
+def _shared_out(library: Backend, threads: int) -> Backend:
+    products = {
+        kind: Products(each.overhead, _spread(each.grid, threads))
+        for kind, each in library.products.items()
+    }
+    return replace(library, peak=library.peak * threads, products=products)
+
+
+def _spread(grid: Grid, threads: int) -> Grid:
+    """Return the estimate for more threads: divided work and a fork, where that is less."""
+    if threads == 1:
+        return grid
+    return Grid(grid.axes, tuple(min(each, each / threads + FORK) for each in grid.seconds))
 
 
 @cache
-def _shipped() -> tuple[dict[str, Any], ...]:
-    return tuple(json.loads(GENERIC.read_text(encoding="utf-8"))["tables"])
+def _shipped() -> dict[str, dict[str, Any]]:
+    tables = json.loads(GENERIC.read_text(encoding="utf-8"))["tables"]
+    return {table["dtype"]: table for table in tables}
 
 
 def path(dtype: str = "float32", threads: int | None = None) -> Path:
     """Return where this machine's table of a dtype and a number of threads is kept."""
+    return _file(_folder(), dtype, threads or torch_threads())
+
+
+def _folder() -> str:
     own = os.environ.get("TNC_CACHE")
-    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    folder = Path(own) if own else Path(home) / "tnc"
-    return folder / f"machine-{fingerprint(dtype, threads or _threads())}.json"
+    return own or os.path.join(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "tnc")
+
+
+def _file(folder: str, dtype: str, threads: int) -> Path:
+    return Path(folder).expanduser() / f"machine-{fingerprint(dtype, threads)}.json"
 
 
 def store(data: Mapping[str, Any], file: Path) -> None:
@@ -231,7 +262,7 @@ def _torch_version() -> str:
         return "unknown"
 
 
-def _threads() -> int:
+def torch_threads() -> int:
     """Return torch's number of threads; before torch is imported, what it is going to be."""
     torch = sys.modules.get("torch")
     if torch is not None:

@@ -1,0 +1,130 @@
+"""Time many small operations against each other on a machine that does other things too.
+
+Every point is read in several rounds over all points and its best reading counts, so that what
+else runs disturbs a round and not a point. On one thread the process's CPU time is taken, else the
+clock's.
+"""
+
+from __future__ import annotations
+
+import gc
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from math import prod
+
+import torch
+
+from tnc.kernels.backend import using
+
+MOST_BYTES = 128 << 20
+"""What the operands, and what the result of a timed operation may take."""
+TURN = 200
+PASSES = 2
+ROUNDS = 8
+"""The most readings of a point in one turn."""
+BLOCK = 30e-6
+"""Seconds that one reading should take at least, as reading the clock costs some too."""
+MOST_CALLS = 64
+LEAST = 1e-9
+
+Run = Callable[[], object]
+Report = Callable[[str, int, int], None]
+
+
+@dataclass
+class Point:
+    """One operation to time; `best` is in seconds per call."""
+
+    prepare: Callable[[], Run]
+    backend: str = ""
+    best: float = float("inf")
+    calls: int = 1
+
+
+class Room:
+    """Memory that all operations share, so that none pays for pages of its own."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        self.dtype, self.item = dtype, dtype.itemsize
+        some = torch.rand(1 << 16, generator=torch.Generator().manual_seed(0)).to(dtype)
+        items = MOST_BYTES // self.item
+        self._operands = some.repeat(items // some.numel())
+        self._result = self._operands.clone()
+
+    def operands(self, *shapes: tuple[int, ...]) -> list[torch.Tensor]:
+        """Return tensors of these shapes one after another, each from the start of a page on."""
+        found, start, page = [], 0, 4096 // self.item
+        for shape in shapes:
+            found.append(self._operands[start : start + prod(shape)].view(shape))
+            start += -(-prod(shape) // page) * page
+        return found
+
+    def result(self, shape: tuple[int, ...]) -> torch.Tensor:
+        return self._result[: prod(shape)].view(shape)
+
+
+def read_all(
+    points: Sequence[Point],
+    seconds_limit: float,
+    report: Report = lambda stage, done, total: None,
+) -> None:
+    """Time all points in about this time; every one is read once at least.
+
+    They are taken in turns of `TURN`: oneDNN keeps as many compiled products, and compiling one
+    takes longer than most readings. All turns come twice, at different times.
+    """
+    clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
+    ordered = sorted(points, key=lambda point: point.backend)
+    turns = [ordered[start : start + TURN] for start in range(0, len(ordered), TURN)] * PASSES
+    end = time.monotonic() + seconds_limit
+    for number, turn in enumerate(turns):
+        report("timing operations", number, len(turns))
+        now = time.monotonic()
+        _read_turn(turn, now + (end - now) / (len(turns) - number), clock)
+
+
+def _read_turn(turn: Sequence[Point], end: float, clock: Callable[[], float]) -> None:
+    """Read the points of a turn in rounds until the end, a first round where any is unread."""
+    for _ in range(ROUNDS):
+        for point in turn:
+            if point.best < float("inf") and time.monotonic() > end:
+                return
+            with using(point.backend) if point.backend else nullcontext():
+                _read(point, clock)
+
+
+def _read(point: Point, clock: Callable[[], float]) -> None:
+    """Take one reading of a point, after calls that compile and warm the caches."""
+    run = point.prepare()
+    run()
+    if point.best == float("inf"):
+        began = clock()
+        run()
+        point.calls = _calls(clock() - began)
+    calls = range(point.calls)
+    began = clock()
+    for _ in calls:
+        run()
+    point.best = max(LEAST, min(point.best, (clock() - began) / point.calls))
+    point.calls = _calls(point.best)
+
+
+def _calls(seconds: float) -> int:
+    return max(1, min(MOST_CALLS, int(BLOCK / max(seconds, LEAST))))
+
+
+@contextmanager
+def alone(threads: int) -> Iterator[None]:
+    """Give torch this number of threads and no gradients, and stop the garbage collector."""
+    before, collecting = torch.get_num_threads(), gc.isenabled()
+    torch.set_num_threads(threads)
+    gc.disable()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        torch.set_num_threads(before)
+        if collecting:
+            gc.enable()
