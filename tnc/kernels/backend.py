@@ -21,6 +21,8 @@ from tnc.kernels.machine import ITEM_BYTES
 BACKENDS = ("mkl", "onednn")
 PRECISION = {"mkl": "ieee", "onednn": "bf16"}
 """The precision of oneDNN's float32 products that sends torch's products to a backend."""
+SMALLEST = {"mkl": 0, "onednn": 16**3}
+"""Multiply-adds that a product must exceed to reach the backend; torch keeps smaller ones."""
 ACCURATE = {"float64": 1e-14, "float32": 2e-6, "float16": 2e-3, "bfloat16": 1e-2}
 """The largest relative error (Frobenius) of a trusted product, result rounding included."""
 

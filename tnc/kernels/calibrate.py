@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from tnc.kernels.backend import probes, torch_dtype
+from tnc.kernels.backend import SMALLEST, probes, torch_dtype
 from tnc.kernels.machine import KINDS, VERSION, fingerprint, torch_threads
 from tnc.kernels.products import needed, product_point
 from tnc.kernels.timing import LEAST, MOST_BYTES, Point, Report, Room, Run, alone, read_all
@@ -23,6 +23,9 @@ AXES = {
     "bmm": (BATCHES, SMALL, SMALL, SMALL),
     "shared": (BATCHES, SMALL, SMALL, SMALL),
 }
+COLUMNS = {"mm": (256,), "bmm": (32, 64), "shared": (32, 64)}
+MOST_COLUMNS = 64
+"""Products with 1 to 64 columns are measured, where odd numbers of them cost more than even."""
 MOST_FLOPS = {"mm": 3e8, "bmm": 4e7, "shared": 4e7}
 """Larger products are not measured: their rate is that of the largest ones that are."""
 MOST_SECONDS = 4e-3
@@ -57,12 +60,20 @@ def calibrate(
             if not probe.refused
             for name in KINDS
         }
+        columns = {
+            (backend, name): [
+                product_point(room, backend, name, (*COLUMNS[name], n, 64))
+                for n in range(1, MOST_COLUMNS + 1)
+            ]
+            for backend, name in grids
+        }
         copies = [Point(_copy(room, *at)) for at in product(COPIED, runs)]
         streams = [Point(_stream(room, size)) for size in STREAMED]
         new = [Point(_written(room, size, fresh=True)) for size in FRESH]
         used = [Point(_written(room, size, fresh=False)) for size in FRESH]
         lines = [Point(_line(room, number)) for number in range(3)]
         products = [each for grid in grids.values() for each in grid if each is not None]
+        products += [each for row in columns.values() for each in row]
         read_all([*products, *copies, *streams, *new, *used, *lines], seconds_limit, report)
     dispatch = min(point.best for point in copies)
     faults = [max(LEAST, one.best - other.best) for one, other in zip(new, used, strict=True)]
@@ -81,32 +92,54 @@ def calibrate(
             probe.backend: {
                 "error": None if isnan(probe.error) else _short(probe.error),
                 "refused": probe.refused,
-                **({} if probe.refused else _library(probe.backend, grids)),
+                **({} if probe.refused else _library(probe.backend, grids, columns)),
             }
             for probe in found
         },
-        "copy": _timed((COPIED, runs), copies),
+        "copy": {
+            "overhead": _short(dispatch),
+            **_table((COPIED, runs), [point.best for point in copies]),
+        },
         "fresh": _table((FRESH,), faults),
         "bandwidth": _table((STREAMED,), rates),
     }
 
 
-def _library(backend: str, grids: dict[tuple[str, str], list[Point | None]]) -> dict[str, Any]:
+def _library(
+    backend: str,
+    grids: dict[tuple[str, str], list[Point | None]],
+    columns: dict[tuple[str, str], list[Point]],
+) -> dict[str, Any]:
     rates = [
         2 * prod(sizes) / point.best
         for kind in KINDS
         for sizes, point in zip(product(*AXES[kind]), grids[backend, kind], strict=True)
         if point is not None
     ]
-    tables = {kind: _timed(AXES[kind], grids[backend, kind]) for kind in KINDS}
+    tables = {
+        kind: _kind(backend, kind, grids[backend, kind], columns[backend, kind]) for kind in KINDS
+    }
     return {"peak": _short(max(rates)), **tables}
 
 
-def _timed(axes: Axes, points: Sequence[Point | None]) -> dict[str, Any]:
-    """Return the seconds of a grid; what any call costs is the least of them."""
+def _kind(
+    backend: str, kind: str, points: list[Point | None], columns: list[Point]
+) -> dict[str, Any]:
+    below = SMALLEST[backend]
     seconds = [None if point is None else point.best for point in points]
-    least = min(each for each in seconds if each is not None)
-    return {"overhead": _short(least), **_table(axes, seconds)}
+    known = [
+        (prod(sizes) > below, whole)
+        for sizes, whole in zip(product(*AXES[kind]), seconds, strict=True)
+        if whole is not None
+    ]
+    overhead = min(whole for own, whole in known if own)
+    return {
+        "overhead": _short(overhead),
+        "small": _short(min((whole for own, whole in known if not own), default=overhead)),
+        "below": below,
+        "columns": [_short(point.best) for point in columns],
+        **_table(AXES[kind], seconds),
+    }
 
 
 def _table(axes: Axes, values: Sequence[float | None]) -> dict[str, Any]:

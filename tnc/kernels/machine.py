@@ -16,6 +16,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
+from itertools import product
+from math import exp, log, prod
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,11 @@ from tnc.kernels.grid import Grid, filled
 
 VERSION = 1
 GENERIC = Path(__file__).with_name("generic.json")
+COPYING = ("onednn",)
+"""Backends that copy a matrix that is one for the whole batch once for each of it."""
+VECTOR = 16
+BLOCK = 48
+"""Columns that libraries take together, and a number of them after which one more is ragged."""
 KINDS = ("mm", "bmm", "shared")
 """Products of two matrices; of two batches; of one matrix with each of a batch."""
 ITEM_BYTES = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2}
@@ -36,7 +43,49 @@ FORK = 5e-6
 
 @dataclass(frozen=True)
 class Products:
-    """Seconds of one kind of product: those of any call, and beyond them those of its size."""
+    """Seconds of one kind of product: those of any call, and beyond them those of its size.
+
+    A library may leave small products to another one: up to `below` multiply-adds a call costs
+    `small`. `ragged` corrects the grid for 0 to 64 columns, as the logarithm of a factor.
+    """
+
+    overhead: float
+    grid: Grid
+    ragged: tuple[float, ...]
+    small: float
+    below: int
+
+    def seconds(self, sizes: tuple[int, ...]) -> float:
+        """Return the seconds at (m, n, k) or (batch, m, n, k)."""
+        call = self.overhead if prod(sizes) > self.below else self.small
+        if 0 in sizes:
+            return call
+        m, n, k = sizes[-3:]
+        found = self.grid.at(sizes)
+        if m > 1 and k > 1 and (off := self._off(n)):
+            found *= exp(off * _weight(m) * _weight(k))
+        return call + found
+
+    def _off(self, n: int) -> float:
+        """Return the correction at n columns; of many, their last ones cost as they do at 48."""
+        if n < len(self.ragged):
+            return self.ragged[n]
+        over = n % VECTOR
+        if not over:
+            return 0.0
+        whole = n - over
+        last = (BLOCK + over) * exp(self.ragged[BLOCK + over]) - BLOCK
+        return log((whole + max(0.0, last)) / n)
+
+
+def _weight(size: int) -> float:
+    """Return how much ragged columns matter in a product with so many rows or terms."""
+    return min(1.0, log(size) / log(VECTOR))
+
+
+@dataclass(frozen=True)
+class Copies:
+    """Seconds of copies in another order: of any call, and beyond them by bytes and inner run."""
 
     overhead: float
     grid: Grid
@@ -68,7 +117,7 @@ class Machine:
     """Seconds of one line of emitted Python: a view, a slice."""
     backends: tuple[str, ...]
     libraries: Mapping[str, Backend]
-    copies: Products
+    copies: Copies
     """Axes: bytes, bytes of the contiguous inner run."""
     faults: Grid
     """Seconds that a fresh buffer of so many bytes costs more than one that was used before."""
@@ -103,10 +152,10 @@ class Machine:
             )
         asked: tuple[int, ...] = sizes if batch == 1 else (batch, *sizes)
         kind = "mm" if batch == 1 else "shared" if shared else "bmm"
-        products = library.products[kind]
-        if 0 in asked:
-            return products.overhead
-        return products.overhead + products.grid.at(asked)
+        seconds = library.products[kind].seconds(asked)
+        if kind == "shared" and backend in COPYING:
+            seconds += self.fresh(batch * sizes[0] * sizes[2] * ITEM_BYTES[self.dtype])
+        return seconds
 
     def copy(self, bytes: int, run: int) -> float:
         """Return the seconds to copy `bytes` in another order of dims, into a buffer in use.
@@ -180,7 +229,7 @@ def generic(dtype: str, threads: int) -> Machine:
     machine = from_data(_shipped()[dtype])
     libraries = {name: _shared_out(each, threads) for name, each in machine.libraries.items()}
     trusted = tuple(name for name in available_backends(dtype) if libraries[name].products)
-    copies = Products(machine.copies.overhead, _spread(machine.copies.grid, threads))
+    copies = replace(machine.copies, grid=_spread(machine.copies.grid, threads))
     return replace(
         machine,
         made="",
@@ -193,7 +242,7 @@ def generic(dtype: str, threads: int) -> Machine:
 
 def _shared_out(library: Backend, threads: int) -> Backend:
     products = {
-        kind: Products(each.overhead, _spread(each.grid, threads))
+        kind: replace(each, grid=_spread(each.grid, threads))
         for kind, each in library.products.items()
     }
     return replace(library, peak=library.peak * threads, products=products)
@@ -286,7 +335,7 @@ def from_data(data: Mapping[str, Any]) -> Machine:
         statement=_positive(data["statement"]),
         backends=tuple(name for name, each in libraries.items() if not each.refused),
         libraries=libraries,
-        copies=_products(data["copy"]),
+        copies=_copies(data["copy"]),
         faults=_grid(data["fresh"], _positive),
         streams=_grid(data["bandwidth"], lambda rate: 1.0 / _positive(rate)),
     )
@@ -300,9 +349,33 @@ def _library(data: Mapping[str, Any]) -> Backend:
 
 
 def _products(data: Mapping[str, Any]) -> Products:
+    overhead, small, below = _positive(data["overhead"]), _positive(data["small"]), data["below"]
+    axes = tuple(tuple(int(size) for size in axis) for axis in data["axes"])
+    grid = filled(
+        axes,
+        [
+            None if whole is None else _net(whole, overhead if prod(sizes) > below else small)
+            for sizes, whole in zip(product(*axes), data["values"], strict=True)
+        ],
+    )
+    columns = [_net(whole, overhead) for whole in data["columns"]]
+    return Products(overhead, grid, _ragged(axes[-2], columns), small, int(below))
+
+
+def _copies(data: Mapping[str, Any]) -> Copies:
     overhead = _positive(data["overhead"])
-    least = NEGLIGIBLE * overhead
-    return Products(overhead, _grid(data, lambda whole: max(_positive(whole) - overhead, least)))
+    return Copies(overhead, _grid(data, lambda whole: _net(whole, overhead)))
+
+
+def _net(whole: float, overhead: float) -> float:
+    return max(_positive(whole) - overhead, NEGLIGIBLE * overhead)
+
+
+def _ragged(axis: tuple[int, ...], columns: list[float]) -> tuple[float, ...]:
+    """Return by which factor (its logarithm) columns differ from what is read between `axis`."""
+    points = tuple(size for size in axis if size <= len(columns))
+    straight = Grid((points,), tuple(columns[size - 1] for size in points))
+    return (0.0, *(log(each / straight.at((n + 1,))) for n, each in enumerate(columns)))
 
 
 def _grid(data: Mapping[str, Any], price: Callable[[float], float]) -> Grid:
