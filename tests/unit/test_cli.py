@@ -310,6 +310,28 @@ def test_doctor(capsys) -> None:
     assert "minilm" in found["data"]["recipes"]
 
 
+def test_doctor_calibrates(capsys, tmp_path: Path, monkeypatch) -> None:
+    from tnc.kernels import calibrate, machine, predictions
+
+    monkeypatch.setenv("TNC_CACHE", str(tmp_path))
+    monkeypatch.setattr(predictions, "fits", lambda machine: ())
+
+    def calibrated(dtype: str, threads: int, report: Any) -> dict[str, Any]:
+        return {**machine.shipped(dtype), "key": machine.fingerprint(dtype, threads)}
+
+    monkeypatch.setattr(calibrate, "calibrate", calibrated)
+    words = ["doctor", "--json", "--dtype", "bfloat16", "--threads", "3"]
+    assert main(words) == 0
+    found = document(capsys)["calibration"]
+    assert "not calibrated" in found["measured"] and "--calibrate" in found["measured"]
+    assert main([*words, "--calibrate"]) == 0
+    found = document(capsys)
+    assert Path(found["calibration"]["file"]).is_file()
+    assert "not calibrated" not in found["calibration"]["measured"]
+    assert "refused" in found["prices"]["mkl"] and "GFLOP/s" in found["prices"]["onednn"]
+    assert main(["doctor", "--calibrate", "--dtype", "int4"]) == 1
+
+
 def importers(commands: tuple[list[str], ...], first: str = "") -> list[str]:
     """Run commands one after another in a fresh process; those after which torch was imported."""
     code = (

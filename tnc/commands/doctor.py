@@ -1,4 +1,4 @@
-"""`tnc doctor`: what this installation has, and how fast this machine multiplies."""
+"""`tnc doctor`: what this installation has, how fast this machine multiplies, its calibration."""
 
 from __future__ import annotations
 
@@ -6,8 +6,13 @@ import time
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from statistics import median
+from typing import Annotated
 
-from tnc.commands.terminal import AsJson, print_json, print_result
+import typer
+
+from tnc.commands.prices import price_rows
+from tnc.commands.terminal import AsJson, Progress, print_json, print_result, working
+from tnc.errors import KernelError
 
 NEEDED = ("torch", "numpy", "scipy", "opt_einsum", "networkx", "pydantic", "ruamel.yaml", "typer",
           "rich", "safetensors", "jinja2")  # fmt: skip
@@ -19,22 +24,63 @@ EXTRAS = {
 }
 
 
-def doctor(as_json: AsJson = False) -> None:
-    """Show versions, extras, threads, the speed of a matrix product, and the data that is found."""
+Calibrate = Annotated[
+    bool, typer.Option("--calibrate", help="Measure and keep what operations cost here (20 s).")
+]
+Dtype = Annotated[str, typer.Option("--dtype", help="The dtype to calibrate.")]
+Threads = Annotated[
+    int | None, typer.Option("--threads", min=1, help="Threads to calibrate; torch's by default.")
+]
+
+
+def doctor(
+    as_json: AsJson = False,
+    calibrate: Calibrate = False,
+    dtype: Dtype = "float32",
+    threads: Threads = None,
+) -> None:
+    """Show versions, extras, threads, the speed of a matrix product, and the data that is found.
+
+    With --calibrate, measure what operations cost on this machine: kernels are chosen by it.
+    """
+    if calibrate:
+        with working() as progress:
+            _calibrate(dtype, threads, progress)
     facts = {
         "versions": {name: _version(name) for name in ("tnc", *NEEDED)},
         "extras": {extra: _extra(names) for extra, names in EXTRAS.items()},
         "machine": _machine(),
+        "calibration": _calibration(dtype, threads),
         "data": _data(),
     }
+    prices = price_rows(dtype, threads) if calibrate else ()
     if as_json:
-        print_json("doctor", facts)
+        print_json("doctor", facts | ({"prices": dict(prices)} if prices else {}))
         return
     from tnc.report.table import lines_of
 
     for title, values in facts.items():
         print_result(f"{title}:")
         print_result(lines_of((f"  {name}", value) for name, value in values.items()))
+    if prices:
+        print_result("prices:")
+        print_result(lines_of((f"  {name}", value) for name, value in prices))
+
+
+def _calibrate(dtype: str, threads: int | None, progress: Progress) -> None:
+    from tnc.files import check_place
+    from tnc.kernels.calibrate import calibrate
+    from tnc.kernels.machine import path, store
+
+    file = path(dtype, threads)
+    check_place(file, KernelError)
+    store(calibrate(dtype, threads, report=progress), file)
+
+
+def _calibration(dtype: str, threads: int | None) -> dict[str, str]:
+    from tnc.kernels.machine import path, state
+
+    return {"measured": state(dtype, threads), "file": str(path(dtype, threads))}
 
 
 def _version(name: str) -> str:

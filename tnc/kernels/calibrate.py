@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from tnc.kernels.backend import SMALLEST, probes, torch_dtype
-from tnc.kernels.machine import KINDS, VERSION, fingerprint, torch_threads
+from tnc.kernels.machine import COLUMNS, KINDS, VERSION, fingerprint, torch_threads
 from tnc.kernels.products import needed, product_point
 from tnc.kernels.timing import LEAST, MOST_BYTES, Point, Report, Room, Run, alone, read_all
 
@@ -23,9 +23,8 @@ AXES = {
     "bmm": (BATCHES, SMALL, SMALL, SMALL),
     "shared": (BATCHES, SMALL, SMALL, SMALL),
 }
-COLUMNS = {"mm": (256,), "bmm": (32, 64), "shared": (32, 64)}
-MOST_COLUMNS = 64
-"""Products with 1 to 64 columns are measured, where odd numbers of them cost more than even."""
+ROWS = {"mm": (256,), "bmm": (32, 64), "shared": (32, 64)}
+"""The batch and rows of products whose columns, 1 to 64, are measured one by one."""
 MOST_FLOPS = {"mm": 3e8, "bmm": 4e7, "shared": 4e7}
 """Larger products are not measured: their rate is that of the largest ones that are."""
 MOST_SECONDS = 4e-3
@@ -62,8 +61,8 @@ def calibrate(
         }
         columns = {
             (backend, name): [
-                product_point(room, backend, name, (*COLUMNS[name], n, 64))
-                for n in range(1, MOST_COLUMNS + 1)
+                product_point(room, backend, name, (*ROWS[name], n, 64))
+                for n in range(1, COLUMNS + 1)
             ]
             for backend, name in grids
         }

@@ -36,14 +36,19 @@ class Grid:
 
     def at(self, sizes: Sequence[int]) -> float:
         """Return the seconds at sizes of at least 1, one for each axis."""
-        places = []
+        return exp(self.log_at(sizes))
+
+    def log_at(self, sizes: Sequence[int]) -> float:
+        """Return the logarithm of the seconds at sizes."""
+        places, beyond = [], 0.0
         for axis, size in enumerate(sizes):
             known = self._places[axis]
             place = known.get(size)
             if place is None:
                 place = known[size] = self._place(axis, size)
             places.append(place)
-        return exp(_log_at(self._logs, places, 0, 0) + sum([place[3] for place in places]))
+            beyond += place[3]
+        return beyond + _log_at(self._logs, places, 0, 0)
 
     def _place(self, axis: int, size: int) -> Place:
         """Return the offsets of the neighbours, the upper one's weight, and the log beyond."""

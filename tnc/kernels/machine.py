@@ -32,6 +32,8 @@ COPYING = ("onednn",)
 VECTOR = 16
 BLOCK = 48
 """Columns that libraries take together, and a number of them after which one more is ragged."""
+COLUMNS = BLOCK + VECTOR
+"""The numbers of columns that are measured one by one."""
 KINDS = ("mm", "bmm", "shared")
 """Products of two matrices; of two batches; of one matrix with each of a batch."""
 ITEM_BYTES = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2}
@@ -54,17 +56,23 @@ class Products:
     ragged: tuple[float, ...]
     small: float
     below: int
+    _offs: dict[int, float] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def seconds(self, sizes: tuple[int, ...]) -> float:
         """Return the seconds at (m, n, k) or (batch, m, n, k)."""
-        call = self.overhead if prod(sizes) > self.below else self.small
-        if 0 in sizes:
+        work = prod(sizes)
+        call = self.overhead if work > self.below else self.small
+        if not work:
             return call
         m, n, k = sizes[-3:]
-        found = self.grid.at(sizes)
-        if m > 1 and k > 1 and (off := self._off(n)):
-            found *= exp(off * _weight(m) * _weight(k))
-        return call + found
+        found = self.grid.log_at(sizes)
+        if m > 1 and k > 1:
+            off = self._offs.get(n)
+            if off is None:
+                off = self._offs[n] = self._off(n)
+            if off:
+                found += off * _weight(m) * _weight(k)
+        return call + exp(found)
 
     def _off(self, n: int) -> float:
         """Return the correction at n columns; of many, their last ones cost as they do at 48."""
@@ -78,6 +86,7 @@ class Products:
         return log((whole + max(0.0, last)) / n)
 
 
+@cache
 def _weight(size: int) -> float:
     """Return how much ragged columns matter in a product with so many rows or terms."""
     return min(1.0, log(size) / log(VECTOR))
@@ -200,7 +209,10 @@ def current(dtype: str = "float32", threads: int | None = None) -> Machine:
 def _load(folder: str, dtype: str, threads: int) -> Machine:
     file = _file(folder, dtype, threads)
     try:
-        return from_data(json.loads(file.read_text(encoding="utf-8")))
+        found = from_data(json.loads(file.read_text(encoding="utf-8")))
+        if found.key == fingerprint(dtype, threads):
+            return found
+        raise ValueError(f"it is of {found.key}")
     except FileNotFoundError:
         pass
     except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
@@ -211,6 +223,15 @@ def _load(folder: str, dtype: str, threads: int) -> Machine:
             stacklevel=3,
         )
     return generic(dtype, threads)
+
+
+def state(dtype: str = "float32", threads: int | None = None) -> str:
+    """Return when this machine was calibrated, or that it was not, for people."""
+    machine = current(dtype, threads)
+    if machine.made:
+        return f"{machine.made} on {machine.key}"
+    found = "not readable" if path(dtype, threads).exists() else "not calibrated"
+    return f"{found}: prices of another machine ({machine.key}); run tnc doctor --calibrate"
 
 
 def forget() -> None:
@@ -226,7 +247,7 @@ def generic(dtype: str, threads: int) -> Machine:
     """
     from tnc.kernels.backend import available_backends
 
-    machine = from_data(_shipped()[dtype])
+    machine = from_data(shipped(dtype))
     libraries = {name: _shared_out(each, threads) for name, each in machine.libraries.items()}
     trusted = tuple(name for name in available_backends(dtype) if libraries[name].products)
     copies = replace(machine.copies, grid=_spread(machine.copies.grid, threads))
@@ -255,8 +276,13 @@ def _spread(grid: Grid, threads: int) -> Grid:
     return Grid(grid.axes, tuple(min(each, each / threads + FORK) for each in grid.seconds))
 
 
+def shipped(dtype: str) -> dict[str, Any]:
+    """Return the shipped table of a dtype as plain data."""
+    return _tables()[dtype]
+
+
 @cache
-def _shipped() -> dict[str, dict[str, Any]]:
+def _tables() -> dict[str, dict[str, Any]]:
     tables = json.loads(GENERIC.read_text(encoding="utf-8"))["tables"]
     return {table["dtype"]: table for table in tables}
 
@@ -359,6 +385,8 @@ def _products(data: Mapping[str, Any]) -> Products:
         ],
     )
     columns = [_net(whole, overhead) for whole in data["columns"]]
+    if len(columns) != COLUMNS:
+        raise ValueError(f"times of {len(columns)} numbers of columns, not {COLUMNS}")
     return Products(overhead, grid, _ragged(axes[-2], columns), small, int(below))
 
 
