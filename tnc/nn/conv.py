@@ -1,29 +1,56 @@
-"""Convolutions as chains of the library's own convolutions.
-
-Every stage of `derive.chain` is one convolution: contracted legs are its input channels, fresh legs
-its output channels, kept legs its groups, and legs that the core ignores join the batch. In a
-transposed convolution the stages that carry kernel axes are transposed, the others are pointwise.
-"""
+"""A convolution's options, axis by axis, and one call of the library's convolution."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from math import prod
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import torch
 from torch import Tensor
 from torch.nn import functional
 
-from tnc.derive.chain import Absorb, Chain
-from tnc.derive.cost import Work, conv_chain
 from tnc.errors import KernelError
-from tnc.net import Axis, Network, Structure
-from tnc.nn.dense import Rebuild, plan_rebuild
+from tnc.nn.packed import Packed
 
-if TYPE_CHECKING:
-    from tnc.nn.conv_view import ConvView
+_PLAIN: tuple[Any, ...] = (functional.conv1d, functional.conv2d, functional.conv3d)
+_TURNED: tuple[Any, ...] = (
+    functional.conv_transpose1d,
+    functional.conv_transpose2d,
+    functional.conv_transpose3d,
+)
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call of the library: a convolution, or where it is `turned` a transposed one."""
+
+    stride: tuple[int, ...]
+    padding: tuple[int, ...]
+    dilation: tuple[int, ...]
+    extra: tuple[int, ...]
+    groups: int
+    turned: bool
+    on: tuple[bool, ...]
+    """Along which axes the weight has a kernel."""
+
+    def sized(self, extra: tuple[int, ...]) -> Call:
+        """Return the call for another size of the result of a transposed convolution."""
+        if not self.turned:
+            return self
+        return replace(self, extra=tuple(e if used else 0 for e, used in zip(extra, self.on)))
+
+    def run(self, x: Tensor, weight: Tensor | Packed, bias: Tensor | None = None) -> Tensor:
+        """Convolve. The weight is (o, i / groups, ..), where it is turned (i, o / groups, ..)."""
+        if isinstance(weight, Packed):
+            return weight.run(x, bias)
+        n = len(self.stride) - 1
+        if self.turned:
+            found: Tensor = _TURNED[n](
+                x, weight, bias, self.stride, self.padding, self.extra, self.groups, self.dilation
+            )
+            return found
+        found = _PLAIN[n](x, weight, bias, self.stride, self.padding, self.dilation, self.groups)
+        return found
 
 
 @dataclass(frozen=True)
@@ -48,6 +75,13 @@ class Options:
         """The number of kernel axes."""
         return len(self.kernel)
 
+    def sizes(self, given: Sequence[int]) -> tuple[int, ...]:
+        """Return the size of the result along every axis, for an input that was `prepared`."""
+        axes = zip(given, self.kernel, self.stride, self.padding, self.dilation, self.extra)
+        if self.transposed:
+            return tuple((m - 1) * s - 2 * p + d * (k - 1) + 1 + e for m, k, s, p, d, e in axes)
+        return tuple((m + 2 * p - d * (k - 1) - 1) // s + 1 for m, k, s, p, d, _ in axes)
+
     def sized(self, given: Sequence[int], wanted: tuple[int, ...]) -> Options:
         """Return options whose results have the `wanted` size for inputs of a `given` shape.
 
@@ -70,11 +104,8 @@ class Options:
         """Apply the padding that the convolution cannot."""
         return functional.pad(x, self.pad, mode=self.mode) if self.pad else x
 
-    def run(self, x: Tensor, weight: Tensor, groups: int, on: tuple[bool, ...] = ()) -> Tensor:
-        """Convolve with a weight that has a kernel along the axes that are `on`, all by default.
-
-        The weight is (o, i / groups, ..), or where it is transposed (i, o / groups, ..).
-        """
+    def call(self, groups: int, on: tuple[bool, ...] = ()) -> Call:
+        """Return the call for a weight with a kernel along the axes that are `on`, or all."""
         here = on or (True,) * self.n
         stride, padding, dilation, extra = (
             tuple(value if used else none for value, used in zip(values, here))
@@ -85,145 +116,5 @@ class Options:
                 (self.extra, 0),
             )
         )
-        if self.transposed and any(here):
-            turned: Any = _TRANSPOSED[self.n]
-            made: Tensor = turned(x, weight, None, stride, padding, extra, groups, dilation)
-            return made
-        plain: Any = _PLAIN[self.n]
-        found: Tensor = plain(x, weight, None, stride, padding, dilation, groups)
-        return found
-
-
-_PLAIN = {1: functional.conv1d, 2: functional.conv2d, 3: functional.conv3d}
-_TRANSPOSED = {
-    1: functional.conv_transpose1d,
-    2: functional.conv_transpose2d,
-    3: functional.conv_transpose3d,
-}
-
-
-@dataclass(frozen=True)
-class ConvTerm:
-    """One network with its chain, or with how its weight is rebuilt.
-
-    `network` is that of all groups. An activation's channels are filled up by `pad` a group, a
-    result's are `crop` of `covers` a group.
-    """
-
-    network: Network
-    chain: Chain | Rebuild
-    pad: int
-    covers: int
-    crop: int
-
-
-@dataclass(frozen=True)
-class ConvPlan:
-    """A convolution, ready to run: its options and its terms."""
-
-    options: Options
-    terms: tuple[ConvTerm, ...]
-
-
-def plan_convolution(view: ConvView, structure: Structure) -> ConvPlan:
-    """Choose the chain of every term. Raises KernelError for options that do not fit the kernel."""
-    options = view.options(structure.signature.inputs[1:])
-    return ConvPlan(options, tuple(_term(view, structure, term) for term in structure.terms))
-
-
-def _term(view: ConvView, structure: Structure, term: Network) -> ConvTerm:
-    work = Work("conv", view.pixels_out, view.pixels_in, view.groups, view.transposed)
-    found = conv_chain(term, structure.signature, work)
-    if found is None:
-        rebuild = plan_rebuild(Structure(structure.signature, (term,)))
-        return ConvTerm(term, rebuild, 0, 1, 1)
-    missing = term.signature.inputs[0] - structure.signature.inputs[0]
-    return ConvTerm(*found, missing, term.signature.outputs[0], structure.signature.outputs[0])
-
-
-def convolve(plan: ConvPlan, cores: Mapping[str, Tensor], bias: Tensor | None, x: Tensor) -> Tensor:
-    """Convolve `x[b, i, ..]`, or one image `x[i, ..]`, with the weight of a structure."""
-    options = plan.options
-    single = x.dim() == options.n + 1
-    x = options.prepared(x.unsqueeze(0) if single else x)
-    total: Tensor | None = None
-    for term in plan.terms:
-        part = _run(options, term, cores, x)
-        total = part if total is None else total + part
-    assert total is not None
-    if bias is not None:
-        total = total + bias.view(-1, *[1] * options.n)
-    return total.squeeze(0) if single else total
-
-
-def _run(options: Options, term: ConvTerm, cores: Mapping[str, Tensor], x: Tensor) -> Tensor:
-    if isinstance(term.chain, Rebuild):
-        weight = term.chain.run(cores)
-        if options.transposed:
-            weight = weight.transpose(0, 1)
-        return options.run(x, weight, options.groups)
-    # only the side that does not tell the group can be padded where there are groups
-    groups = options.groups
-    if term.pad:
-        x = _split(x, groups)
-        x = functional.pad(x, (0, 0) * options.n + (0, term.pad)).flatten(1, 2)
-    axes = term.network.equation.inputs
-    legs = list(axes[0])
-    for stage in term.chain.stages:
-        core = cores[stage.core].reshape(term.network.shape(term.network.equation.core(stage.core)))
-        x, legs = _absorb(options, term.network, stage, core, x, legs)
-    wanted = list(term.network.equation.outputs[0])
-    if legs != wanted:
-        x = _reordered(x, term.network, legs, wanted)
-    if term.covers == term.crop:
-        return x
-    return _split(x, groups).narrow(2, 0, term.crop).flatten(1, 2)
-
-
-def _split(x: Tensor, groups: int) -> Tensor:
-    """Split channels into groups: `x[b, (g c), ..]` to `x[b, g, c, ..]`."""
-    return torch.unflatten(x, 1, (groups, -1))
-
-
-def _absorb(
-    options: Options, term: Network, stage: Absorb, core: Tensor, x: Tensor, legs: list[str]
-) -> tuple[Tensor, list[str]]:
-    axes = term.equation.inputs[1:]
-    wanted = [*stage.passengers, *stage.groups, *stage.contracted]
-    if legs != wanted:
-        x = _reordered(x, term, legs, wanted)
-    passengers = term.extent(stage.passengers)
-    if passengers > 1:
-        x = _split(x, passengers).flatten(0, 1)
-    taps = [tuple(n for n in axis if n in stage.kernel) for axis in axes]
-    turned = options.transposed and bool(stage.kernel)
-    inner = (stage.contracted, stage.fresh) if turned else (stage.fresh, stage.contracted)
-    weight = _kernel(term, stage, core, inner, taps)
-    groups = term.extent(stage.groups)
-    x = options.run(x, weight, groups, tuple(bool(axis) for axis in taps))
-    if passengers > 1:
-        x = torch.unflatten(x, 0, (-1, passengers)).flatten(1, 2)
-    return x, [*stage.passengers, *stage.groups, *stage.fresh]
-
-
-def _kernel(
-    term: Network, stage: Absorb, core: Tensor, inner: tuple[Axis, Axis], taps: list[Axis]
-) -> Tensor:
-    """Bring a core into the layout of a convolution's weight."""
-    held = term.equation.core(stage.core).indices
-    order = [*stage.groups, *inner[0], *inner[1], *(n for axis in taps for n in axis)]
-    return core.permute([held.index(n) for n in order]).reshape(
-        term.extent(stage.groups) * term.extent(inner[0]),
-        term.extent(inner[1]),
-        *(term.extent(axis) for axis in taps),
-    )
-
-
-def _reordered(x: Tensor, term: Network, legs: list[str], wanted: list[str]) -> Tensor:
-    if len(legs) < 2:
-        return x
-    split = torch.unflatten(x, 1, [term.size[n] for n in legs])
-    places = [1 + legs.index(n) for n in wanted]
-    tail = range(1 + len(legs), split.dim())
-    size = prod([term.size[n] for n in wanted])
-    return split.permute(0, *places, *tail).reshape(x.shape[0], size, *x.shape[2:])
+        turned = self.transposed and any(here)
+        return Call(stride, padding, dilation, extra, groups, turned, here)

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
 from tnc.errors import KernelError
 from tnc.net import Signature, Structure
-from tnc.nn.conv import ConvPlan, Options, convolve, plan_convolution
+from tnc.nn.conv import Options
+from tnc.nn.conv_choice import conv_terms
+from tnc.nn.conv_kernel import ConvKernel
 from tnc.nn.view import Cores, View
 
 
@@ -35,16 +37,20 @@ class ConvView(View):
     transposed: bool = False
     output_padding: tuple[int, ...] = ()
 
-    def prepare(self, structure: Structure) -> ConvPlan:
-        return plan_convolution(self, structure)
+    def prepare(self, structure: Structure) -> ConvKernel:
+        options = self.options(structure.signature.inputs[1:])
+        return ConvKernel(options, conv_terms(self, structure, options))
 
-    def apply(self, prepared: ConvPlan, cores: Cores, bias: Tensor | None, x: Tensor) -> Tensor:
-        return convolve(prepared, cores, bias, x)
+    def apply(self, prepared: ConvKernel, cores: Cores, bias: Tensor | None, x: Tensor) -> Tensor:
+        return prepared.run(cores, bias, x)
 
-    def resized(self, prepared: ConvPlan, x: Tensor, output_size: Sequence[int]) -> ConvPlan:
+    def forget(self, prepared: ConvKernel) -> None:
+        prepared.forget()
+
+    def resized(self, prepared: ConvKernel, x: Tensor, output_size: Sequence[int]) -> ConvKernel:
         if not self.transposed:
             return super().resized(prepared, x, output_size)  # type: ignore[no-any-return]
-        return replace(prepared, options=prepared.options.sized(x.shape, tuple(output_size)))
+        return prepared.sized(prepared.options.sized(x.shape, tuple(output_size)))
 
     def options(self, kernel: tuple[int, ...]) -> Options:
         """Return the options by axis of a kernel. Raises KernelError where they do not fit it."""

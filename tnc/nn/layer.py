@@ -171,6 +171,12 @@ class StructuredLayer(nn.Module):
         self._prepared = self.view.prepare(self.structure)
         self._rebuild = plan_rebuild(self.structure)
 
+    def train(self, mode: bool = True) -> StructuredLayer:
+        """Switch the mode; what was made of the cores for inference is dropped."""
+        self.view.forget(self._prepared)
+        super().train(mode)
+        return self
+
     def extra_repr(self) -> str:
         return f"{self.structure}, view={type(self.view).__name__}, bias={self.bias is not None}"
 

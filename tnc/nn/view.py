@@ -35,6 +35,9 @@ class View(ABC):
         """Return what `prepare` returned, for results of another size. Raises KernelError."""
         raise KernelError(f"the {self.name} view has no output_size")
 
+    def forget(self, prepared: Any) -> None:  # noqa: B027
+        """Drop what was kept of the cores with what `prepare` returned."""
+
     def attributes(self, structure: Structure) -> dict[str, Any]:
         """Return attributes of the replaced layer that other code may read."""
         return {}
