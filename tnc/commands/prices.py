@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from tnc.kernels.machine import Backend, Machine
+    from tnc.kernels.price import Backend, Machine
 
 KIB, MIB = 1 << 10, 1 << 20
 STREAMS = (("L2", 512 * KIB), ("L3", 8 * MIB), ("memory", 256 * MIB))

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from tnc.errors import KernelError
-from tnc.kernels.machine import ITEM_BYTES
+from tnc.kernels.price import ITEM_BYTES
 
 BACKENDS = ("mkl", "onednn")
 PRECISION = {"mkl": "ieee", "onednn": "bf16"}

@@ -11,7 +11,8 @@ from typing import Any
 import torch
 
 from tnc.kernels.backend import SMALLEST, probes, torch_dtype
-from tnc.kernels.machine import COLUMNS, KINDS, VERSION, fingerprint, torch_threads
+from tnc.kernels.machine import fingerprint, torch_threads
+from tnc.kernels.price import COLUMNS, KINDS, VERSION
 from tnc.kernels.products import needed, product_point
 from tnc.kernels.timing import LEAST, MOST_BYTES, Point, Report, Room, Run, alone, read_all
 

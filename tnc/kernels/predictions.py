@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from statistics import median, quantiles
 
 from tnc.kernels.backend import torch_dtype
-from tnc.kernels.machine import Machine
+from tnc.kernels.price import Machine
 from tnc.kernels.products import Sizes, needed, product_point
 from tnc.kernels.timing import MOST_BYTES, Room, alone, read_all
 

@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from tnc.errors import KernelError
-from tnc.kernels import calibrate, machine, predictions, timing
+from tnc.kernels import calibrate, machine, predictions, price, timing
 
 SHIPPED = json.loads(machine.GENERIC.read_text())["tables"]
 
@@ -42,25 +42,25 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_every_dtype_has_a_shipped_table() -> None:
-    assert {table["dtype"] for table in SHIPPED} == set(machine.ITEM_BYTES)
+    assert {table["dtype"] for table in SHIPPED} == set(price.ITEM_BYTES)
 
 
 @pytest.mark.parametrize("table", SHIPPED, ids=lambda table: table["dtype"])
 def test_prices_are_the_measured_times_at_the_measured_points(table: dict[str, Any]) -> None:
-    read = machine.from_data(table)
+    read = price.from_data(table)
     for backend in read.backends:
-        for kind in machine.KINDS:
+        for kind in price.KINDS:
             found = table["backends"][backend][kind]
             for sizes, seconds in zip(product(*found["axes"]), found["values"], strict=True):
                 if seconds is None or seconds < 1.1 * found["overhead"]:
                     continue
                 batch, m, n, k = (1, *sizes) if kind == "mm" else sizes
-                price = read.gemm(backend, batch, m, n, k, shared=kind == "shared")
-                if kind != "shared" or backend not in machine.COPYING:
-                    assert price == pytest.approx(seconds, rel=0.05), (backend, kind, sizes)
+                asked = read.gemm(backend, batch, m, n, k, shared=kind == "shared")
+                if kind != "shared" or backend not in price.COPYING:
+                    assert asked == pytest.approx(seconds, rel=0.05), (backend, kind, sizes)
 
 
-@pytest.mark.parametrize("dtype", sorted(machine.ITEM_BYTES))
+@pytest.mark.parametrize("dtype", sorted(price.ITEM_BYTES))
 @pytest.mark.parametrize("threads", [1, 4])
 def test_all_prices_are_finite_and_cover_the_dispatch(dtype: str, threads: int) -> None:
     prices, draw = machine.current(dtype, threads), random.Random(0)
@@ -69,10 +69,10 @@ def test_all_prices_are_finite_and_cover_the_dispatch(dtype: str, threads: int) 
     for _ in range(300):
         batch, m, n, k = (round(9000 ** draw.random()) for _ in range(4))
         for backend in prices.backends:
-            price = prices.gemm(backend, batch, m, n, k, shared=draw.random() < 0.5)
-            assert 1e-7 < price < math.inf
-            assert price == prices.gemm(backend, batch, m, n, k) or batch > 1
-            assert 2 * batch * m * n * k / price < 3 * prices.peak[backend]
+            cost = prices.gemm(backend, batch, m, n, k, shared=draw.random() < 0.5)
+            assert 1e-7 < cost < math.inf
+            assert cost == prices.gemm(backend, batch, m, n, k) or batch > 1
+            assert 2 * batch * m * n * k / cost < 3 * prices.peak[backend]
         assert 1e-7 < prices.copy(batch * m, n) < math.inf
         assert 1e8 < prices.bandwidth(batch * m) < 1e13
         assert 0 <= prices.fresh(batch * m) < math.inf
@@ -102,10 +102,10 @@ def test_empty_things_cost_a_call() -> None:
 
 def test_ragged_columns_are_priced_as_measured() -> None:
     table = next(table for table in SHIPPED if table["dtype"] == "float32")
-    read, found = machine.from_data(table), table["backends"]["mkl"]["mm"]
+    read, found = price.from_data(table), table["backends"]["mkl"]["mm"]
     step = [found["columns"][n - 1] / found["columns"][15] for n in (12, 15, 16)]
     prices = [read.gemm("mkl", 1, 256, n, 64) for n in (12, 15, 16)]
-    assert [price / prices[-1] for price in prices] == pytest.approx(step, rel=0.1)
+    assert [each / prices[-1] for each in prices] == pytest.approx(step, rel=0.1)
 
 
 def test_more_threads_never_cost_more_in_estimates() -> None:
