@@ -82,14 +82,17 @@ def forget() -> None:
 def generic(dtype: str, threads: int) -> Machine:
     """Return the shipped table of a dtype: one thread measured, more estimated.
 
-    Backends that a probe on this machine refuses are not among its `backends`, and one that only
-    this machine has is not either.
+    Backends that a probe on this machine refuses are not among its `backends`; one that is good
+    only here has the prices of another.
     """
     from tnc.kernels.backend import available_backends
 
     machine = from_data(shipped(dtype))
-    libraries = {name: _shared_out(each, threads) for name, each in machine.libraries.items()}
-    trusted = tuple(name for name in available_backends(dtype) if libraries[name].products)
+    known = {name: each for name, each in machine.libraries.items() if not each.refused}
+    other, trusted = next(iter(known.values())), available_backends(dtype)
+    libraries = machine.libraries | {
+        name: _shared_out(known.get(name, other), threads) for name in trusted
+    }
     copies = replace(machine.copies, grid=_spread(machine.copies.grid, threads))
     return replace(
         machine,

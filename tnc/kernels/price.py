@@ -109,7 +109,7 @@ class Machine:
     statement: float
     """Seconds of one line of emitted Python: a view, a slice."""
     backends: tuple[str, ...]
-    libraries: Mapping[str, Backend]
+    libraries: dict[str, Backend]
     copies: Copies
     """Axes: bytes, bytes of the contiguous inner run."""
     faults: Grid

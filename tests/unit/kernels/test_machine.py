@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from tnc.errors import KernelError
-from tnc.kernels import calibrate, machine, predictions, price, timing
+from tnc.kernels import backend, calibrate, machine, predictions, price, timing
 
 SHIPPED = json.loads(machine.GENERIC.read_text())["tables"]
 
@@ -48,16 +48,16 @@ def test_every_dtype_has_a_shipped_table() -> None:
 @pytest.mark.parametrize("table", SHIPPED, ids=lambda table: table["dtype"])
 def test_prices_are_the_measured_times_at_the_measured_points(table: dict[str, Any]) -> None:
     read = price.from_data(table)
-    for backend in read.backends:
+    for name in read.backends:
         for kind in price.KINDS:
-            found = table["backends"][backend][kind]
+            found = table["backends"][name][kind]
             for sizes, seconds in zip(product(*found["axes"]), found["values"], strict=True):
                 if seconds is None or seconds < 1.1 * found["overhead"]:
                     continue
                 batch, m, n, k = (1, *sizes) if kind == "mm" else sizes
-                asked = read.gemm(backend, batch, m, n, k, shared=kind == "shared")
-                if kind != "shared" or backend not in price.COPYING:
-                    assert asked == pytest.approx(seconds, rel=0.05), (backend, kind, sizes)
+                asked = read.gemm(name, batch, m, n, k, shared=kind == "shared")
+                if kind != "shared" or name not in price.COPYING:
+                    assert asked == pytest.approx(seconds, rel=0.05), (name, kind, sizes)
 
 
 @pytest.mark.parametrize("dtype", sorted(price.ITEM_BYTES))
@@ -68,11 +68,11 @@ def test_all_prices_are_finite_and_cover_the_dispatch(dtype: str, threads: int) 
     assert prices.backends and set(prices.peak) == set(prices.backends)
     for _ in range(300):
         batch, m, n, k = (round(9000 ** draw.random()) for _ in range(4))
-        for backend in prices.backends:
-            cost = prices.gemm(backend, batch, m, n, k, shared=draw.random() < 0.5)
+        for name in prices.backends:
+            cost = prices.gemm(name, batch, m, n, k, shared=draw.random() < 0.5)
             assert 1e-7 < cost < math.inf
-            assert cost == prices.gemm(backend, batch, m, n, k) or batch > 1
-            assert 2 * batch * m * n * k / cost < 3 * prices.peak[backend]
+            assert cost == prices.gemm(name, batch, m, n, k) or batch > 1
+            assert 2 * batch * m * n * k / cost < 3 * prices.peak[name]
         assert 1e-7 < prices.copy(batch * m, n) < math.inf
         assert 1e8 < prices.bandwidth(batch * m) < 1e13
         assert 0 <= prices.fresh(batch * m) < math.inf
@@ -81,10 +81,10 @@ def test_all_prices_are_finite_and_cover_the_dispatch(dtype: str, threads: int) 
 
 def test_larger_things_cost_more() -> None:
     prices = machine.current("float32", 1)
-    for backend in prices.backends:
-        squares = [prices.gemm(backend, 1, size, size, size) for size in (64, 256, 1024, 8192)]
+    for name in prices.backends:
+        squares = [prices.gemm(name, 1, size, size, size) for size in (64, 256, 1024, 8192)]
         assert squares == sorted(squares)
-        batches = [prices.gemm(backend, batch, 64, 64, 64) for batch in (2, 16, 256, 10**5)]
+        batches = [prices.gemm(name, batch, 64, 64, 64) for batch in (2, 16, 256, 10**5)]
         assert batches == sorted(batches)
     copies = [prices.copy(size, 64) for size in (1 << 12, 1 << 16, 1 << 20, 1 << 30)]
     assert copies == sorted(copies)
@@ -113,6 +113,13 @@ def test_more_threads_never_cost_more_in_estimates() -> None:
     for sizes in ((1, 8, 8, 8), (1, 1024, 1024, 1024), (64, 64, 64, 64)):
         assert four.gemm("mkl", *sizes) <= one.gemm("mkl", *sizes)
     assert four.gemm("mkl", 1, 1024, 1024, 1024) < one.gemm("mkl", 1, 1024, 1024, 1024) / 3
+
+
+def test_a_backend_that_the_shipped_table_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backend, "available_backends", lambda dtype: ("mkl",))
+    prices = machine.generic("bfloat16", 1)
+    assert prices.backends == ("mkl",) and prices.gemm("mkl", 1, 64, 64, 64) > 0
+    assert machine.generic("float32", 1).backends == ("mkl",)
 
 
 def test_unknown_names() -> None:
