@@ -74,6 +74,16 @@ def test_the_error_falls(form: str) -> None:
     assert not found.model.training
 
 
+@pytest.mark.parametrize("blocks, asked", [(0.0, len(BATCHES)), (1.0, 3 * len(BATCHES))])
+def test_a_list_of_batches_is_asked_once(blocks: float, asked: int) -> None:
+    small, teacher = pair()
+    counted: list[None] = []
+    teacher.register_forward_hook(lambda *_: counted.append(None))
+    steps = 3 * len(BATCHES)
+    tnc.distill(small, teacher, BATCHES, steps=steps, layerwise=0.0, blocks=blocks)
+    assert len(counted) == asked
+
+
 def test_what_is_frozen_stays() -> None:
     small, teacher = pair()
     small.head.requires_grad_(False)

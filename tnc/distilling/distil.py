@@ -15,6 +15,7 @@ from tnc.capture.batches import call
 from tnc.capture.undisturbed import copied
 from tnc.decide.spec import Distill
 from tnc.distilling import checkpoint
+from tnc.distilling.answers import Answers
 from tnc.distilling.checkpoint import Position
 from tnc.distilling.interrupts import deferred
 from tnc.distilling.matching import inner_distance, matched_paths, recorded
@@ -60,8 +61,9 @@ def distill(
 
     First every block is matched to the teacher's (`layerwise` of the run), then the loss is the
     `evaluation`'s distance of the outputs plus `blocks` times the blocks' distance. `data` are
-    batches, or a function of the epoch's number that returns some. Frozen parameters stay as they
-    are. `options` are the fields of `Distill`: minutes, steps, rate, temperature and so on.
+    batches, or a function of the epoch's number that returns some; with `blocks` 0 the teacher is
+    asked only once about each batch of a list. Frozen parameters stay as they are. `options` are
+    the fields of `Distill`: minutes, steps, rate, temperature and so on.
 
     With a `checkpoint` folder the run can be killed at any time and goes on from there when called
     again with the same arguments; with `steps` the result is the same to the bit. SIGINT and
@@ -78,14 +80,14 @@ def distill(
     chosen = settings or Distill.of(**options)
     if settings is not None and options:
         chosen = Distill.of(**(settings.model_dump(exclude_none=True) | options))
-    stream = data if callable(data) else _shuffled(data, seed)
-    run = _Run(model, teacher, stream, chosen, evaluation, seed, progress)
+    held = () if callable(data) else tuple(data)
+    stream = data if callable(data) else _shuffled(held, seed)
+    run = _Run(model, teacher, stream, chosen, evaluation, seed, progress, held)
     return run.go(Path(checkpoint) if checkpoint is not None else None)
 
 
-def _shuffled(batches: Sequence[Any], seed: int) -> Stream:
+def _shuffled(held: Sequence[Any], seed: int) -> Stream:
     """Return the batches in an order of their own for every epoch. Raises PlanError."""
-    held = list(batches)
     if not held:
         raise PlanError("there is no batch to distill on", hint="give at least one batch")
 
@@ -107,6 +109,7 @@ class _Run:
         evaluation: Evaluation | None,
         seed: int,
         report: Report | None,
+        held: Sequence[Any],
     ) -> None:
         self.settings, self.stream, self.report = settings, stream, report
         self.evaluation = evaluation or evaluations.get("output")()
@@ -132,6 +135,7 @@ class _Run:
             self.optimizer = torch.optim.AdamW(groups, lr=0.0, betas=(0.9, 0.99))
         self.trained = [p for group in self.optimizer.param_groups for p in group["params"]]
         self.paths = matched_paths(self.student, self.teacher, settings.match)
+        self.answers = Answers(self._asked, held)
         self.position, self.mark = Position(), 0.0
 
     def go(self, folder: Path | None) -> Distilled:
@@ -182,8 +186,8 @@ class _Run:
             group["lr"] = group["base"] * factor
         layerwise = done < settings.layerwise
         watched = self.paths if layerwise or settings.blocks > 0 else []
-        with recorded(self.teacher, watched) as theirs, torch.no_grad():
-            answer = self.evaluation.features(call(self.teacher, batch), batch)
+        with recorded(self.teacher, watched) as theirs:
+            answer = self._asked(batch) if watched else self.answers(batch)
         with recorded(self.student, watched) as mine:
             output = call(self.student, batch)
         loss = torch.zeros(()) if not watched else inner_distance(mine, theirs, batch)
@@ -203,6 +207,10 @@ class _Run:
             nn.utils.clip_grad_norm_(self.trained, settings.clip)
         self.optimizer.step()
         return value
+
+    @torch.no_grad()
+    def _asked(self, batch: Any) -> Tensor:
+        return self.evaluation.features(call(self.teacher, batch), batch)
 
     def _tensors(self) -> dict[str, Tensor]:
         found = {f"model.{k}": v for k, v in _state(self.student).items()}

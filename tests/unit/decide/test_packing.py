@@ -14,9 +14,11 @@ from tnc.decide.packing import (
     CoreShape,
     Packing,
     bang_for_buck,
+    choose_by_iteration,
     core_spectra,
     energy_table,
     greedy,
+    iterated_error,
     pack_by_energy,
     pack_exact,
     pack_program,
@@ -260,6 +262,20 @@ def test_the_shortlist_is_distinct_and_rescoring_orders_it():
     best = rescore(shapes, lambda ranks: _truncation_error(tensor, factors, ranks))
     assert "energy" in best[0].solver
     assert [shape.error for shape in best] == sorted(shape.error for shape in best)
+
+
+@pytest.mark.parametrize("seed", [5, 9, 11])
+def test_no_exchange_of_ranks_improves_the_answer_by_iteration(seed):
+    rng = np.random.default_rng(seed)
+    sizes = (9, 8, 7, 6)
+    core, _ = _hosvd(rng.normal(size=sizes) * np.exp(rng.normal(size=sizes)))
+    found = choose_by_iteration(core, sizes, 200)
+    problem = Packing(core_spectra(core), sizes, 200)
+    for change in product((-1, 0, 1), repeat=4):
+        ranks = tuple(rank + by for rank, by in zip(found.ranks, change))
+        small = sorted(change) in ([0, 0, 0, 1], [-1, 0, 0, 1])
+        if small and not problem.why_not(ranks):
+            assert iterated_error(core, ranks) >= found.error - 1e-12
 
 
 def test_answers_are_values_and_repeat():

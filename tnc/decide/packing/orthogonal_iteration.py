@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from itertools import permutations
 
 import numpy as np
 
@@ -23,8 +24,9 @@ def choose_by_iteration(core: Floats, sizes: Sequence[int], budget: int) -> Core
     """Return the core shape of least true Tucker error found within a budget.
 
     A short list (exact packing, bang-for-buck, greedy, and the best of the energy table of all
-    shapes) is rescored by orthogonal iteration on the part of the HOSVD `core` that matters. The
-    answer's `error` is ||X - X'||^2 / ||X||^2. Raises InfeasibleBudget.
+    shapes) is rescored by orthogonal iteration on the part of the HOSVD `core` that matters; from
+    the best, ranks are exchanged between modes as long as the error falls. The answer's `error` is
+    ||X - X'||^2 / ||X||^2. Raises InfeasibleBudget.
 
     >>> choose_by_iteration(np.diag([2.0, 1.0, 0.5]), (3, 3), 16).ranks
     (2, 2)
@@ -34,7 +36,8 @@ def choose_by_iteration(core: Floats, sizes: Sequence[int], budget: int) -> Core
     known = {shape.ranks: shape for shape in listed}
     for ranks in _best_by_energy(core, problem, MOST):
         known.setdefault(ranks, problem.shape(ranks, "energy"))
-    return rescore(known.values(), lambda ranks: iterated_error(core, ranks))[0]
+    scored = rescore(known.values(), lambda ranks: iterated_error(core, ranks))
+    return _exchanged(scored, problem, lambda ranks: iterated_error(core, ranks))
 
 
 def iterated_error(core: Floats, ranks: Sequence[int], sweeps: int = 20) -> float:
@@ -64,6 +67,32 @@ def iterated_error(core: Floats, ranks: Sequence[int], sweeps: int = 20) -> floa
             break
         kept = found
     return max(0.0, 1.0 - found / total)
+
+
+def _exchanged(
+    scored: Sequence[CoreShape], problem: Packing, error: Callable[[tuple[int, ...]], float]
+) -> CoreShape:
+    """Descend from the best of the list: one rank up, at the cost of another where it must be."""
+    best, known = scored[0], {shape.ranks for shape in scored}
+    while True:
+        fresh = [ranks for ranks in _neighbours(best.ranks, problem) if ranks not in known]
+        known.update(fresh)
+        found = rescore((problem.shape(ranks, "exchange") for ranks in fresh), error)
+        if not found or (found[0].error or 0.0) >= (best.error or 0.0):
+            return best
+        best = found[0]
+
+
+def _neighbours(ranks: tuple[int, ...], problem: Packing) -> Iterator[tuple[int, ...]]:
+    """Yield the allowed shapes with one rank raised, and another lowered if they need be."""
+    for up, down in permutations(range(len(ranks)), 2):
+        for lowered in (0, 1):
+            step = list(ranks)
+            step[up] += 1
+            step[down] -= lowered
+            if step[down] >= 1 and not problem.why_not(step):
+                yield tuple(step)
+                break
 
 
 def _times(tensor: Floats, matrix: Floats, mode: int) -> Floats:
