@@ -16,7 +16,17 @@ from tnc.derive.grouped import grouped
 from tnc.derive.merge import Merged
 from tnc.net import Network, Structure
 from tnc.nn.conv import Options
-from tnc.nn.conv_stage import FORMATS, AnyLine, Line, RebuiltLine, Stage, Weights, Whole, line
+from tnc.nn.conv_stage import (
+    FORMATS,
+    AnyLine,
+    Line,
+    RebuiltLine,
+    Stage,
+    Weights,
+    Whole,
+    is_last,
+    line,
+)
 from tnc.nn.dense import Rebuild, plan_rebuild
 from tnc.nn.packed import Packed, pack, worth_packing
 
@@ -90,9 +100,14 @@ class Choice:
     between: bool
 
     def weights(self, cores: Mapping[str, Tensor]) -> tuple[tuple[Tensor, ...], ...]:
-        """Make the weights of all stages in the input's memory format, differentiable."""
-        form = _last if self.last else Tensor.contiguous
-        return tuple(tuple(map(form, one.weights(cores))) for one in self.lines)
+        """Make the weights of all stages, differentiable, as views of the cores where they can be.
+
+        A weight that happens to lie with channels last would lay out the result so.
+        """
+        made = (one.weights(cores) for one in self.lines)
+        if self.last:
+            return tuple(made)
+        return tuple(tuple([w.contiguous() if is_last(w) else w for w in own]) for own in made)
 
     def laid_out(self, cores: Mapping[str, Tensor], shape: tuple[int, ...]) -> tuple[Weights, ...]:
         """Make the weights of all stages as the library wants them."""
