@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
-from itertools import product
+from itertools import accumulate, product
 from math import isnan, prod
 from typing import Any
 
@@ -101,7 +101,7 @@ def calibrate(
             **_table((COPIED, runs), [point.best for point in copies]),
         },
         "fresh": _table((FRESH,), faults),
-        "bandwidth": _table((STREAMED,), rates),
+        "bandwidth": _table((STREAMED,), _falling(rates)),
     }
 
 
@@ -144,6 +144,11 @@ def _kind(
 
 def _table(axes: Axes, values: Sequence[float | None]) -> dict[str, Any]:
     return {"axes": axes, "values": [None if each is None else _short(each) for each in values]}
+
+
+def _falling(rates: Sequence[float]) -> list[float]:
+    """Return rates that fall with the working set: a larger one's is what a smaller one has too."""
+    return list(accumulate(reversed(rates), max))[::-1]
 
 
 def _short(value: float) -> float:

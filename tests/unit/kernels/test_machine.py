@@ -205,3 +205,7 @@ def test_the_place_of_the_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
 def test_prices_import_no_torch() -> None:
     code = "import sys, tnc.kernels.machine; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_one_disturbed_bandwidth_is_no_dip() -> None:
+    assert calibrate._falling([9.0, 1.0, 5.0, 2.0]) == [9.0, 5.0, 5.0, 2.0]
