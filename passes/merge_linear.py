@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 from tnc.rewrite import Exact, InParts, Pass, Subject, passes
-from tnc.rewrite.edit import is_watched
+from tnc.rewrite.adjoining import apart_in_training
+from tnc.rewrite.edit import is_watched, replace_module_
 
 
 @passes.register("merge-linear")
@@ -17,8 +18,9 @@ from tnc.rewrite.edit import is_watched
 class MergeLinear(Pass):
     """`W2 (W1 x + b1) + b2 = (W2 W1) x + (W2 b1 + b2)` where that has fewer parameters.
 
-    Only for `nn.Linear` layers called once each, the second the sole reader of the first. The
-    first keeps the product, the second becomes an identity.
+    Only for `nn.Linear` layers called once each, the second the sole reader of the first, with
+    nothing between them in training either (dropout). The first keeps the product, the second
+    becomes an identity.
     """
 
     contract = Exact(1e-4)
@@ -27,19 +29,19 @@ class MergeLinear(Pass):
 
     def apply(self, subject: Subject) -> Subject:
         lines = []
-        for link in subject.trace.links:
-            if link.kind != "linear-linear":
-                continue
+        links = [link for link in subject.trace.links if link.kind == "linear-linear"]
+        apart = apart_in_training(subject, [(link.first, link.second) for link in links])
+        for link in links:
             first = subject.model.get_submodule(link.first)
             second = subject.model.get_submodule(link.second)
             reason = _cannot(subject, link.first, first, link.second, second)
+            reason = reason or apart.get((link.first, link.second), "")
             if reason:
                 lines.append(f"left {link.first} and {link.second}: {reason}")
                 continue
             merged = _merged(cast("nn.Linear", first), cast("nn.Linear", second))
-            for path, module in ((link.first, merged), (link.second, nn.Identity())):
-                parent, _, name = path.rpartition(".")
-                setattr(subject.model.get_submodule(parent), name, module)
+            replace_module_(subject.model, link.first, merged)
+            replace_module_(subject.model, link.second, nn.Identity())
             lines.append(f"merged {link.second} into {link.first}")
         return subject.edited(*lines)
 

@@ -82,7 +82,7 @@ def install_(
             raise PassError(f"the model has no {alias!r}", where=f"site {site.name}") from error
         if id(module) in made or isinstance(module, StructuredLayer):
             if id(module) in made:
-                _set_submodule(model, alias.rpartition(".")[0], made[id(module)])
+                replace_module_(model, alias.rpartition(".")[0], made[id(module)])
             continue
         if attribute not in module._parameters:
             continue  # a shared module whose parameter was replaced under another of its names
@@ -99,7 +99,7 @@ def install_(
             keep_hooks(module, layer)
             path = alias.rpartition(".")[0]
             made[id(module)] = layer
-            _set_submodule(model, path, layer)
+            replace_module_(model, path, layer)
         else:
             _set_bias(module, attribute, bias if first is None else None)
             install_rebuilt_(module, attribute, layer)
@@ -173,6 +173,7 @@ def _keep_frozen(layer: StructuredLayer, old: nn.Parameter | None) -> None:
             core.requires_grad_(False)
 
 
-def _set_submodule(model: nn.Module, path: str, layer: nn.Module) -> None:
+def replace_module_(model: nn.Module, path: str, layer: nn.Module) -> None:
+    """Put another module in the place of the one at a path."""
     parent_path, _, name = path.rpartition(".")
     setattr(model.get_submodule(parent_path), name, layer)
