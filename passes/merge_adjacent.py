@@ -55,11 +55,14 @@ class MergeAdjacent(Pass):
 def _cannot(model: nn.Module, first: nn.Module, second: nn.Module) -> str:
     """Say why two layers are not to be merged, whatever it would cost."""
     for layer in (first, second):
-        structured = type(layer) is StructuredLayer and isinstance(layer.view, LinearView)
-        if type(layer) is not nn.Linear and not structured:
+        if type(layer) is nn.Linear:
+            continue
+        if not isinstance(layer, StructuredLayer) or not isinstance(layer.view, LinearView):
             return f"a {type(layer).__name__} is one of them"
-        if structured and layer.structure.stored:
+        if layer.structure.stored:
             return "one has sparse cores"
+        if type(layer) is not StructuredLayer:
+            return "one shares a product with other layers: merge first"
     if is_watched(first) or is_watched(second):
         return "a hook watches one"
     held = [*first.parameters(), *second.parameters()]

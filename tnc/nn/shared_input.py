@@ -160,9 +160,8 @@ def share_inputs_(owner: nn.Module, paths: Sequence[str], front: Sequence[str]) 
                 where=f"{path}: {layer.structure}",
             )
     for layer in layers:
-        layer.__class__ = SharingLayer  # type: ignore[assignment]
-        assert isinstance(layer, SharingLayer)
-        layer.front, layer._split = tuple(front), None
+        layer.__class__ = SharingLayer
+        vars(layer).update(front=tuple(front), _split=None)
     groups = (*getattr(owner, _GROUPS, ()), tuple(paths))
     vars(owner)[_GROUPS] = groups
     owner.__class__ = owning_class(_base(type(owner)))
@@ -199,7 +198,7 @@ def unshare_(owner: nn.Module) -> None:
         for layer in _layers(owner, paths).values():
             vars(layer).pop("front")
             vars(layer).pop("_split")
-            layer.__class__ = StructuredLayer
+            layer.__class__ = StructuredLayer  # type: ignore[assignment]
     owner.__class__ = _base(type(owner))
 
 

@@ -20,8 +20,8 @@ from tnc.rewrite.reparam import Reparam
 
 def plan_merge(first: nn.Module, second: nn.Module) -> Merged | None:
     """Choose the form of the product of two linear layers; None where all cost more."""
-    rows = [m.view.rows for m in (first, second) if _is_linear_view(m)]
-    return merged(structure_of(first), structure_of(second), max([1, *rows]))
+    rows = max([1, *(view.rows for view in _views(first, second))])
+    return merged(structure_of(first), structure_of(second), rows)
 
 
 def structure_of(layer: nn.Module) -> Structure:
@@ -53,7 +53,7 @@ def merge_layers(plan: Merged, first: nn.Module, second: nn.Module) -> Structure
     new = nn.Parameter(matrix.reshape(shape).to(parameter.dtype), parameter.requires_grad)
     if bias is not None:
         bias = nn.Parameter(bias.to(parameter.dtype), parameter.requires_grad)
-    view = next((m.view for m in (first, second) if _is_linear_view(m)), LinearView())
+    view = next(iter(_views(first, second)), LinearView())
     layer = StructuredLayer(plan.structure, view, {**kept, plan.name: new}, bias)
     return layer.train(first.training)
 
@@ -75,8 +75,9 @@ def merged_reparams(
     return (*(r for r in known if r not in old), made)
 
 
-def _is_linear_view(module: nn.Module) -> bool:
-    return isinstance(module, StructuredLayer) and isinstance(module.view, LinearView)
+def _views(*layers: nn.Module) -> list[LinearView]:
+    structured = [layer for layer in layers if isinstance(layer, StructuredLayer)]
+    return [layer.view for layer in structured if isinstance(layer.view, LinearView)]
 
 
 def _dense(layer: nn.Module) -> Tensor:
