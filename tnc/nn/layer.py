@@ -16,6 +16,7 @@ from tnc.nn.sparse import Kept, compressed
 from tnc.nn.view import View
 
 POSITIONS = "positions_"
+_LOWERED = ("_prepared", "_rebuild", "_generated")
 
 
 class StructuredLayer(nn.Module):
@@ -61,7 +62,7 @@ class StructuredLayer(nn.Module):
         self.register_parameter("bias", _as_parameter(bias))
         for name, value in view.attributes(structure).items():
             setattr(self, name, value)
-        self._prepared, self._rebuild = view.prepare(structure), plan_rebuild(structure)
+        self._lower()
 
     @classmethod
     def initialised(
@@ -106,6 +107,11 @@ class StructuredLayer(nn.Module):
 
     def forward(self, input: Tensor, output_size: Sequence[int] | None = None) -> Tensor:
         """Apply the layer; an `output_size` is for transposed convolutions, as the library's."""
+        if self._generated is not None and input.numel() and self._generated.takes(input):
+            own = self._modules["cores"]._parameters  # type: ignore[union-attr]
+            first = next(iter(own.values()), None)
+            if first is not None and first.dtype == input.dtype and first.is_cpu:
+                return self._generated.run(own, self._parameters["bias"], input)  # type: ignore[arg-type]
         prepared = self._prepared
         if output_size is not None:
             prepared = self.view.resized(prepared, input, output_size)
@@ -160,16 +166,20 @@ class StructuredLayer(nn.Module):
         _check_shapes(structure, cores, {})
         self.structure = structure
         self.cores = nn.ParameterDict({name: cores[name] for name in structure.shapes})
-        self._prepared, self._rebuild = self.view.prepare(structure), plan_rebuild(structure)
+        self._lower()
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave the lowered programs out of pickles: they follow from structure and view."""
-        return {k: v for k, v in self.__dict__.items() if k not in ("_prepared", "_rebuild")}
+        return {k: v for k, v in self.__dict__.items() if k not in _LOWERED}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)  # type: ignore[no-untyped-call]
+        self._lower()
+
+    def _lower(self) -> None:
         self._prepared = self.view.prepare(self.structure)
         self._rebuild = plan_rebuild(self.structure)
+        self._generated = self.view.generated(self.structure)
 
     def train(self, mode: bool = True) -> StructuredLayer:
         """Switch the mode; what was made of the cores for inference is dropped."""

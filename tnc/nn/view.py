@@ -11,6 +11,7 @@ from torch import Tensor
 
 from tnc.errors import KernelError
 from tnc.net import Structure
+from tnc.nn.generated import GeneratedLinear
 
 Cores = Mapping[str, Tensor]
 
@@ -30,6 +31,10 @@ class View(ABC):
     @abstractmethod
     def apply(self, prepared: Any, cores: Cores, bias: Tensor | None, x: Tensor) -> Tensor:
         """Apply the weight to the layer's input, by what `prepare` returned."""
+
+    def generated(self, structure: Structure) -> GeneratedLinear | None:
+        """Return generated kernels that the layer is to use where they apply."""
+        return None
 
     def resized(self, prepared: Any, x: Tensor, output_size: Sequence[int]) -> Any:
         """Return what `prepare` returned, for results of another size. Raises KernelError."""

@@ -17,6 +17,7 @@ from tnc.errors import KernelError
 from tnc.net import Network, Structure
 from tnc.nn.conv_view import ConvView
 from tnc.nn.dense import Rebuild, plan_rebuild
+from tnc.nn.generated import GeneratedLinear
 from tnc.nn.program import Program, lower
 from tnc.nn.sparse import Kept
 from tnc.nn.spectral import SpectralView
@@ -125,6 +126,9 @@ class LinearView(View):
 
     def prepare(self, structure: Structure) -> tuple[LinearTerm, ...]:
         return tuple(_linear_term(term, structure, self.rows) for term in structure.terms)
+
+    def generated(self, structure: Structure) -> GeneratedLinear | None:
+        return GeneratedLinear.of(structure)
 
     def apply(
         self,

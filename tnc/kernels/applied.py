@@ -1,0 +1,154 @@
+"""Networks applied by kernels: chosen once per bucket of rows, run with the current cores."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tnc.derive.dense import forward
+from tnc.kernels.choose import Choice, Task, bucket, choose
+from tnc.kernels.compiled import Kernel
+from tnc.kernels.operands import Lay, lay, lays
+from tnc.kernels.plain import contract
+from tnc.net import Network
+
+DTYPES = {torch.float32: "float32", torch.float64: "float64", torch.bfloat16: "bfloat16"}
+
+
+@dataclass(eq=False)
+class Ready:
+    """A kernel for one bucket of rows, and its operands while the cores do not change."""
+
+    kernel: Kernel
+    network: Network
+    lays: tuple[Lay, ...]
+    names: tuple[str, ...]
+    """The cores by which kept operands are known to be fresh."""
+    stamp: tuple[object, ...] = ()
+    operands: tuple[Tensor, ...] = ()
+    alive: tuple[Tensor, ...] = ()
+    """The memory that the stamp names, held so that no other tensor can come to lie there."""
+
+    def run(self, cores: Mapping[str, Tensor], x: Tensor, bias: Tensor | None) -> Tensor:
+        """Apply to rows `[n, inputs]` without gradients."""
+        operands = self.kept(cores)
+        if bias is None:
+            return self.kernel.forward(x, *operands)
+        return self.kernel.forward_bias(x, *operands, bias)
+
+    def kept(self, cores: Mapping[str, Tensor]) -> Sequence[Tensor]:
+        """Return the operands, made anew only where a core has changed."""
+        try:
+            stamp = tuple([(c.data_ptr(), c._version) for c in map(cores.__getitem__, self.names)])
+        except RuntimeError:  # tensors of inference mode do not count their versions
+            return [lay(how, cores) for how in self.lays]
+        if stamp != self.stamp:
+            with torch.no_grad():
+                self.operands = tuple([lay(how, cores).detach() for how in self.lays])
+                self.alive = tuple([cores[name].detach() for name in self.names])
+            self.stamp = stamp
+        return self.operands
+
+    def train(self, cores: Mapping[str, Tensor], x: Tensor, bias: Tensor | None) -> Tensor:
+        """Apply with gradients of the input, the cores and the bias."""
+        operands = [lay(how, cores) for how in self.lays]
+        found: Tensor = _Apply.apply(self, x, bias, *operands)  # type: ignore[no-untyped-call]
+        return found
+
+
+class _Apply(torch.autograd.Function):
+    """A kernel with its gradients. Nothing but the input and the operands is kept."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, ready: Ready, x: Tensor, bias: Tensor | None, *operands: Tensor
+    ) -> Tensor:
+        ctx.ready = ready
+        ctx.save_for_backward(x, *operands)
+        if bias is None:
+            return ready.kernel.forward(x, *operands)
+        return ready.kernel.forward_bias(x, *operands, bias)
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        x, *operands = ctx.saved_tensors
+        _, wants_x, wants_bias, *wants = ctx.needs_input_grad
+        ready: Ready = ctx.ready
+        if torch.is_grad_enabled():
+            found = _differentiable(ready, dy, x, operands, (wants_x, *wants))
+        else:
+            names = [step.right.value for step in ready.kernel.choice.program.products]
+            needs = [n for n, want in zip(("input", *names), (wants_x, *wants)) if want]
+            given = iter(ready.kernel.backward(tuple(needs))(dy.contiguous(), x, *operands)
+                         if needs else ())  # fmt: skip
+            found = [next(given) if want else None for want in (wants_x, *wants)]
+        return None, found[0], dy.sum(0) if wants_bias else None, *found[1:]
+
+
+def _differentiable(
+    ready: Ready, dy: Tensor, x: Tensor, operands: Sequence[Tensor], wants: Sequence[bool]
+) -> list[Tensor | None]:
+    """Return gradients that can be differentiated again, by plain einsums."""
+    with torch.enable_grad():
+        y = plain(ready, x, operands)
+        asked = [t for t, want in zip((x, *operands), wants) if want]
+        given = iter(torch.autograd.grad(y, asked, dy, create_graph=True))
+    return [next(given) if want else None for want in wants]
+
+
+def plain(ready: Ready, x: Tensor, operands: Sequence[Tensor]) -> Tensor:
+    """Apply a program's operands by pairwise einsums."""
+    program, size = ready.kernel.choice.program, ready.network.size
+    contraction = forward(ready.network, max(1, x.shape[0]))
+    legs = [contraction.operands[0], *(operand.layout for operand in program.operands)]
+    whole = type(contraction)(
+        ("input", *(operand.name for operand in program.operands)),
+        tuple(legs),
+        contraction.output,
+        contraction.sizes,
+    )
+    given = [x.reshape(x.shape[0], *(size[name] for name in program.inputs))]
+    for operand, tensor in zip(program.operands, operands):
+        given.append(tensor.reshape([size[name] for name in operand.layout]))
+    return contract(whole, given).reshape(x.shape[0], -1)
+
+
+Chooser = Callable[[Task], Sequence[Choice]]
+
+
+@dataclass(eq=False)
+class Applied:
+    """One network, with a kernel for every bucket of rows, dtype and number of threads met.
+
+    Kernels are chosen at the first call of a bucket.
+    """
+
+    network: Network
+    chooser: Chooser = choose
+    _ready: dict[tuple[Any, ...], Ready] = field(default_factory=dict)
+
+    def __call__(
+        self, cores: Mapping[str, Tensor], x: Tensor, bias: Tensor | None, training: bool
+    ) -> Tensor:
+        """Apply to rows `[n, inputs]`, contiguous."""
+        rows = x.shape[0]
+        key = ((rows - 1).bit_length(), training, x.dtype)
+        ready = self._ready.get(key)
+        if ready is None:
+            ready = self._ready[key] = self.ready(rows, training, x.dtype)
+        if training:
+            return ready.train(cores, x, bias)
+        return ready.run(cores, x, bias)
+
+    def ready(self, rows: int, training: bool, dtype: torch.dtype) -> Ready:
+        """Choose the kernel of a bucket."""
+        threads = torch.get_num_threads()
+        task = Task(self.network, bucket(rows), DTYPES[dtype], threads, training)
+        kernel = Kernel(self.chooser(task)[0])
+        found = lays(self.network, kernel.choice.program)
+        names = tuple(dict.fromkeys(name for how in found for name in how.cores))
+        return Ready(kernel, self.network, found, names)

@@ -1,0 +1,114 @@
+"""Choose how a network is applied to a number of rows: a program, a tile, a backend a product."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from math import ceil
+
+from tnc.derive.dense import INPUT, ROWS
+from tnc.kernels.emitters.torch_source import Way
+from tnc.kernels.machine import Machine, current
+from tnc.kernels.prices import Prices
+from tnc.kernels.program import Copy, Program, extent
+from tnc.kernels.search import Found, search
+from tnc.net import Network
+
+TILES = (16, 32, 64, 128, 256)
+LOOP = 8
+"""Lines of Python that a tile takes beside its products."""
+SHORTLIST = 8
+LARGEST = 1 << 14
+DEFAULT = "mkl"
+"""The backend that torch multiplies with unless it is told otherwise: nothing to be switched."""
+DENSE_GAIN = 0.85
+"""A kept dense weight must take at most this part of the time of the best other way."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is to be chosen for: a network, rows, dtype, threads, with or without gradients."""
+
+    network: Network
+    rows: int
+    dtype: str
+    threads: int
+    training: bool
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A program, how it is run, and its predicted seconds."""
+
+    program: Program
+    way: Way
+    seconds: float
+
+
+def bucket(rows: int) -> int:
+    """Return the number of rows for which kernels of `rows` inputs are chosen: a power of two.
+
+    >>> [bucket(n) for n in (1, 2, 3, 100, 10**9)]
+    [1, 2, 4, 128, 16384]
+    """
+    return 1 if rows <= 1 else min(LARGEST, 1 << (rows - 1).bit_length())
+
+
+@lru_cache(maxsize=4096)
+def choose(task: Task) -> tuple[Choice, ...]:
+    """Return the ways to do a task that are predicted to be the fastest, fastest first."""
+    return ranked(task, current(task.dtype, task.threads))
+
+
+def ranked(task: Task, machine: Machine) -> tuple[Choice, ...]:
+    """Rank programs and tiles by the prices of a machine."""
+    prices = Prices(machine, training=task.training, cached=not task.training)
+    found: list[Choice] = []
+    for tile in (0, *(tile for tile in TILES if tile < task.rows)):
+        rows = tile or task.rows
+        for item in search(task.network, rows, prices):
+            found.append(_priced(task, item, tile, prices))
+    found.sort(key=lambda choice: choice.seconds)
+    found = _without_dense(found)
+    return tuple(_spread(found)[:SHORTLIST])
+
+
+def _priced(task: Task, found: Found, tile: int, prices: Prices) -> Choice:
+    program, machine = found.program, prices.machine
+    size = dict(program.sizes) | {ROWS: tile or task.rows}
+    backends = tuple(prices.backend(step, size) for step in program.products)
+    way = Way(tile, backends if set(backends) != {DEFAULT} else (), task.rows == 1)
+    seconds = found.seconds
+    if tile:
+        seconds = ceil(task.rows / tile) * (seconds + LOOP * machine.statement)
+    for step in program.steps[:-1] if not tile else ():
+        name = (step.after if isinstance(step, Copy) else step.result.layout)
+        seconds += machine.fresh(prices.itemsize * extent(name, size))
+    return Choice(program, way, seconds)
+
+
+def _without_dense(found: list[Choice]) -> list[Choice]:
+    """Drop the kept dense weight unless it is clearly the fastest: it costs all of its memory."""
+    dense = [c for c in found if len(c.program.operands) == 1 and _merges(c.program)]
+    rest = [c for c in found if c not in dense]
+    if dense and rest and dense[0].seconds > DENSE_GAIN * rest[0].seconds:
+        return rest
+    return found
+
+
+def _merges(program: Program) -> bool:
+    return any(len(operand.cores) > 1 for operand in program.operands)
+
+
+def _spread(found: list[Choice]) -> list[Choice]:
+    """Keep at most two tiles of one program, so that a short list has several programs."""
+    seen: dict[Program, int] = {}
+    kept = []
+    for choice in found:
+        seen[choice.program] = seen.get(choice.program, 0) + 1
+        if seen[choice.program] <= 2:
+            kept.append(choice)
+    return kept
+
+
+__all__ = ["INPUT", "Choice", "Task", "bucket", "choose", "ranked"]

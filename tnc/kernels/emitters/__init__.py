@@ -1,0 +1,1 @@
+"""Emitters print programs as source."""

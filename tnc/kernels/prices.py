@@ -1,0 +1,143 @@
+"""Predicted seconds of the steps of a program, forward and backward, on one machine."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from tnc.derive.contraction import Contraction
+from tnc.kernels.machine import Machine
+from tnc.kernels.program import (
+    Copy,
+    Multiply,
+    dimensions,
+    extent,
+    input_gradient,
+    operand_gradient,
+)
+from tnc.net import Axis, Network
+
+ITEMSIZE = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
+STRIDED = ("mbn", "nbm", "mbk", "kbm")
+"""Roles of batches of matrices that are not one after another in memory."""
+
+
+@dataclass
+class Prices:
+    """Prices on one machine. With `training`, products cost their gradients and a recomputation.
+
+    `cached` tells that merged cores are kept while weights do not change, so merging is free.
+    """
+
+    machine: Machine
+    training: bool = False
+    cached: bool = True
+    _known: dict[object, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.itemsize = ITEMSIZE[self.machine.dtype]
+
+    def product(self, step: Multiply, size: Mapping[str, int]) -> float:
+        """Seconds of a product, with what its gradients cost where training."""
+        summed = "b" in step.left.roles and "b" not in step.right.roles
+        dims = dimensions(step, size)
+        key = (dims, step.result.roles, step.left.roles, summed)
+        if key not in self._known:
+            self._known[key] = self._product(step, size)
+        return self._known[key]
+
+    def backend(self, step: Multiply, size: Mapping[str, int]) -> str:
+        """Return the backend that is predicted to be the fastest for a product."""
+        return min(self.machine.backends, key=lambda name: self._call(step, size, name))
+
+    def _product(self, step: Multiply, size: Mapping[str, int]) -> float:
+        forward = self.call(step, size)
+        if not self.training:
+            return forward
+        return 2 * forward + self.call(input_gradient(step), size) + self.summing(step, size)
+
+    def call(self, step: Multiply, size: Mapping[str, int]) -> float:
+        """Seconds of one product alone, on the best backend."""
+        return min([self._call(step, size, name) for name in self.machine.backends])
+
+    def _call(self, step: Multiply, size: Mapping[str, int], backend: str) -> float:
+        batch, m, n, k = dimensions(step, size)
+        seconds = self.machine.gemm(backend, batch, m, n, k)
+        touched = self.itemsize * batch * (m * k + k * n + m * n)
+        seconds = max(seconds, touched / self.machine.bandwidth(touched))
+        if backend == "onednn" and batch > 1:
+            for matrix in (step.result, step.left, step.right):
+                if matrix.roles in STRIDED:
+                    moved = self.itemsize * extent(matrix.layout, size)
+                    seconds += self.machine.copy(moved, moved)
+        return seconds
+
+    def summing(self, step: Multiply, size: Mapping[str, int]) -> float:
+        """Seconds of an operand's gradient."""
+        back = operand_gradient(step)
+        if "b" in back.result.roles or "b" not in back.left.roles:
+            return self.call(back, size)
+        return min(
+            [
+                self.machine.gemm(name, *dimensions(back, size)) for name in self.machine.backends
+            ]
+        ) + self._moved(extent(back.left.group("b"), size) * extent(back.result.layout, size))
+
+    def _moved(self, entries: int) -> float:
+        moved = self.itemsize * entries
+        return self.machine.copy(moved, moved)
+
+    def copy(self, step: Copy, size: Mapping[str, int]) -> float:
+        """Seconds of a copy into another order; none where memory stays as it is."""
+        before, after = long_legs(step.before, size), long_legs(step.after, size)
+        if before == after:
+            return 0.0
+        run = self.itemsize
+        for a, b in zip(reversed(before), reversed(after)):
+            if a != b:
+                break
+            run *= size[a]
+        seconds = self.machine.copy(self.itemsize * extent(before, size), run)
+        return 3 * seconds if self.training else seconds
+
+    def laying(self, legs: Axis, size: Mapping[str, int]) -> float:
+        """Seconds of writing a core in another order, and its gradient back."""
+        if self.cached:
+            return 0.0
+        moved = self.itemsize * extent(legs, size)
+        return 2 * self.machine.copy(moved, self.itemsize)
+
+    def merging(
+        self, network: Network, pieces: Sequence[tuple[str, tuple[str, ...], Axis]]
+    ) -> float:
+        """Seconds of making merged operands from their cores; nothing where they are kept."""
+        if self.cached:
+            return 0.0
+        seconds = 0.0
+        for _, cores, legs in pieces:
+            if len(cores) > 1:
+                flops = merge(network, cores, legs).order.flops
+                best = max(self.machine.peak.values())
+                entries = self.itemsize * extent(legs, network.size)
+                seconds += 3 * (flops / (0.5 * best) + 2 * self.machine.copy(entries, entries))
+        return seconds
+
+
+def merge(network: Network, cores: Sequence[str], legs: Axis) -> Contraction:
+    """Return the contraction of some cores to an operand with `legs`."""
+    return Contraction(
+        tuple(cores),
+        tuple(network.equation.core(name).indices for name in cores),
+        legs,
+        network.sizes,
+    )
+
+
+def same_memory(one: Axis, other: Axis, size: Mapping[str, int]) -> bool:
+    """Whether two orders of legs are one order of memory."""
+    return long_legs(one, size) == long_legs(other, size)
+
+
+def long_legs(layout: Axis, size: Mapping[str, int]) -> Axis:
+    """Leave out legs of size 1: they have no place in memory."""
+    return tuple(name for name in layout if size[name] != 1)

@@ -1,0 +1,285 @@
+"""Search the programs of a network: what is merged, in which order absorbed, how it lies.
+
+Activations are walked leg by leg: a state is the order of their legs in memory and the operands
+that are left. From a state, every operand that meets the activation can be absorbed in a few ways,
+each a matrix product whose inputs and result lie as some library call takes them; where none does,
+a copy comes first. Of two ways into one state the cheaper is kept, and of all states of one depth
+the best few: costs are seconds as a `Machine` predicts them, forward, and with `training` also
+backward.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import combinations, permutations
+
+from tnc.derive.dense import INPUT, ROWS
+from tnc.kernels.prices import Prices, same_memory
+from tnc.kernels.program import Copy, Matrix, Multiply, Operand, Program, Step, extent
+from tnc.net import Axis, Network
+
+BEAM = 12
+MERGED = 4
+"""Cores are merged up to so many at once, and all of them together."""
+GROWTH = 4.0
+"""A merged operand has at most this many times the entries of its cores."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """A program with its predicted seconds for the number of rows that it was searched for."""
+
+    program: Program
+    seconds: float
+
+
+@dataclass(frozen=True)
+class _State:
+    layout: Axis
+    left: frozenset[str]
+    seconds: float
+    steps: tuple[Step, ...]
+    operands: tuple[Operand, ...]
+
+
+Piece = tuple[str, tuple[str, ...], Axis]
+"""Name, cores and legs of an operand whose order in memory is still free."""
+
+
+def search(
+    network: Network, rows: int, prices: Prices, *, beam: int = BEAM, keep: int = 8
+) -> list[Found]:
+    """Return the cheapest programs for `rows` inputs, cheapest first."""
+    size = dict(network.sizes) | {ROWS: rows}
+    found: list[Found] = []
+    for pieces in groupings(network):
+        merging = prices.merging(network, pieces)
+        for state in _walk(network, pieces, size, prices, beam):
+            program = Program(
+                network.equation.input_indices,
+                (ROWS, *network.equation.output_indices),
+                state.operands,
+                state.steps,
+                network.sizes,
+            )
+            found.append(Found(program, state.seconds + merging))
+    found.sort(key=lambda item: item.seconds)
+    return found[:keep]
+
+
+def groupings(network: Network) -> Iterator[tuple[Piece, ...]]:
+    """Yield ways to merge cores: none, a few neighbours, all."""
+    cores = [(_named((core.name,)), (core.name,), core.indices)
+             for core in network.equation.cores]  # fmt: skip
+    yield tuple(cores)
+    if len(cores) == 1:
+        return
+    outer = {*network.equation.input_indices, *network.equation.output_indices}
+    for count in range(2, min(MERGED, len(cores) - 1) + 1):
+        for chosen in combinations(cores, count):
+            rest = [piece for piece in cores if piece not in chosen]
+            piece = _merged(chosen, rest, outer)
+            before = sum(extent(legs, network.size) for _, _, legs in chosen)
+            if _joined(chosen) and extent(piece[2], network.size) <= GROWTH * before:
+                yield (*rest, piece)
+    if not network.equation.shared:
+        yield (_merged(cores, [], outer),)
+
+
+def _joined(pieces: Sequence[Piece]) -> bool:
+    """Whether pieces hang together by legs."""
+    reached, rest = set(pieces[0][2]), list(pieces[1:])
+    while rest:
+        near = [piece for piece in rest if reached & set(piece[2])]
+        if not near:
+            return False
+        for piece in near:
+            reached |= set(piece[2])
+            rest.remove(piece)
+    return True
+
+
+def _merged(chosen: Sequence[Piece], rest: Sequence[Piece], outer: set[str]) -> Piece:
+    needed = outer.union(*(legs for _, _, legs in rest))
+    legs = dict.fromkeys(name for _, _, axis in chosen for name in axis)
+    names = tuple(name for _, cores, _ in chosen for name in cores)
+    return _named(names), names, tuple(name for name in legs if name in needed)
+
+
+def _named(cores: Sequence[str]) -> str:
+    """Name an operand so that it is no name of the emitted code, which are all lower-case."""
+    name = "_".join(cores)
+    return name if name[0].isupper() else "C" + name
+
+
+def _walk(
+    network: Network,
+    pieces: tuple[Piece, ...],
+    size: dict[str, int],
+    prices: Prices,
+    beam: int,
+) -> list[_State]:
+    by_name = {name: (cores, legs) for name, cores, legs in pieces}
+    outputs = network.equation.output_indices
+    start = (ROWS, *network.equation.input_indices)
+    every = frozenset(by_name)
+    turned = (*start[1:], ROWS)
+    copy = Copy("turned", INPUT, start, turned)
+    states = [
+        _State(start, every, 0.0, (), ()),
+        _State(turned, every, prices.copy(copy, size), (copy,), ()),
+    ]
+    for depth in range(len(pieces)):
+        best: dict[tuple[frozenset[str], Axis], _State] = {}
+        for state in states:
+            for name in sorted(state.left):
+                cores, legs = by_name[name]
+                rest = state.left - {name}
+                needed = set(outputs).union(*(by_name[n][1] for n in rest))
+                if len(rest) and not set(legs) & set(state.layout):
+                    continue
+                for steps, seconds, layout, lies in _absorb(
+                    state, (name, cores, legs), needed, size, prices, depth
+                ):
+                    key = (rest, layout)
+                    total = state.seconds + seconds
+                    if key not in best or total < best[key].seconds:
+                        best[key] = _State(
+                            layout,
+                            rest,
+                            total,
+                            (*state.steps, *steps),
+                            (*state.operands, Operand(name, cores, lies)),
+                        )
+        states = sorted(best.values(), key=lambda state: state.seconds)[:beam]
+    wanted = (ROWS, *outputs)
+    done = []
+    for state in states:
+        if state.layout != wanted:
+            copy = Copy("output", _last(state), state.layout, wanted)
+            state = _State(
+                wanted, state.left, state.seconds + prices.copy(copy, size),
+                (*state.steps, copy), state.operands,
+            )  # fmt: skip
+        done.append(state)
+    return sorted(done, key=lambda state: state.seconds)[:4]
+
+
+def _last(state: _State) -> str:
+    step = state.steps[-1] if state.steps else None
+    if step is None:
+        return INPUT
+    return step.result if isinstance(step, Copy) else step.result.value
+
+
+Way = tuple[tuple[Step, ...], float, Axis, Axis]
+"""Steps, seconds, the activation's new layout, and the operand's layout."""
+
+
+def _absorb(
+    state: _State,
+    piece: Piece,
+    needed: set[str],
+    size: dict[str, int],
+    prices: Prices,
+    depth: int,
+) -> Iterator[Way]:
+    name, cores, legs = piece
+    layout = state.layout
+    own = set(legs)
+    kinds = {n: "m" if n not in own else "b" if n in needed else "k" for n in layout}
+    fresh = tuple(n for n in legs if n not in kinds)
+    before: tuple[Step, ...] = ()
+    source, spent = _last(state), 0.0
+    for lies, roles, groups in _readable(layout, kinds):
+        steps, seconds = before, spent
+        value = source
+        if lies != layout:
+            copy = Copy(f"t{depth}c", source, layout, lies)
+            steps, seconds, value = (*before, copy), spent + prices.copy(copy, size), copy.result
+        left = Matrix(value, groups, roles)
+        grouped = any(kind == "b" for kind in kinds.values())
+        for brought in _orders(fresh, needed):
+            for result_roles in _results(roles):
+                given = {"n": brought, **dict(zip(roles, groups))}
+                result = Matrix(
+                    f"t{depth}", tuple(given[role] for role in result_roles), result_roles
+                )
+                right = _operand(name, legs, given, grouped, result_roles, size)
+                step = Multiply(result, left, right)
+                laying = 0.0
+                if len(cores) == 1 and not same_memory(right.layout, legs, size):
+                    laying = prices.laying(legs, size)
+                yield (
+                    (*steps, step),
+                    seconds + laying + prices.product(step, size),
+                    result.layout,
+                    right.layout,
+                )
+
+
+def _operand(
+    name: str,
+    legs: Axis,
+    given: dict[str, Axis],
+    grouped: bool,
+    result: str,
+    size: dict[str, int],
+) -> Matrix:
+    """Return the operand as it lies already if a product can take it so, else turned for it."""
+    for roles in ("bkn", "bnk", "kbn", "nbk") if grouped else ("kn", "nk"):
+        groups = tuple(given[role] for role in roles)
+        if same_memory(tuple(n for group in groups for n in group), legs, size):
+            return Matrix(name, groups, roles)
+    roles = ("b" if grouped else "") + ("kn" if result.index("m") < result.index("n") else "nk")
+    return Matrix(name, tuple(given[role] for role in roles), roles)
+
+
+def _results(roles: str) -> tuple[str, ...]:
+    """In which orders a library call can write the product of an activation that lies so."""
+    if "b" in roles:
+        return ("bmn", "bnm", "mbn", "nbm")
+    return ("mn", "nm")
+
+
+def _readable(layout: Axis, kinds: dict[str, str]) -> Iterator[tuple[Axis, str, tuple[Axis, ...]]]:
+    """Yield layouts from which a product can be taken: as it lies if it can be, else after a copy.
+
+    Each with its roles and groups.
+    """
+    runs: list[tuple[str, list[str]]] = []
+    for name in layout:
+        if runs and runs[-1][0] == kinds[name]:
+            runs[-1][1].append(name)
+        else:
+            runs.append((kinds[name], [name]))
+    pattern = "".join(kind for kind, _ in runs)
+    groups = [tuple(names) for _, names in runs]
+    grouped = "b" in pattern
+    if "k" not in pattern and (grouped or pattern == "m"):
+        pattern, groups = pattern + "k", [*groups, ()]
+    if pattern == "mkm":
+        yield layout, "bkm", tuple(groups)
+        return
+    if pattern in ("mk", "km", "mbk", "bmk", "bkm", "kbm"):
+        yield layout, pattern, tuple(groups)
+        return
+    stay = tuple(n for n in layout if kinds[n] == "m")
+    summed = tuple(n for n in layout if kinds[n] == "k")
+    batch = tuple(n for n in layout if kinds[n] == "b")
+    others = tuple(n for n in stay if n != ROWS)
+    for kept in dict.fromkeys(((*others, ROWS), (ROWS, *others))):
+        for roles in ("bmk", "bkm", "kbm", "mbk") if grouped else ("mk", "km"):
+            chosen = {"m": kept, "k": summed, "b": batch}
+            parts = tuple(chosen[role] for role in roles)
+            yield tuple(n for part in parts for n in part), roles, parts
+
+
+def _orders(fresh: Axis, needed: set[str]) -> Iterator[Axis]:
+    """Yield orders of the legs that an operand brings."""
+    if len(fresh) <= 3:
+        yield from permutations(fresh)
+        return
+    yield fresh
+    yield fresh[::-1]

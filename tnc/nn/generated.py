@@ -1,0 +1,111 @@
+"""Linear layers through generated kernels, where tensors are plain ones."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from functools import cached_property
+from math import prod
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from tnc.kernels.applied import DTYPES, Applied
+from tnc.net import Network, Structure
+
+_PLAIN: ContextVar[bool] = ContextVar("tnc_plain_kernels", default=False)
+
+
+@contextmanager
+def plain_kernels() -> Iterator[None]:
+    """Apply layers by pairwise einsums in the order of fewest FLOPs, the same on every machine."""
+    token = _PLAIN.set(True)
+    try:
+        yield
+    finally:
+        _PLAIN.reset(token)
+
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """One network of the sum: how much its input is padded, how much of its result is used."""
+
+    applied: Applied
+    pad: int
+    covers: int
+
+
+@dataclass(frozen=True, eq=False)
+class GeneratedLinear:
+    """`y = x W^T + b` of a structure without sparse cores."""
+
+    structure: Structure
+
+    @cached_property
+    def parts(self) -> tuple[Part, ...]:
+        """The networks, each with its kernels."""
+        (have,) = self.structure.signature.inputs
+        return tuple(
+            Part(Applied(term), prod(term.signature.inputs) - have, prod(term.signature.outputs))
+            for term in self.structure.terms
+        )
+
+    @staticmethod
+    def of(structure: Structure) -> GeneratedLinear | None:
+        """Return the kernels of a structure that has some."""
+        return None if structure.stored else GeneratedLinear(structure)
+
+    def takes(self, x: Tensor) -> bool:
+        """Whether generated kernels run here: a plain CPU tensor, neither traced nor transformed.
+
+        Everything else takes the layer's program of plain torch calls, which compilers, exporters,
+        function transforms, autocast and tensor subclasses understand.
+        """
+        bindings: Any = torch._C
+        return (
+            type(x) is Tensor
+            and x.dtype in DTYPES
+            and x.is_cpu
+            and not torch.compiler.is_compiling()
+            and not torch.is_autocast_enabled("cpu")
+            and bindings._functorch.peek_interpreter_stack() is None
+            and bindings._get_tracing_state() is None
+            and torch.autograd.forward_ad._current_level < 0
+            and not _PLAIN.get()
+        )
+
+    def run(self, cores: Mapping[str, Tensor], bias: Tensor | None, x: Tensor) -> Tensor:
+        """Apply to `[.., inputs]`, any leading dimensions but none of size 0."""
+        (want,), (have,) = self.structure.signature.outputs, self.structure.signature.inputs
+        flat = x if x.dim() == 2 else x.reshape(-1, have)
+        if not flat.is_contiguous():
+            flat = flat.contiguous()
+        training = torch.is_grad_enabled() and (
+            x.requires_grad
+            or (bias is not None and bias.requires_grad)
+            or any([core.requires_grad for core in cores.values()])
+        )
+        total: Tensor | None = None
+        for part in self.parts:
+            given = functional.pad(flat, (0, part.pad)) if part.pad else flat
+            whole = part.covers == want
+            own = bias if total is None and whole else None
+            y = part.applied(cores, given, own, training)
+            if not whole:
+                y = y[:, :want]
+            if total is None:
+                total = y if bias is None or whole else y + bias
+            else:
+                total = total + y
+        assert total is not None
+        return total if x.dim() == 2 else total.view(*x.shape[:-1], want)
+
+
+def kernels_of(layer: Any) -> Sequence[tuple[Network, Applied]]:
+    """Return the networks of a layer with their kernels; empty where it has none."""
+    generated = getattr(layer, "_generated", None)
+    return [(part.applied.network, part.applied) for part in generated.parts] if generated else []
