@@ -7,14 +7,16 @@ from functools import lru_cache
 from math import ceil
 
 from tnc.derive.dense import INPUT, ROWS
+from tnc.kernels.costs import Costs
 from tnc.kernels.emitters.torch_source import Way
 from tnc.kernels.machine import Machine, current
-from tnc.kernels.prices import Prices
-from tnc.kernels.program import Copy, Program, extent
-from tnc.kernels.search import Found, search
-from tnc.net import Network
+from tnc.kernels.program import Copy, Program, Step, extent
+from tnc.kernels.search import search
+from tnc.net import Axis, Network
 
 TILES = (16, 32, 64, 128, 256)
+TILED_FROM = 256 << 10
+"""Rows are taken in tiles only where some result is larger than so many bytes."""
 LOOP = 8
 """Lines of Python that a tile takes beside its products."""
 SHORTLIST = 8
@@ -61,30 +63,41 @@ def choose(task: Task) -> tuple[Choice, ...]:
 
 
 def ranked(task: Task, machine: Machine) -> tuple[Choice, ...]:
-    """Rank programs and tiles by the prices of a machine."""
-    prices = Prices(machine, training=task.training, cached=not task.training)
-    found: list[Choice] = []
-    for tile in (0, *(tile for tile in TILES if tile < task.rows)):
-        rows = tile or task.rows
-        for item in search(task.network, rows, prices):
-            found.append(_priced(task, item, tile, prices))
+    """Rank programs and tiles by the costs of a machine."""
+    costs = Costs(machine, training=task.training, cached=not task.training)
+    programs = [found.program for found in search(task.network, task.rows, costs)]
+    size = dict(task.network.sizes) | {ROWS: task.rows}
+    largest = max(costs.itemsize * extent(_made(step), size)
+                  for program in programs for step in program.steps)  # fmt: skip
+    tiles = [tile for tile in TILES if tile < task.rows] if largest > TILED_FROM else []
+    if tiles:
+        half = tiles[len(tiles) // 2]
+        programs += [found.program for found in search(task.network, half, costs)]
+    found = [
+        priced(task, program, tile, costs)
+        for program in dict.fromkeys(programs)
+        for tile in (0, *tiles)
+    ]
     found.sort(key=lambda choice: choice.seconds)
-    found = _without_dense(found)
-    return tuple(_spread(found)[:SHORTLIST])
+    return tuple(_spread(_without_dense(found))[:SHORTLIST])
 
 
-def _priced(task: Task, found: Found, tile: int, prices: Prices) -> Choice:
-    program, machine = found.program, prices.machine
+def priced(task: Task, program: Program, tile: int, costs: Costs) -> Choice:
+    """Price a program that takes `tile` rows at a time (0: all at once)."""
+    machine = costs.machine
     size = dict(program.sizes) | {ROWS: tile or task.rows}
-    backends = tuple(prices.backend(step, size) for step in program.products)
+    backends = tuple(costs.backend(step, size) for step in program.products)
     way = Way(tile, backends if set(backends) != {DEFAULT} else (), task.rows == 1)
-    seconds = found.seconds
+    seconds = costs.total(task.network, program, size)
     if tile:
         seconds = ceil(task.rows / tile) * (seconds + LOOP * machine.statement)
     for step in program.steps[:-1] if not tile else ():
-        name = (step.after if isinstance(step, Copy) else step.result.layout)
-        seconds += machine.fresh(prices.itemsize * extent(name, size))
+        seconds += machine.fresh(costs.itemsize * extent(_made(step), size))
     return Choice(program, way, seconds)
+
+
+def _made(step: Step) -> Axis:
+    return step.after if isinstance(step, Copy) else step.result.layout
 
 
 def _without_dense(found: list[Choice]) -> list[Choice]:

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from tnc.derive.contraction import Contraction
+from tnc.kernels.costs import merge
 from tnc.kernels.plain import contract
-from tnc.kernels.prices import merge
 from tnc.kernels.program import Program, extent
 from tnc.net import Network
 

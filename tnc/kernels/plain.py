@@ -1,5 +1,4 @@
-"""Contractions as pairwise einsums: differentiable any number of times, and what others must equal.
-"""
+"""Contractions as pairwise einsums: differentiable any number of times."""
 
 from __future__ import annotations
 

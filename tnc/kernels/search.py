@@ -15,13 +15,15 @@ from dataclasses import dataclass
 from itertools import combinations, permutations
 
 from tnc.derive.dense import INPUT, ROWS
-from tnc.kernels.prices import Prices, same_memory
+from tnc.kernels.costs import Costs, same_memory
 from tnc.kernels.program import Copy, Matrix, Multiply, Operand, Program, Step, extent
 from tnc.net import Axis, Network
 
 BEAM = 12
 MERGED = 4
 """Cores are merged up to so many at once, and all of them together."""
+SLACK = 1.3
+"""Ways are given up once they take this many times the best that is known."""
 GROWTH = 4.0
 """A merged operand has at most this many times the entries of its cores."""
 
@@ -48,14 +50,16 @@ Piece = tuple[str, tuple[str, ...], Axis]
 
 
 def search(
-    network: Network, rows: int, prices: Prices, *, beam: int = BEAM, keep: int = 8
+    network: Network, rows: int, costs: Costs, *, beam: int = BEAM, keep: int = 8
 ) -> list[Found]:
     """Return the cheapest programs for `rows` inputs, cheapest first."""
     size = dict(network.sizes) | {ROWS: rows}
     found: list[Found] = []
+    limit = float("inf")
     for pieces in groupings(network):
-        merging = prices.merging(network, pieces)
-        for state in _walk(network, pieces, size, prices, beam):
+        merging = costs.merging(network, pieces)
+        for state in _walk(network, pieces, size, costs, beam, limit - merging):
+            limit = min(limit, SLACK * (state.seconds + merging))
             program = Program(
                 network.equation.input_indices,
                 (ROWS, *network.equation.output_indices),
@@ -117,8 +121,9 @@ def _walk(
     network: Network,
     pieces: tuple[Piece, ...],
     size: dict[str, int],
-    prices: Prices,
+    costs: Costs,
     beam: int,
+    limit: float,
 ) -> list[_State]:
     by_name = {name: (cores, legs) for name, cores, legs in pieces}
     outputs = network.equation.output_indices
@@ -128,7 +133,7 @@ def _walk(
     copy = Copy("turned", INPUT, start, turned)
     states = [
         _State(start, every, 0.0, (), ()),
-        _State(turned, every, prices.copy(copy, size), (copy,), ()),
+        _State(turned, every, costs.copy(copy, size), (copy,), ()),
     ]
     for depth in range(len(pieces)):
         best: dict[tuple[frozenset[str], Axis], _State] = {}
@@ -140,10 +145,12 @@ def _walk(
                 if len(rest) and not set(legs) & set(state.layout):
                     continue
                 for steps, seconds, layout, lies in _absorb(
-                    state, (name, cores, legs), needed, size, prices, depth
+                    state, (name, cores, legs), needed, size, costs, depth
                 ):
                     key = (rest, layout)
                     total = state.seconds + seconds
+                    if total > limit:
+                        continue
                     if key not in best or total < best[key].seconds:
                         best[key] = _State(
                             layout,
@@ -159,7 +166,7 @@ def _walk(
         if state.layout != wanted:
             copy = Copy("output", _last(state), state.layout, wanted)
             state = _State(
-                wanted, state.left, state.seconds + prices.copy(copy, size),
+                wanted, state.left, state.seconds + costs.copy(copy, size),
                 (*state.steps, copy), state.operands,
             )  # fmt: skip
         done.append(state)
@@ -182,7 +189,7 @@ def _absorb(
     piece: Piece,
     needed: set[str],
     size: dict[str, int],
-    prices: Prices,
+    costs: Costs,
     depth: int,
 ) -> Iterator[Way]:
     name, cores, legs = piece
@@ -197,7 +204,7 @@ def _absorb(
         value = source
         if lies != layout:
             copy = Copy(f"t{depth}c", source, layout, lies)
-            steps, seconds, value = (*before, copy), spent + prices.copy(copy, size), copy.result
+            steps, seconds, value = (*before, copy), spent + costs.copy(copy, size), copy.result
         left = Matrix(value, groups, roles)
         grouped = any(kind == "b" for kind in kinds.values())
         for brought in _orders(fresh, needed):
@@ -210,10 +217,10 @@ def _absorb(
                 step = Multiply(result, left, right)
                 laying = 0.0
                 if len(cores) == 1 and not same_memory(right.layout, legs, size):
-                    laying = prices.laying(legs, size)
+                    laying = costs.laying(legs, size)
                 yield (
                     (*steps, step),
-                    seconds + laying + prices.product(step, size),
+                    seconds + laying + costs.product(step, size),
                     result.layout,
                     right.layout,
                 )

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from tnc.kernels.applied import DTYPES, Applied
-from tnc.net import Network, Structure
+from tnc.net import Structure
 
 _PLAIN: ContextVar[bool] = ContextVar("tnc_plain_kernels", default=False)
 
@@ -87,7 +87,7 @@ class GeneratedLinear:
         training = torch.is_grad_enabled() and (
             x.requires_grad
             or (bias is not None and bias.requires_grad)
-            or any([core.requires_grad for core in cores.values()])
+            or any(core.requires_grad for core in cores.values())
         )
         total: Tensor | None = None
         for part in self.parts:
@@ -105,7 +105,7 @@ class GeneratedLinear:
         return total if x.dim() == 2 else total.view(*x.shape[:-1], want)
 
 
-def kernels_of(layer: Any) -> Sequence[tuple[Network, Applied]]:
-    """Return the networks of a layer with their kernels; empty where it has none."""
+def kernels_of(layer: Any) -> Sequence[Applied]:
+    """Return the kernels of a layer, one for each network of its sum; empty where it has none."""
     generated = getattr(layer, "_generated", None)
-    return [(part.applied.network, part.applied) for part in generated.parts] if generated else []
+    return [part.applied for part in generated.parts] if generated else []

@@ -161,7 +161,12 @@ class _Writer:
         order = tuple(matrix.roles.index(role) for role in ("b", *roles))
         if order == (0, 1, 2):
             return text
-        swapped = {(0, 2, 1): "1, 2", (1, 0, 2): "0, 1", (2, 1, 0): "0, 2"}.get(order)
+        swaps: dict[tuple[int, ...], str] = {
+            (0, 2, 1): "1, 2",
+            (1, 0, 2): "0, 1",
+            (2, 1, 0): "0, 2",
+        }
+        swapped = swaps.get(order)
         if swapped:
             return f"{text}.transpose({swapped})"
         return f"{text}.permute({', '.join(map(str, order))})"
@@ -205,9 +210,7 @@ class _Writer:
         for place, step in enumerate(self.program.steps[:upto]):
             final = place == len(self.program.steps) - 1
             if isinstance(step, Copy):
-                self.copy(
-                    step.result, step.source, step.before, step.after, out if final else ""
-                )
+                self.copy(step.result, step.source, step.before, step.after, out if final else "")
                 continue
             self.use(self.backend_of(next(places)))
             self.multiply(step, out=out if final else "", bias=bias if final else "")
@@ -306,9 +309,7 @@ class _Backward(_Writer):
             return f"def backward(dy, x, {arguments}):\n{_indented(body)}"
         grads = [f"d_{name}" for name in kept]
         own = ["dx"] if INPUT in self.needs else []
-        tile = _tile_function(
-            "back_tile", [INPUT, "dy", *own, arguments, *grads], self
-        )
+        tile = _tile_function("back_tile", [INPUT, "dy", *own, arguments, *grads], self)
         slices = ", ".join(
             ["x[a:b]", "dy[a:b]", *(["dx[a:b]"] if own else []), arguments, *grads, "*buffers"]
         )
@@ -375,7 +376,7 @@ class _Backward(_Writer):
         if "b" not in back.left.roles or "b" in back.result.roles:
             self.multiply(back, out=out if self.into else "", add=self.into)
             return
-        rows, columns = back.result.roles
+        rows, columns = tuple(back.result.roles)
         batch = self.extent(back.left.group("b"))
         pair = (back.left, back.right) if rows in back.left.roles else (back.right, back.left)
         first = self.turned(pair[0], (rows, "m"), batch)

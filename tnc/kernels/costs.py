@@ -10,6 +10,7 @@ from tnc.kernels.machine import Machine
 from tnc.kernels.program import (
     Copy,
     Multiply,
+    Program,
     dimensions,
     extent,
     input_gradient,
@@ -23,8 +24,8 @@ STRIDED = ("mbn", "nbm", "mbk", "kbm")
 
 
 @dataclass
-class Prices:
-    """Prices on one machine. With `training`, products cost their gradients and a recomputation.
+class Costs:
+    """Costs on one machine. With `training`, products cost their gradients and a recomputation.
 
     `cached` tells that merged cores are kept while weights do not change, so merging is free.
     """
@@ -46,6 +47,19 @@ class Prices:
             self._known[key] = self._product(step, size)
         return self._known[key]
 
+    def total(self, network: Network, program: Program, size: Mapping[str, int]) -> float:
+        """Seconds of all steps, without merging where merged operands are kept."""
+        pieces = [(o.name, o.cores, o.layout) for o in program.operands]
+        seconds = self.merging(network, pieces)
+        for step in program.steps:
+            seconds += self.copy(step, size) if isinstance(step, Copy) else self.product(step, size)
+        for operand in program.operands:
+            if len(operand.cores) == 1:
+                legs = network.equation.core(operand.cores[0]).indices
+                if not same_memory(operand.layout, legs, size):
+                    seconds += self.laying(legs, size)
+        return seconds
+
     def backend(self, step: Multiply, size: Mapping[str, int]) -> str:
         """Return the backend that is predicted to be the fastest for a product."""
         return min(self.machine.backends, key=lambda name: self._call(step, size, name))
@@ -62,7 +76,10 @@ class Prices:
 
     def _call(self, step: Multiply, size: Mapping[str, int], backend: str) -> float:
         batch, m, n, k = dimensions(step, size)
-        seconds = self.machine.gemm(backend, batch, m, n, k)
+        lone = batch > 1 and "b" not in step.right.roles and "b" in step.result.roles
+        if lone and next(r for r in step.result.roles if r != "b") not in step.right.roles:
+            m, n = n, m
+        seconds = self.machine.gemm(backend, batch, m, n, k, shared=lone)
         touched = self.itemsize * batch * (m * k + k * n + m * n)
         seconds = max(seconds, touched / self.machine.bandwidth(touched))
         if backend == "onednn" and batch > 1:
@@ -78,9 +95,7 @@ class Prices:
         if "b" in back.result.roles or "b" not in back.left.roles:
             return self.call(back, size)
         return min(
-            [
-                self.machine.gemm(name, *dimensions(back, size)) for name in self.machine.backends
-            ]
+            [self.machine.gemm(name, *dimensions(back, size)) for name in self.machine.backends]
         ) + self._moved(extent(back.left.group("b"), size) * extent(back.result.layout, size))
 
     def _moved(self, entries: int) -> float:

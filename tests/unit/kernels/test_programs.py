@@ -53,10 +53,10 @@ def laid(network: Network, choice: Choice, cores: dict[str, Tensor]) -> list[Ten
 @pytest.mark.parametrize("training", [False, True])
 @pytest.mark.parametrize("rows", [1, 2, 7, 50])
 @pytest.mark.parametrize("name", NETWORKS)
-def test_programs_compute_networks(name: str, rows: int, training: bool, prices) -> None:
+def test_programs_compute_networks(name: str, rows: int, training: bool, costs) -> None:
     network = parse_network(NETWORKS[name])
     cores = draw(network)
-    inputs, outputs = network.signature.inputs, network.signature.outputs
+    inputs = network.signature.inputs
     made = torch.Generator().manual_seed(1)
     width = int(torch.tensor(inputs).prod())
     x = torch.randn(rows, width, dtype=torch.float64, generator=made).requires_grad_()
@@ -64,7 +64,7 @@ def test_programs_compute_networks(name: str, rows: int, training: bool, prices)
     dy = torch.randn(y.shape, dtype=torch.float64, generator=made)
     wanted = torch.autograd.grad(y, [x, *cores.values()], dy)
     bias = torch.randn(y.shape[1], dtype=torch.float64, generator=made)
-    choices = ranked(Task(network, rows, "float64", 1, training), prices)
+    choices = ranked(Task(network, rows, "float64", 1, training), costs)
     assert choices
     for choice in choices:
         kernel, operands = Kernel(choice), laid(network, choice, cores)
@@ -88,14 +88,14 @@ def test_programs_compute_networks(name: str, rows: int, training: bool, prices)
             for own, want in zip(through, wanted[1:]):
                 if own is not None:
                     torch.testing.assert_close(own, want)
-    del outputs
 
 
 @pytest.mark.parametrize("rows", [40, 33])
 @pytest.mark.parametrize("name", NETWORKS)
-def test_tiles(name: str, rows: int, prices, monkeypatch) -> None:
+def test_tiles(name: str, rows: int, costs, monkeypatch) -> None:
     """Tiles are forced, with a last one that is smaller."""
     monkeypatch.setattr("tnc.kernels.choose.TILES", (16,))
+    monkeypatch.setattr("tnc.kernels.choose.TILED_FROM", -1)
     network = parse_network(NETWORKS[name])
     cores = draw(network)
     width = int(torch.tensor(network.signature.inputs).prod())
@@ -104,7 +104,7 @@ def test_tiles(name: str, rows: int, prices, monkeypatch) -> None:
     dy = torch.randn_like(y)
     wanted = torch.autograd.grad(y, [x, *cores.values()], dy)
     monkeypatch.setattr("tnc.kernels.choose.SHORTLIST", 100)
-    choices = ranked(Task(network, rows, "float64", 1, True), prices)
+    choices = ranked(Task(network, rows, "float64", 1, True), costs)
     tiled = [choice for choice in choices if choice.way.tile]
     assert tiled
     for choice in tiled:
@@ -121,7 +121,7 @@ def test_tiles(name: str, rows: int, prices, monkeypatch) -> None:
 
 
 @pytest.fixture(params=["one", "two"])
-def prices(request):
+def costs(request):
     """Two machines with unlike prices, so that unlike programs are at the top."""
     return Toy(request.param == "two")
 
