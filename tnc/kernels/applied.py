@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,6 +12,8 @@ import torch
 from torch import Tensor
 
 from tnc.derive.dense import forward
+from tnc.errors import KernelError
+from tnc.kernels.backend import allowed
 from tnc.kernels.choose import Choice, Task, bucket, choose
 from tnc.kernels.compiled import Kernel
 from tnc.kernels.operands import Lay, lay, lays
@@ -117,7 +121,29 @@ def plain(ready: Ready, x: Tensor, operands: Sequence[Tensor]) -> Tensor:
     return contract(whole, given).reshape(x.shape[0], -1)
 
 
-Chooser = Callable[[Task], Sequence[Choice]]
+TUNES = ("model", "measure")
+_TUNE: ContextVar[str] = ContextVar("tnc_tune", default="model")
+
+
+@contextmanager
+def tuning(how: str) -> Iterator[None]:
+    """Choose the kernels that are first needed in this block by the cost model, or by timing."""
+    if how not in TUNES:
+        raise KernelError(f"kernels are chosen by {' or '.join(TUNES)}, not {how!r}")
+    token = _TUNE.set(how)
+    try:
+        yield
+    finally:
+        _TUNE.reset(token)
+
+
+def choices(task: Task) -> tuple[Choice, ...]:
+    """Return the ways to do a task, fastest first, by the tuning that is in force."""
+    if _TUNE.get() == "model":
+        return choose(task)
+    from tnc.kernels.measure import measured
+
+    return measured(task)
 
 
 @dataclass(eq=False)
@@ -128,7 +154,6 @@ class Applied:
     """
 
     network: Network
-    chooser: Chooser = choose
     _ready: dict[tuple[Any, ...], Ready] = field(default_factory=dict)
 
     def __call__(
@@ -147,8 +172,8 @@ class Applied:
     def ready(self, rows: int, training: bool, dtype: torch.dtype) -> Ready:
         """Choose the kernel of a bucket."""
         threads = torch.get_num_threads()
-        task = Task(self.network, bucket(rows), DTYPES[dtype], threads, training)
-        kernel = Kernel(self.chooser(task)[0])
+        task = Task(self.network, bucket(rows), DTYPES[dtype], threads, training, allowed())
+        kernel = Kernel(choices(task)[0])
         found = lays(self.network, kernel.choice.program)
         names = tuple(dict.fromkeys(name for how in found for name in how.cores))
         return Ready(kernel, self.network, found, names)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -19,6 +20,7 @@ from tnc.errors import KernelError
 from tnc.kernels.price import ITEM_BYTES
 
 BACKENDS = ("mkl", "onednn")
+_ONLY: ContextVar[str] = ContextVar("tnc_only_backend", default="")
 PRECISION = {"mkl": "ieee", "onednn": "bf16"}
 """The precision of oneDNN's float32 products that sends torch's products to a backend."""
 SMALLEST = {"mkl": 0, "onednn": 16**3}
@@ -57,6 +59,28 @@ def using(backend: str) -> Iterator[None]:
         yield
     finally:
         _set_precision(before)
+
+
+@contextmanager
+def only(backend: str) -> Iterator[None]:
+    """Let kernels that are chosen in this block use one backend, so that libraries compare.
+
+    Kernels that were chosen before keep theirs: give a layer of its own to each comparison.
+    """
+    if backend not in BACKENDS:
+        raise KernelError(
+            f"no backend named {backend!r}", hint=f"one of {', '.join(map(repr, BACKENDS))}"
+        )
+    token = _ONLY.set(backend)
+    try:
+        yield
+    finally:
+        _ONLY.reset(token)
+
+
+def allowed() -> str:
+    """Return the backend that `only` holds choices to; empty where they are free."""
+    return _ONLY.get()
 
 
 @dataclass(frozen=True)

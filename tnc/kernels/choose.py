@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from math import ceil
 
@@ -36,15 +36,18 @@ class Task:
     dtype: str
     threads: int
     training: bool
+    backend: str = ""
+    """The one library that may multiply; empty where it is free."""
 
 
 @dataclass(frozen=True)
 class Choice:
-    """A program, how it is run, and its predicted seconds."""
+    """A program, how it is run, its predicted seconds, and those measured (0: not measured)."""
 
     program: Program
     way: Way
     seconds: float
+    measured: float = 0.0
 
 
 def bucket(rows: int) -> int:
@@ -64,6 +67,8 @@ def choose(task: Task) -> tuple[Choice, ...]:
 
 def ranked(task: Task, machine: Machine) -> tuple[Choice, ...]:
     """Rank programs and tiles by the costs of a machine."""
+    if task.backend:
+        machine = replace(machine, backends=(task.backend,))
     costs = Costs(machine, training=task.training, cached=not task.training)
     programs = [found.program for found in search(task.network, task.rows, costs)]
     size = dict(task.network.sizes) | {ROWS: task.rows}

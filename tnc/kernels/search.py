@@ -20,12 +20,12 @@ from tnc.kernels.program import Copy, Matrix, Multiply, Operand, Program, Step, 
 from tnc.net import Axis, Network
 
 BEAM = 12
-MERGED = 4
-"""Cores are merged up to so many at once, and all of them together."""
+PARTED, MERGED = 5, 4
+"""Up to PARTED cores are merged in all ways; of more, up to MERGED at once, and all of them."""
 SLACK = 1.3
 """Ways are given up once they take this many times the best that is known."""
-GROWTH = 4.0
-"""A merged operand has at most this many times the entries of its cores."""
+GROWTH, SHARE = 4.0, 0.25
+"""A merged operand has at most GROWTH times the entries of its cores, or SHARE of the dense."""
 
 
 @dataclass(frozen=True)
@@ -73,22 +73,51 @@ def search(
 
 
 def groupings(network: Network) -> Iterator[tuple[Piece, ...]]:
-    """Yield ways to merge cores: none, a few neighbours, all."""
-    cores = [(_named((core.name,)), (core.name,), core.indices)
-             for core in network.equation.cores]  # fmt: skip
-    yield tuple(cores)
-    if len(cores) == 1:
-        return
-    outer = {*network.equation.input_indices, *network.equation.output_indices}
-    for count in range(2, min(MERGED, len(cores) - 1) + 1):
+    """Yield ways to merge cores: none first, then groups of them that hang together, then all."""
+    equation = network.equation
+    outer = {*equation.input_indices, *equation.output_indices}
+    cores = [(_named((core.name,)), (core.name,), core.indices) for core in equation.cores]
+    for groups in _partitions(cores) if len(cores) <= PARTED else _single_merges(cores):
+        if len(groups) == 1 < len(cores) and equation.shared:
+            continue
+        pieces = []
+        for group in groups:
+            if len(group) == 1:
+                pieces.append(group[0])
+                continue
+            rest = [piece for piece in cores if piece not in group]
+            piece = _merged(group, rest, outer)
+            before = sum(extent(legs, network.size) for _, _, legs in group)
+            most = max(GROWTH * before, SHARE * network.signature.parameters)
+            if not _joined(group) or (len(groups) > 1 and extent(piece[2], network.size) > most):
+                break
+            pieces.append(piece)
+        else:
+            yield tuple(pieces)
+
+
+def _partitions(cores: Sequence[Piece]) -> Iterator[tuple[tuple[Piece, ...], ...]]:
+    """Yield all partitions, those into many groups first."""
+    found: list[list[tuple[Piece, ...]]] = [[]]
+    for core in cores:
+        found = [
+            [*groups[:place], (*groups[place], core), *groups[place + 1 :]]
+            if place < len(groups)
+            else [*groups, (core,)]
+            for groups in found
+            for place in range(len(groups) + 1)
+        ]
+    yield from sorted(map(tuple, found), key=len, reverse=True)
+
+
+def _single_merges(cores: Sequence[Piece]) -> Iterator[tuple[tuple[Piece, ...], ...]]:
+    """Yield no merge, one of up to MERGED cores, and all at once."""
+    alone = tuple((core,) for core in cores)
+    yield alone
+    for count in range(2, MERGED + 1):
         for chosen in combinations(cores, count):
-            rest = [piece for piece in cores if piece not in chosen]
-            piece = _merged(chosen, rest, outer)
-            before = sum(extent(legs, network.size) for _, _, legs in chosen)
-            if _joined(chosen) and extent(piece[2], network.size) <= GROWTH * before:
-                yield (*rest, piece)
-    if not network.equation.shared:
-        yield (_merged(cores, [], outer),)
+            yield (*((core,) for core in cores if core not in chosen), chosen)
+    yield (tuple(cores),)
 
 
 def _joined(pieces: Sequence[Piece]) -> bool:

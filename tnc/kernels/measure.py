@@ -1,0 +1,110 @@
+"""Choose by timing: the ways that are predicted to be fast, and those by one library alone."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import asdict, replace
+from functools import lru_cache
+from math import prod
+from statistics import median
+
+import torch
+from torch import Tensor
+
+from tnc.files import write_text
+from tnc.kernels.choose import DEFAULT, Choice, Task, choose
+from tnc.kernels.codec import choice_from, choice_to
+from tnc.kernels.compiled import Kernel
+from tnc.kernels.machine import current, path
+from tnc.kernels.operands import lay, lays
+
+BLOCK = 0.004
+"""Seconds that a way is run for at a time."""
+ROUNDS = 5
+FINALISTS = 5
+VERSION = 1
+
+
+@lru_cache(maxsize=4096)
+def measured(task: Task) -> tuple[Choice, ...]:
+    """Return the ways to do a task as timed here, fastest first; kept on disk per machine."""
+    file = path(task.dtype, task.threads).parent / "kernels" / f"{_digest(task)}.json"
+    with suppress(OSError, ValueError, KeyError, TypeError):
+        return tuple(choice_from(item) for item in json.loads(file.read_text("utf-8")))
+    found = timed(task, _contenders(task))
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_text(file, json.dumps([choice_to(choice) for choice in found]) + "\n")
+    return found
+
+
+def _digest(task: Task) -> str:
+    machine = current(task.dtype, task.threads)
+    text = json.dumps([VERSION, machine.key, machine.made, torch.__version__, asdict(task)])
+    return hashlib.sha256(text.encode()).hexdigest()[:24]
+
+
+def _contenders(task: Task) -> list[Choice]:
+    """Return the predicted short list, with every product by one library as alternatives."""
+    found: list[Choice] = []
+    backends = (task.backend,) if task.backend else current(task.dtype, task.threads).backends
+    for choice in choose(task):
+        count = len(choice.program.products)
+        ways = [choice.way]
+        for name in backends:
+            ways.append(replace(choice.way, backends=() if name == DEFAULT else (name,) * count))
+        found += [replace(choice, way=way) for way in dict.fromkeys(ways)]
+    return found
+
+
+def timed(task: Task, choices: Sequence[Choice]) -> tuple[Choice, ...]:
+    """Time ways beside each other, in turns; those that are far behind at first sit out."""
+    runs = [_runner(task, choice) for choice in choices]
+    with torch.no_grad():
+        first = [_seconds(run, 1) for run in runs]
+        first = [min(one, _seconds(run, 1)) for one, run in zip(first, runs)]
+        order = sorted(range(len(runs)), key=first.__getitem__)[:FINALISTS]
+        counts = {place: max(1, min(200, int(BLOCK / first[place]))) for place in order}
+        blocks: dict[int, list[float]] = {place: [] for place in order}
+        for _ in range(ROUNDS):
+            for place in order:
+                blocks[place].append(_seconds(runs[place], counts[place]))
+    ranked = sorted(order, key=lambda place: median(blocks[place]))
+    return tuple(replace(choices[place], measured=median(blocks[place])) for place in ranked)
+
+
+def _runner(task: Task, choice: Choice) -> Callable[[], object]:
+    dtype = getattr(torch, task.dtype)
+    made = torch.Generator().manual_seed(0)
+    network = task.network
+
+    def draw(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=made).to(dtype)
+
+    cores = {core.name: draw(*network.shape(core)) for core in network.equation.cores}
+    x = draw(task.rows, prod(network.signature.inputs))
+    kernel = Kernel(choice)
+    ways = lays(network, choice.program)
+    operands = [lay(how, cores) for how in ways]
+    if not task.training:
+        return lambda: kernel.forward(x, *operands)
+    dy = draw(task.rows, prod(network.signature.outputs))
+    backward = kernel.backward(("input", *(step.right.value for step in choice.program.products)))
+
+    def run() -> None:
+        made = [lay(how, cores) for how in ways]
+        kernel.forward(x, *made)
+        backward(dy, x, *made)
+
+    return run
+
+
+def _seconds(run: Callable[[], object], times: int) -> float:
+    clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
+    start = clock()
+    for _ in range(times):
+        run()
+    return (clock() - start) / times
