@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from tnc.artifact.manifest import Manifest, check_files, read_tensors
-from tnc.artifact.modules import rebuild_modules_
+from tnc.artifact.modules import lay_out_, rebuild_modules_
 from tnc.errors import ArtifactError, TncError
 
 
@@ -34,6 +34,7 @@ def load(folder: str | Path, model: nn.Module | None = None, *, check: bool = Fa
     rebuild_modules_(skeleton, manifest.modules, tensors)
     _assign_(skeleton, tensors, path)
     tie_(skeleton, manifest.tied)
+    lay_out_(skeleton, manifest.modules)
     frozen = set(manifest.frozen)
     for name, parameter in skeleton.named_parameters():
         parameter.requires_grad_(name not in frozen)

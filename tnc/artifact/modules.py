@@ -11,6 +11,12 @@ from torch import Tensor, nn
 from tnc.errors import ArtifactError
 from tnc.net import from_json
 from tnc.nn import StructuredLayer, install_rebuilt_, view_from_json
+from tnc.nn.channels_last import (
+    has_entrance,
+    is_laid_out,
+    lay_out_weights_,
+    make_entrance_,
+)
 from tnc.nn.layer import POSITIONS
 from tnc.nn.rebuilt import SUFFIX, rebuilt_names
 from tnc.nn.shared_input import groups_of, share_inputs_
@@ -28,7 +34,8 @@ def describe_modules(model: nn.Module, classes: Mapping[str, str]) -> tuple[dict
 
     Entries are `structured` (a layer, or a parameter that is rebuilt), `identity`, `linear`,
     `bias` (a bias that the source has not), `removed`, and `shared-input` (layers below a module
-    that compute the product of their front cores once).
+    that compute the product of their front cores once); and `channels-last` (the memory format of
+    convolution weights, and whether images get it at the model's `entrance`).
     """
     found: list[dict[str, Any]] = []
     now = dict(model.named_modules(remove_duplicate=False))
@@ -59,6 +66,8 @@ def describe_modules(model: nn.Module, classes: Mapping[str, str]) -> tuple[dict
         for path, module in model.named_modules()
         for layers, front in groups_of(module)
     ]
+    if has_entrance(model) or is_laid_out(model):
+        found.append({"kind": "channels-last", "path": "", "entrance": has_entrance(model)})
     return tuple(found)
 
 
@@ -88,6 +97,12 @@ def rebuild_modules_(
             ) from error
 
 
+def lay_out_(model: nn.Module, entries: tuple[Mapping[str, Any], ...]) -> None:
+    """Bring tensors into the memory format that entries tell, which files do not keep."""
+    if any(entry["kind"] == "channels-last" for entry in entries):
+        lay_out_weights_(model)
+
+
 def _put(
     model: nn.Module,
     entry: Mapping[str, Any],
@@ -115,6 +130,9 @@ def _put(
         delattr(parent, name)
     elif kind == "shared-input":
         share_inputs_(module, entry["layers"], entry["front"])
+    elif kind == "channels-last":
+        if entry["entrance"]:
+            make_entrance_(module)
     else:
         raise ArtifactError(f"unknown kind of module {kind!r}", where=path)
 

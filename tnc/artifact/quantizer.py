@@ -13,7 +13,7 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 from tnc._transformers import METHOD
 from tnc.artifact.hugging import INDEX
 from tnc.artifact.loading import tie_
-from tnc.artifact.modules import rebuild_modules_
+from tnc.artifact.modules import lay_out_, rebuild_modules_
 from tnc.errors import ArtifactError
 from tnc.net import from_json
 
@@ -58,6 +58,7 @@ class TncQuantizer(HfQuantizer):
 
     def _process_model_after_weight_loading(self, model: nn.Module, **_: Any) -> nn.Module:
         tie_(model, tuple(tuple(group) for group in self.quantization_config.tied))
+        lay_out_(model, tuple(self.quantization_config.modules))
         empty = [name for name, tensor in model.state_dict().items() if tensor.is_meta]
         if empty:
             raise ArtifactError(

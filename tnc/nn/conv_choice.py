@@ -111,6 +111,8 @@ class Choice:
 
     def laid_out(self, cores: Mapping[str, Tensor], shape: tuple[int, ...]) -> tuple[Weights, ...]:
         """Make the weights of all stages as the library wants them."""
+        # a core's own layout is to leave no trace in the rounding of what is made of it
+        cores = {name: core.contiguous() for name, core in cores.items()}
         found = []
         for one, packed in zip(self.lines, self.packed):
             own: list[Tensor | Packed] = []
