@@ -23,6 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tnc.derive.cost import Work, cost
 from tnc.derive.halves import halves
 from tnc.errors import KernelError
 from tnc.net import Structure
@@ -30,6 +31,9 @@ from tnc.nn.layer import StructuredLayer
 from tnc.nn.sparse import Kept
 from tnc.nn.view import View
 from tnc.nn.views import LinearView
+
+PAYS = 1e6
+"""FLOPs to be saved in a group from which sharing pays: what it costs itself is some 10 us."""
 
 _MARK = "_owns_shared_inputs"
 _GROUPS = "_shared_inputs"
@@ -47,10 +51,12 @@ class SharingLayer(StructuredLayer):
         if frame is None or not frame.serves(input):
             return super().forward(input, output_size)
         split = self.split()
-        if split is None:
+        if split is None or input.numel() * split.work * (frame.readers - 1) < PAYS:
             return super().forward(input, output_size)
-        cores = self._kept()
-        product = frame.product(input, split, cores)
+        cores = self._modules["cores"]._parameters  # type: ignore[union-attr]
+        if self.structure.stored or len(cores) < len(self.structure.shapes):
+            cores = self._kept()
+        product = frame.product(input, split, cores)  # type: ignore[arg-type]
         return split.view.apply(split.back, cores, self.bias, product)  # type: ignore[arg-type]
 
     def split(self) -> _Split | None:
@@ -67,10 +73,11 @@ class SharingLayer(StructuredLayer):
 
 
 class _Split:
-    """The halves of a structure, lowered."""
+    """The halves of a structure, lowered; `work` are FLOPs of the front for an input's entry."""
 
     def __init__(self, front: Structure, back: Structure, names: tuple[str, ...], view: View):
         self.names, self.view, self.made = names, view, front
+        self.work = cost(front, Work("linear", 128)).flops / (128 * front.signature.inputs[0])
         self.front, self.back = view.prepare(front), view.prepare(back)
 
 
@@ -84,7 +91,7 @@ class _Frame:
     """What the layers of one group have in common while their owner's forward runs."""
 
     def __init__(self, readers: int) -> None:
-        self._readers, self._left = readers, 0
+        self.readers, self._left = readers, 0
         self._mode = _mode()
         self._input: Tensor | None = None
         self._cores: tuple[Tensor, ...] = ()
@@ -112,7 +119,7 @@ class _Frame:
         if product is None:
             product = split.view.apply(split.front, cores, None, x)  # type: ignore[arg-type]
             self._input, self._cores, self._stamp = x, tensors, stamp
-            self._front, self._product, self._left = split.made, product, self._readers
+            self._front, self._product, self._left = split.made, product, self.readers
         self._left -= 1
         if not self._left:  # all have theirs: let go of it
             self._input = self._product = None

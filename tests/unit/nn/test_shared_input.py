@@ -23,6 +23,12 @@ from tnc.nn.shared_input import SharingLayer, groups_of, share_inputs_, unshare_
 NAMES = ("q", "k", "v")
 
 
+@pytest.fixture(autouse=True)
+def always(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Share however small the product is."""
+    monkeypatch.setattr(shared_input, "PAYS", 0)
+
+
 def near(a: Tensor, b: Tensor) -> bool:
     """Equal to 1e-5 relative, in the norm."""
     return float((a - b).detach().norm()) <= 1e-5 * float(b.detach().norm())
@@ -363,3 +369,12 @@ def test_what_cannot_share_is_refused_and_sharing_is_undone() -> None:
     assert type(fused) is Attention and type(fused.q) is StructuredLayer
     assert "front" not in vars(fused.q)
     assert near(fused(X), Attention()(X))
+
+
+def test_a_product_that_is_too_small_is_not_shared(monkeypatch: pytest.MonkeyPatch) -> None:
+    plain, fused = pair()
+    each_row = 2 * 3 * 12 * 2  # FLOPs saved: of two products
+    monkeypatch.setattr(shared_input, "PAYS", 5 * each_row)
+    with counted(monkeypatch) as asked:
+        assert near(fused(X), plain(X)) and asked == [3, 1]
+        assert near(fused(X[:4]), plain(X[:4])) and asked == [3, 1]

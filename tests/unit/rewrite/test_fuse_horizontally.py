@@ -14,11 +14,18 @@ import tnc
 from tests.compiled import spec
 from tests.zoo import case
 from tnc.decide.pipeline import DEFAULT
+from tnc.nn import shared_input
 from tnc.nn.shared_input import SharingLayer, groups_of
 from tnc.rewrite.contract import outputs_of
 from tnc.rewrite.subject import ties_of
 
 NAMES = ("bert", "llama")
+
+
+@pytest.fixture(autouse=True)
+def always(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Share however small the product is."""
+    monkeypatch.setattr(shared_input, "PAYS", 0)
 
 
 @cache
