@@ -21,9 +21,9 @@ class FuseHorizontally(Pass):
     Query, key and value fitted with `shares: true`, or any structured linear layers that read one
     tensor and whose cores on the side of the input are one parameter. Parameters and names stay as
     they are; the nearest module whose forward calls all of them keeps the product while it runs
-    (`tnc.nn.shared_input`). Chosen where it saves FLOPs, and used for inputs that are not too small.
-    Layers without a common core are left: stacking cores, or small layers as one batch, was measured
-    to save no more time than it costs to hand the parts to separate modules.
+    (`tnc.nn.shared_input`). Chosen where it saves FLOPs, used where the input is not too small.
+    Layers without a common core are left: cores stacked, or small layers as one batch, saved no
+    more time than it costs to hand the parts to separate modules.
     """
 
     contract = Exact(1e-5)
