@@ -1,4 +1,7 @@
-"""The compile-a-model API: capture, measure, plan, compile, save, densify."""
+"""The compile-a-model API: capture, measure, plan, compile, save, densify.
+
+Models are run by plain kernels here: what is decided does not depend on the machine.
+"""
 
 from __future__ import annotations
 
@@ -22,6 +25,7 @@ from tnc.decide.plan import Plan
 from tnc.decide.spec import Spec
 from tnc.errors import CaptureError, PlanError
 from tnc.fit import fits
+from tnc.nn.generated import plain_kernels
 from tnc.planner import Evaluator, make_plan
 from tnc.planner.sensitivity import Weighing, scale_of, weighing_of
 from tnc.rewrite import Compiled, Pass, Record, Subject, run_passes
@@ -44,6 +48,7 @@ __all__ = [
 ]
 
 
+@plain_kernels()
 def trace(model: nn.Module, *args: Any, **kwargs: Any) -> Trace:
     """Trace a model on an example input and list the weights that could be rewritten.
 
@@ -55,6 +60,7 @@ def trace(model: nn.Module, *args: Any, **kwargs: Any) -> Trace:
     return capture(model, args, kwargs)
 
 
+@plain_kernels()
 def measure(
     model: nn.Module,
     trace: Trace,
@@ -75,6 +81,7 @@ def measure(
     )
 
 
+@plain_kernels()
 def plan(
     model: nn.Module,
     spec: Spec,
@@ -95,6 +102,7 @@ def plan(
     return work.plan
 
 
+@plain_kernels()
 def compile(
     model: nn.Module,
     spec: Spec,
@@ -137,6 +145,7 @@ def compile(
     )
 
 
+@plain_kernels()
 def compensate(
     model: nn.Module,
     original: nn.Module,

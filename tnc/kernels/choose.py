@@ -7,6 +7,7 @@ from functools import lru_cache
 from math import ceil
 
 from tnc.derive.dense import INPUT, ROWS
+from tnc.kernels.check import require
 from tnc.kernels.costs import Costs
 from tnc.kernels.emitters.torch_source import Way
 from tnc.kernels.machine import Machine, current
@@ -66,7 +67,10 @@ def choose(task: Task) -> tuple[Choice, ...]:
 
 
 def ranked(task: Task, machine: Machine) -> tuple[Choice, ...]:
-    """Rank programs and tiles by the costs of a machine."""
+    """Rank programs and tiles by the costs of a machine; each program is checked.
+
+    Raises KernelError for a program that does not compute the network: a fault of the search.
+    """
     if task.backend:
         machine = replace(machine, backends=(task.backend,))
     costs = Costs(machine, training=task.training, cached=not task.training)
@@ -84,7 +88,10 @@ def ranked(task: Task, machine: Machine) -> tuple[Choice, ...]:
         for tile in (0, *tiles)
     ]
     found.sort(key=lambda choice: choice.seconds)
-    return tuple(_spread(_without_dense(found))[:SHORTLIST])
+    chosen = tuple(_spread(_without_dense(found))[:SHORTLIST])
+    for choice in chosen:
+        require(task.network, choice.program)
+    return chosen
 
 
 def priced(task: Task, program: Program, tile: int, costs: Costs) -> Choice:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from tnc.files import write_text
+from tnc.kernels.check import wrong
 from tnc.kernels.choose import DEFAULT, Choice, Task, choose
 from tnc.kernels.codec import choice_from, choice_to
 from tnc.kernels.compiled import Kernel
@@ -34,7 +35,9 @@ def measured(task: Task) -> tuple[Choice, ...]:
     """Return the ways to do a task as timed here, fastest first; kept on disk per machine."""
     file = path(task.dtype, task.threads).parent / "kernels" / f"{_digest(task)}.json"
     with suppress(OSError, ValueError, KeyError, TypeError):
-        return tuple(choice_from(item) for item in json.loads(file.read_text("utf-8")))
+        kept = tuple(choice_from(item) for item in json.loads(file.read_text("utf-8")))
+        if kept and not any(wrong(task.network, choice.program) for choice in kept):
+            return kept
     found = timed(task, _contenders(task))
     file.parent.mkdir(parents=True, exist_ok=True)
     write_text(file, json.dumps([choice_to(choice) for choice in found]) + "\n")

@@ -21,9 +21,12 @@ _PLAIN: ContextVar[bool] = ContextVar("tnc_plain_kernels", default=False)
 
 
 @contextmanager
-def plain_kernels() -> Iterator[None]:
-    """Apply layers by pairwise einsums in the order of fewest FLOPs, the same on every machine."""
-    token = _PLAIN.set(True)
+def plain_kernels(wanted: bool = True) -> Iterator[None]:
+    """Apply layers by pairwise einsums in the order of fewest FLOPs, the same on every machine.
+
+    Plans are made so. With `wanted` False generated kernels run again in the block.
+    """
+    token = _PLAIN.set(wanted)
     try:
         yield
     finally:

@@ -17,14 +17,17 @@ from tnc.decide.site import Site
 from tnc.decide.target import Target
 from tnc.net import Structure
 from tnc.nn import ConvView, StructuredLayer
+from tnc.nn.generated import plain_kernels
 from tnc.rewrite.edit import view_for
 
 WARM, REPEATS = 2, 9
 
 
+@plain_kernels(False)
 def layer_seconds(target: Target, structure: Structure | None) -> float:
     """Return the median seconds of one forward of a layer on the example's rows, in float32.
 
+    Layers run as they will on this machine, by generated kernels where those apply.
     A weight that its code reads itself is timed as that code runs: rebuilt, then applied.
     """
     site = target.sites[0]

@@ -24,6 +24,7 @@ from tnc.decide.plan import Plan
 from tnc.decide.spec import Resolved, Spec
 from tnc.errors import ArtifactError, PlanError, SourceError
 from tnc.files import flush, put_in_place, recover_folder, writing
+from tnc.nn.generated import plain_kernels
 from tnc.report.environment import environment
 from tnc.report.run_report import RunReport, Size
 from tnc.rewrite import Compiled, Subject
@@ -38,6 +39,7 @@ from tnc.stream.steps import STEP_BYTES, Step, carry_out, compiled_shapes, steps
 Progress = Callable[[str, int, int], None]
 
 
+@plain_kernels()
 def plan(resolved: Resolved, progress: Progress | None = None) -> Plan:
     """Plan a spec's model without loading it. Raises SourceError, PlanError."""
     check_spec(resolved.spec)
@@ -45,6 +47,7 @@ def plan(resolved: Resolved, progress: Progress | None = None) -> Plan:
     return plan_streamed(prepared, resolved.spec, resolved.locations, progress)
 
 
+@plain_kernels()
 def run(
     resolved: Resolved,
     out: Path,
