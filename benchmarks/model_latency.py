@@ -1,4 +1,4 @@
-"""Latency of compiled models over the dense ones: MiniLM with its encoder at 50 %, fused or not.
+"""Latency of compiled models over the dense ones: MiniLM at 50 %, ResNet-20 at 30 %, fused or not.
 
 Both sides use one library of matrix products; process CPU time (one thread), interleaved, medians
 of ratios. FLOPs are those of all matrix products that run, attention included. Compiled models are
@@ -22,9 +22,10 @@ import tnc
 from benchmarks.kernels import timing
 from benchmarks.kernels.timing import PRECISION, Side, interleaved, median_ratio
 from benchmarks.outcome import Arguments, Goal, Outcome, table
+from benchmarks.resnet import resnet20
 from tnc.capture import capture
 from tnc.decide.pipeline import pipeline
-from tnc.decide.spec import read_spec
+from tnc.decide.spec import Spec, read_spec
 from tnc.inputs import load
 from tnc.rewrite import Subject, run_passes
 
@@ -41,12 +42,13 @@ class Case:
     """One model: its dense form, its compiled form, and what both are run on.
 
     `batches` yields a name and the arguments of every cell; `build` is given a folder in which
-    the compiled model is kept.
+    the compiled model is kept. `passes` are those that are switched on and off.
     """
 
     name: str
     build: Callable[[Path], tuple[nn.Module, nn.Module]]
     batches: Callable[[bool], Iterator[tuple[str, dict[str, Tensor]]]]
+    passes: tuple[str, ...] = FUSIONS
 
 
 def run(arguments: Arguments) -> Outcome:
@@ -85,7 +87,7 @@ def fused(dense: nn.Module, compiled: nn.Module, case: Case) -> nn.Module:
     given = next(iter(case.batches(True)))[1]
     trace = capture(dense, (), given, graph=False)
     subject = Subject(copy.deepcopy(compiled), trace, ((), given))
-    return run_passes(subject, pipeline(FUSIONS)).subject.model
+    return run_passes(subject, pipeline(case.passes)).subject.model
 
 
 def _cell(
@@ -169,7 +171,37 @@ def _sentences(quick: bool) -> Iterator[tuple[str, dict[str, Tensor]]]:
             yield f"batch {batch}, {tokens} tokens", {"input_ids": ids, "attention_mask": mask}
 
 
+def _resnet20(budget: str) -> Callable[[Path], tuple[nn.Module, nn.Module]]:
+    """Build ResNet-20 with random weights, Tucker-2 at 30 % of a budget; norms folded in both."""
+
+    def build(folder: Path) -> tuple[nn.Module, nn.Module]:
+        torch.manual_seed(0)
+        model, image = resnet20().eval(), torch.zeros(1, 3, 32, 32)
+        rules = [
+            {"match": "conv1", "structure": "dense"},
+            {"match": "linear*", "structure": "dense"},
+            {"match": "*", "op": "conv", "structure": "tucker"},
+        ]
+        steps = ["fold-batch-norm", "find-sites", "factorize{refit=0}", "keep-ties"]
+        spec = Spec(version=1, rules=rules, metric="none", budget={budget: 0.3}, passes=steps)
+        made = tnc.compile(model, spec, example=image)
+        trace = capture(model, (image,), {}, graph=False)
+        folded = run_passes(Subject(model, trace, ((image,), {})), pipeline(steps[:1]))
+        return folded.subject.model.eval(), made.model.eval()
+
+    return build
+
+
+def _images(quick: bool) -> Iterator[tuple[str, dict[str, Tensor]]]:
+    """Yield random images for each batch."""
+    generator = torch.Generator().manual_seed(0)
+    for batch in (1, 8) if quick else (1, 8, 32):
+        yield f"batch {batch}", {"x": torch.randn(batch, 3, 32, 32, generator=generator)}
+
+
 CASES = (
     Case("minilm", _minilm(), _sentences),
+    Case("resnet20", _resnet20("params"), _images, ("channels-last",)),
+    Case("resnet20-flops", _resnet20("flops"), _images, ("channels-last",)),
     Case("minilm-shares", _minilm(shares="true"), _sentences),
 )

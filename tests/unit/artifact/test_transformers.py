@@ -61,7 +61,7 @@ def test_from_pretrained_gives_the_same_model(made: Any) -> None:
     wanted = outputs_of(compiled.model, example)
     for a, b in zip(outputs_of(found, example), wanted, strict=True):
         # matrix products round by how their operands are aligned, and a file aligns otherwise
-        torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-7)
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
     count = sum(p.numel() for p in compiled.model.parameters())
     assert sum(p.numel() for p in found.parameters()) == count
     loaded = tnc.load(folder, check=True)
