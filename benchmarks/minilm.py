@@ -2,8 +2,8 @@
 
 The encoder keeps 80, 50 and 30 % of its parameters; the figure is the mean (1 - cosine) of sentence
 embeddings to the original's on 512 held-out sentences. Each plan is one of the packaged specs.
-With `--minutes N` the first plan is distilled for N minutes at each size, on the sentences that are
-not held out and, with `--data DIR`, on DIR/text/*.txt.
+With `--minutes N` the first plan is distilled for N minutes at each size, on sentences that are not
+held out.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from tnc.recipe import compare
 NAME = "minilm"
 
 SHARES = (0.8, 0.5, 0.3)
-GOALS = {0.8: 0.6, 0.5: 0.85, 0.3: 0.9}
+GOALS = {0.8: 0.5, 0.5: 0.7, 0.3: 0.75}
 """At most these times the figure of uniform whitened SVD."""
 PLANS = ("minilm", "svd-llm", "plain-svd")
 PLANNING_SECONDS = 180.0
