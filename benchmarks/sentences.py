@@ -7,6 +7,7 @@ library. Rate, batch size and mixture were chosen by short runs on training sent
 from __future__ import annotations
 
 import ast
+import json
 import random
 import sysconfig
 from collections.abc import Iterator
@@ -40,25 +41,7 @@ def distilled(arguments: Arguments, shares: tuple[float, ...]) -> Outcome:
     """Compile at every size, distill for `arguments.minutes`, compare with whitened SVD."""
     rows, goals, figures = [], [], {}
     for share in (0.5,) if arguments.quick else shares:
-        found = {}
-        for name in ("minilm", "svd-llm"):
-            resolved = read_spec(name, [f"budget.params={share}"])
-            inputs = load(resolved.spec)
-            made = tnc.compile(
-                inputs.loaded.model, resolved.spec, locations=resolved.locations, **inputs.given
-            )
-            found[name] = _figure(inputs, made.model)
-            if name == "minilm":
-                place = arguments.checkpoint
-                done = tnc.distill(
-                    made.model,
-                    inputs.loaded.model,
-                    training(inputs),
-                    Distill(minutes=arguments.minutes, **SETTINGS),
-                    evaluation=inputs.evaluation,
-                    checkpoint=place / f"{share:g}" if place else None,
-                )
-                found["distilled"], found["steps"] = _figure(inputs, done.model), done.steps
+        found = _remembered(arguments, share)
         ratio = found["distilled"] / found["svd-llm"]
         rows.append((f"{share:.0%}", *found.values(), ratio))
         goals.append(Goal(f"distilled over uniform whitened SVD at {share:.0%}", ratio, GOAL))
@@ -66,6 +49,40 @@ def distilled(arguments: Arguments, shares: tuple[float, ...]) -> Outcome:
         print(rows[-1], flush=True)
     columns = ("size", "minilm", "distilled", "steps", "svd-llm", "distilled / svd-llm")
     return Outcome((table(columns, rows),), tuple(goals), figures)
+
+
+def _remembered(arguments: Arguments, share: float) -> dict[str, float]:
+    """Return the figures of a size, from the checkpoint folder if it was finished before."""
+    place = arguments.checkpoint
+    if place is None:
+        return _at(arguments, share, None)
+    file = place / f"{share:g}.json"
+    if not file.is_file():
+        found = _at(arguments, share, place / f"{share:g}")
+        file.write_text(json.dumps(found), encoding="utf-8")
+    return json.loads(file.read_text(encoding="utf-8"))  # type: ignore[no-any-return]
+
+
+def _at(arguments: Arguments, share: float, place: Path | None) -> dict[str, float]:
+    found: dict[str, float] = {}
+    for name in ("minilm", "svd-llm"):
+        resolved = read_spec(name, [f"budget.params={share}"])
+        inputs = load(resolved.spec)
+        made = tnc.compile(
+            inputs.loaded.model, resolved.spec, locations=resolved.locations, **inputs.given
+        )
+        found[name] = _figure(inputs, made.model)
+        if name == "minilm":
+            done = tnc.distill(
+                made.model,
+                inputs.loaded.model,
+                training(inputs),
+                Distill(minutes=arguments.minutes, **SETTINGS),
+                evaluation=inputs.evaluation,
+                checkpoint=place,
+            )
+            found["distilled"], found["steps"] = _figure(inputs, done.model), done.steps
+    return found
 
 
 def training(inputs: Inputs) -> list[Batch]:
