@@ -32,8 +32,8 @@ from tnc.nn.sparse import Kept
 from tnc.nn.view import View
 from tnc.nn.views import LinearView
 
-PAYS = 1e6
-"""FLOPs to be saved in a group from which sharing pays: what it costs itself is some 10 us."""
+PAYS = 2e6
+"""FLOPs to be saved in a group from which sharing pays: it costs some 10 us itself."""
 
 _MARK = "_owns_shared_inputs"
 _GROUPS = "_shared_inputs"
@@ -53,11 +53,11 @@ class SharingLayer(StructuredLayer):
         split = self.split()
         if split is None or input.numel() * split.work * (frame.readers - 1) < PAYS:
             return super().forward(input, output_size)
-        cores = self._modules["cores"]._parameters  # type: ignore[union-attr]
+        cores: Any = self._modules["cores"]._parameters  # type: ignore[union-attr]
         if self.structure.stored or len(cores) < len(self.structure.shapes):
             cores = self._kept()
-        product = frame.product(input, split, cores)  # type: ignore[arg-type]
-        return split.view.apply(split.back, cores, self.bias, product)  # type: ignore[arg-type]
+        product = frame.product(input, split, cores)
+        return split.back.run(cores, self.bias, product)
 
     def split(self) -> _Split | None:
         """Return the two halves, ready to run; None where the structure has none (any more)."""
@@ -72,19 +72,41 @@ class SharingLayer(StructuredLayer):
         return super().__getstate__() | {"_split": None}
 
 
+class _Half:
+    """One half of a structure, ready to run: by generated kernels where a layer would use them."""
+
+    def __init__(self, structure: Structure, view: View):
+        self.structure, self.view = structure, view
+        self.prepared, self.generated = view.prepare(structure), view.generated(structure)
+
+    def run(self, cores: Mapping[str, Tensor | Kept], bias: Tensor | None, x: Tensor) -> Tensor:
+        """Apply the half."""
+        if self.generated is not None and x.numel() and self.generated.takes(x):
+            own: dict[str, Any] = {name: cores[name] for name in self.structure.shapes}
+            first = next(iter(own.values()))
+            if first.dtype == x.dtype and first.is_cpu:
+                return self.generated.run(own, bias, x)
+        return self.view.apply(self.prepared, cores, bias, x)  # type: ignore[arg-type]
+
+
 class _Split:
-    """The halves of a structure, lowered; `work` are FLOPs of the front for an input's entry."""
+    """The halves of a structure; `work` are FLOPs of the front for an input's entry."""
 
     def __init__(self, front: Structure, back: Structure, names: tuple[str, ...], view: View):
-        self.names, self.view, self.made = names, view, front
+        self.names, self.front, self.back = names, _Half(front, view), _Half(back, view)
         self.work = cost(front, Work("linear", 128)).flops / (128 * front.signature.inputs[0])
-        self.front, self.back = view.prepare(front), view.prepare(back)
+
+
+def _split(structure: Structure, names: tuple[str, ...], view: View) -> _Split | None:
+    """Split a layer; its halves are its own, since kernels keep what they made of the cores."""
+    found = halves(structure, frozenset(names))
+    return None if found is None else _Split(_one(found[0]), found[1], names, view)
 
 
 @functools.lru_cache(maxsize=4096)
-def _split(structure: Structure, names: tuple[str, ...], view: View) -> _Split | None:
-    found = halves(structure, frozenset(names))
-    return None if found is None else _Split(*found, names, view)
+def _one(structure: Structure) -> Structure:
+    """Return one object for all equal structures, so that they can be told by identity."""
+    return structure
 
 
 class _Frame:
@@ -113,13 +135,13 @@ class _Frame:
             and self._stamp == stamp
             and len(self._cores) == len(tensors)
             and all(a is b for a, b in zip(self._cores, tensors))
-            and (self._front is split.made or self._front == split.made)
+            and self._front is split.front.structure
         )
         product = self._product if known else None
         if product is None:
-            product = split.view.apply(split.front, cores, None, x)  # type: ignore[arg-type]
+            product = split.front.run(cores, None, x)
             self._input, self._cores, self._stamp = x, tensors, stamp
-            self._front, self._product, self._left = split.made, product, self.readers
+            self._front, self._product, self._left = split.front.structure, product, self.readers
         self._left -= 1
         if not self._left:  # all have theirs: let go of it
             self._input = self._product = None

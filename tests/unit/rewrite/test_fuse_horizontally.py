@@ -51,7 +51,8 @@ def test_outputs_and_gradients_are_those_of_the_model_that_is_not_fused(name: st
     gradients = []
     for model in (copy.deepcopy(plain.model), copy.deepcopy(fused.model)):
         out = model(*args, **kwargs)[0]
-        out.square().sum().backward()
+        weights = torch.randn(out.shape, generator=torch.Generator().manual_seed(0))
+        (out * weights).sum().backward()
         gradients.append({n: p.grad for n, p in model.named_parameters()} | {"": out.detach()})
     first, second = gradients
     assert list(first) == list(second)
@@ -68,7 +69,8 @@ def test_an_artifact_brings_the_groups_back(name: str, tmp_path: Path) -> None:
     loaded = tnc.load(folder, model=case(name).build(seed=1))
     inputs = case(name).inputs(3)
     wanted, found = (outputs_of(m, inputs) for m in (made.model, loaded))
-    assert all(torch.equal(a, b) for a, b in zip(wanted, found, strict=True))
+    for a, b in zip(wanted, found, strict=True):
+        assert float((a - b).norm()) <= 1e-5 * float(a.norm())
     paths = {p: groups_of(m) for p, m in made.model.named_modules() if groups_of(m)}
     assert paths == {p: groups_of(m) for p, m in loaded.named_modules() if groups_of(m)}
     assert paths and ties_of(loaded) == ties_of(made.model)

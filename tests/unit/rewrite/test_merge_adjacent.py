@@ -107,7 +107,7 @@ def test_two_structured_layers_become_one(p: float | None, tmp_path: Path) -> No
     names = dict(made.model.named_parameters())
     assert all(name in names for _, name in reparam.new)
     loaded = tnc.load(tnc.save(made, tmp_path / "a"), model=Pair(p))
-    assert torch.equal(loaded(x), made.model(x)) and type(loaded.b) is nn.Identity
+    assert gap(loaded, made.model, x) < 1e-6 and type(loaded.b) is nn.Identity
 
 
 def test_dropout_between_keeps_layers_apart() -> None:
