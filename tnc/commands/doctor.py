@@ -21,6 +21,7 @@ EXTRAS = {
     "onnx": ("onnx", "onnxscript", "onnxruntime"),
     "tensorly": ("tensorly",),
     "browser": ("playwright",),
+    "numba": ("numba",),
 }
 
 
@@ -70,17 +71,25 @@ def doctor(
 def _calibrate(dtype: str, threads: int | None, progress: Progress) -> None:
     from tnc.files import check_place
     from tnc.kernels.calibrate import calibrate
+    from tnc.kernels.loops.rates import made
     from tnc.kernels.machine import path, store
 
     file = path(dtype, threads)
     check_place(file, KernelError)
     store(calibrate(dtype, threads, report=progress), file)
+    progress("compiling loops for a few rows", 0, 1)
+    made(dtype)
 
 
 def _calibration(dtype: str, threads: int | None) -> dict[str, str]:
+    from tnc.kernels.loops import rates
     from tnc.kernels.machine import path, state
 
-    return {"measured": state(dtype, threads), "file": str(path(dtype, threads))}
+    return {
+        "measured": state(dtype, threads),
+        "file": str(path(dtype, threads)),
+        "loops for a few rows": rates.state(dtype),
+    }
 
 
 def _version(name: str) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -36,10 +36,18 @@ class Ready:
     operands: tuple[Tensor, ...] = ()
     alive: tuple[Tensor, ...] = ()
     """The memory that the stamp names, held so that no other tensor can come to lie there."""
+    calls: dict[tuple[int, int | None], Callable[[Tensor], Tensor]] = field(default_factory=dict)
+    """Loops bound to the operands and a bias, by rows and where the bias lies."""
 
     def run(self, cores: Mapping[str, Tensor], x: Tensor, bias: Tensor | None) -> Tensor:
         """Apply to rows `[n, inputs]` without gradients."""
         operands = self.kept(cores)
+        if self.kernel.looped and operands is self.operands:
+            key = (x.shape[0], None if bias is None else bias.data_ptr())
+            call = self.calls.get(key)
+            if call is None:
+                call = self.calls[key] = self.kernel.bind(operands, bias, x.shape[0])
+            return call(x)
         if bias is None:
             return self.kernel.forward(x, *operands)
         return self.kernel.forward_bias(x, *operands, bias)
@@ -54,7 +62,7 @@ class Ready:
             with torch.no_grad():
                 self.operands = tuple([lay(how, cores).detach() for how in self.lays])
                 self.alive = tuple([cores[name].detach() for name in self.names])
-            self.stamp = stamp
+            self.stamp, self.calls = stamp, {}
         return self.operands
 
     def train(self, cores: Mapping[str, Tensor], x: Tensor, bias: Tensor | None) -> Tensor:

@@ -10,6 +10,9 @@ from tnc.derive.dense import INPUT, ROWS
 from tnc.kernels.check import require
 from tnc.kernels.costs import Costs
 from tnc.kernels.emitters.torch_source import Way
+from tnc.kernels.loops.costs import LoopCosts
+from tnc.kernels.loops.nest import nests
+from tnc.kernels.loops.rates import DTYPES, Rates, known
 from tnc.kernels.machine import Machine, current
 from tnc.kernels.program import Copy, Program, Step, extent
 from tnc.kernels.search import search
@@ -18,6 +21,10 @@ from tnc.net import Axis, Network
 TILES = (16, 32, 64, 128, 256)
 TILED_FROM = 256 << 10
 """Rows are taken in tiles only where some result is larger than so many bytes."""
+LOOPED = 4
+"""Loops over memory are considered for up to so many rows."""
+LOOPS = 4
+"""As many ways of them are considered."""
 LOOP = 8
 """Lines of Python that a tile takes beside its products."""
 SHORTLIST = 8
@@ -63,7 +70,35 @@ def bucket(rows: int) -> int:
 @lru_cache(maxsize=4096)
 def choose(task: Task) -> tuple[Choice, ...]:
     """Return the ways to do a task that are predicted to be the fastest, fastest first."""
-    return ranked(task, current(task.dtype, task.threads))
+    machine = current(task.dtype, task.threads)
+    rates = known(task.dtype) if may_loop(task) else None
+    found = [*ranked(task, machine), *(looped(task, machine, rates) if rates else ())]
+    return tuple(sorted(found, key=lambda choice: choice.seconds))
+
+
+def may_loop(task: Task) -> bool:
+    """Whether loops are considered: a few rows on one thread, without gradients."""
+    free = not (task.training or task.backend)
+    return free and task.rows <= LOOPED and task.threads == 1 and task.dtype in DTYPES
+
+
+def looped(task: Task, machine: Machine, rates: Rates) -> tuple[Choice, ...]:
+    """Return the ways to do a task by loops over memory, those predicted to be fastest first.
+
+    Raises KernelError as `ranked` does.
+    """
+    costs = LoopCosts(machine, rates=rates)
+    size = dict(task.network.sizes) | {ROWS: task.rows}
+    way = Way(single=task.rows == 1, emitter="numba")
+    found = [
+        Choice(program, way, costs.total(task.network, program, size))
+        for program in (found.program for found in search(task.network, task.rows, costs))
+        if nests(program, task.rows) is not None
+    ]
+    chosen = _without_dense(sorted(found, key=lambda choice: choice.seconds))[:LOOPS]
+    for choice in chosen:
+        require(task.network, choice.program)
+    return tuple(chosen)
 
 
 def ranked(task: Task, machine: Machine) -> tuple[Choice, ...]:

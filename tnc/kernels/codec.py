@@ -19,7 +19,7 @@ def choice_to(choice: Choice) -> dict[str, Any]:
         "operands": [[o.name, list(o.cores), list(o.layout)] for o in program.operands],
         "steps": [_step_to(step) for step in program.steps],
         "sizes": [list(pair) for pair in program.sizes],
-        "way": [way.tile, list(way.backends), way.single],
+        "way": [way.tile, list(way.backends), way.single, way.emitter],
         "seconds": choice.seconds,
         "measured": choice.measured,
     }
@@ -34,8 +34,8 @@ def choice_from(data: Mapping[str, Any]) -> Choice:
         tuple(_step_from(step) for step in data["steps"]),
         tuple((name, size) for name, size in data["sizes"]),
     )
-    tile, backends, single = data["way"]
-    way = Way(tile, tuple(backends), single)
+    tile, backends, single, emitter = data["way"]
+    way = Way(tile, tuple(backends), single, emitter)
     return Choice(program, way, data["seconds"], data["measured"])
 
 

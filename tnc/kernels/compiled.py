@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import linecache
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from hashlib import sha256
+from math import prod
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from tnc.kernels.choose import Choice
+from tnc.derive.dense import ROWS
+from tnc.kernels.choose import LOOPED, Choice
+from tnc.kernels.emitters.numba_source import emit as loops_of
 from tnc.kernels.emitters.torch_source import emit
+from tnc.kernels.loops.nest import nests
+from tnc.kernels.loops.table import bound
 from tnc.kernels.switch import switching, use
 
 _NAMES: dict[str, Any] = {
@@ -44,20 +50,20 @@ class Kernel:
     @cached_property
     def forward(self) -> Callable[..., Tensor]:
         """`forward(x, *operands)` on rows `[n, inputs]`."""
-        found: Callable[..., Tensor] = functions(self.source())["forward"]
+        found: Callable[..., Tensor] = functions(self._torch())["forward"]
         return found
 
     @cached_property
     def forward_bias(self) -> Callable[..., Tensor]:
         """`forward(x, *operands, bias)`."""
-        found: Callable[..., Tensor] = functions(self.source(bias=True))["forward"]
+        found: Callable[..., Tensor] = functions(self._torch(bias=True))["forward"]
         return found
 
     def backward(self, needs: tuple[str, ...]) -> Callable[..., tuple[Tensor, ...]]:
         """`backward(dy, x, *operands)`; gradients in the order 'input', then products."""
         found = self._backward.get(needs)
         if found is None:
-            found = self._backward[needs] = functions(self.source(needs=needs))["backward"]
+            found = self._backward[needs] = functions(self._torch(needs=needs))["backward"]
         return found
 
     @cached_property
@@ -65,5 +71,36 @@ class Kernel:
         return {}
 
     def source(self, *, bias: bool = False, needs: tuple[str, ...] = ()) -> str:
-        """Return the source that runs."""
+        """Return the source that runs; of loops, their meaning for the most rows of the bucket."""
+        if self.looped and not needs:
+            return loops_of(self.choice.program, 1 if self.choice.way.single else LOOPED, bias=bias)
+        return self._torch(bias=bias, needs=needs)
+
+    def _torch(self, *, bias: bool = False, needs: tuple[str, ...] = ()) -> str:
         return emit(self.choice.program, self.choice.way, bias=bias, needs=needs)
+
+    @property
+    def looped(self) -> bool:
+        """Whether the forward runs as loops over memory."""
+        return self.choice.way.emitter == "numba"
+
+    def bind(
+        self, operands: Sequence[Tensor], bias: Tensor | None, rows: int
+    ) -> Callable[[Tensor], Tensor]:
+        """Return `x -> y` on so many rows with these operands, which are read at each call.
+
+        Loops take tensors of one dtype on the CPU and fall back to torch's products for others.
+        """
+        held = [*operands, *(() if bias is None else (bias,))]
+        if self.looped and len({(t.dtype, t.device) for t in held}) == 1 and held[0].is_cpu:
+            found = nests(self.choice.program, rows)
+            if found is not None and (bias is None or bias.is_contiguous()):
+                names = [operand.name for operand in self.choice.program.operands]
+                given = {name: each.contiguous() for name, each in zip(names, operands)}
+                size = dict(self.choice.program.sizes)
+                outputs = prod(size[n] for n in self.choice.program.output if n != ROWS)
+                with suppress(ImportError):  # numba has gone since the choice was made
+                    return bound(found, given, bias, rows, outputs)
+        if bias is None:
+            return lambda x: self.forward(x, *operands)
+        return lambda x: self.forward_bias(x, *operands, bias)

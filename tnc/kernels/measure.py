@@ -17,9 +17,10 @@ from torch import Tensor
 
 from tnc.files import write_text
 from tnc.kernels.check import wrong
-from tnc.kernels.choose import DEFAULT, Choice, Task, choose
+from tnc.kernels.choose import DEFAULT, Choice, Task, choose, looped, may_loop
 from tnc.kernels.codec import choice_from, choice_to
 from tnc.kernels.compiled import Kernel
+from tnc.kernels.loops.rates import made, stamp
 from tnc.kernels.machine import current, path
 from tnc.kernels.operands import lay, lays
 
@@ -27,7 +28,7 @@ BLOCK = 0.004
 """Seconds that a way is run for at a time."""
 ROUNDS = 5
 FINALISTS = 5
-VERSION = 1
+VERSION = 2
 
 
 @lru_cache(maxsize=4096)
@@ -46,7 +47,9 @@ def measured(task: Task) -> tuple[Choice, ...]:
 
 def _digest(task: Task) -> str:
     machine = current(task.dtype, task.threads)
-    text = json.dumps([VERSION, machine.key, machine.made, torch.__version__, asdict(task)])
+    text = json.dumps(
+        [VERSION, machine.key, machine.made, torch.__version__, stamp(), asdict(task)]
+    )
     return hashlib.sha256(text.encode()).hexdigest()[:24]
 
 
@@ -54,7 +57,11 @@ def _contenders(task: Task) -> list[Choice]:
     """Return the predicted short list, with every product by one library as alternatives."""
     found: list[Choice] = []
     backends = (task.backend,) if task.backend else current(task.dtype, task.threads).backends
-    for choice in choose(task):
+    chosen = [choice for choice in choose(task) if choice.way.emitter == "torch"]
+    rates = made(task.dtype) if may_loop(task) else None
+    if rates is not None:
+        found += looped(task, current(task.dtype, task.threads), rates)
+    for choice in chosen:
         count = len(choice.program.products)
         ways = [choice.way]
         for name in backends:
@@ -93,7 +100,8 @@ def _runner(task: Task, choice: Choice) -> Callable[[], object]:
     ways = lays(network, choice.program)
     operands = [lay(how, cores) for how in ways]
     if not task.training:
-        return lambda: kernel.forward(x, *operands)
+        call = kernel.bind(operands, None, task.rows)
+        return lambda: call(x)
     dy = draw(task.rows, prod(network.signature.outputs))
     backward = kernel.backward(("input", *(step.right.value for step in choice.program.products)))
 

@@ -243,7 +243,8 @@ def _absorb(
                     f"t{depth}", tuple(given[role] for role in result_roles), result_roles
                 )
                 right = _operand(name, legs, given, grouped, result_roles, size)
-                step = Multiply(result, left, right)
+                step = costs.turned(Multiply(result, left, right), legs, size)
+                right = step.right
                 laying = 0.0
                 if len(cores) == 1 and not same_memory(right.layout, legs, size):
                     laying = costs.laying(legs, size)

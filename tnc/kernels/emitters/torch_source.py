@@ -36,6 +36,8 @@ class Way:
     backends: tuple[str, ...] = ()
     single: bool = False
     """Whether there is one row only, as in a bucket of its own."""
+    emitter: str = "torch"
+    """What runs the steps: 'torch', or 'numba' for loops over a few rows without gradients."""
 
 
 def emit(program: Program, way: Way, *, bias: bool = False, needs: Sequence[str] = ()) -> str:

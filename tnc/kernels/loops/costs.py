@@ -1,0 +1,66 @@
+"""Predicted seconds of programs run as loops."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from tnc.kernels.costs import Costs, same_memory
+from tnc.kernels.loops.nest import cycles, moves, nest
+from tnc.kernels.loops.rates import Rates, lanes
+from tnc.kernels.program import Copy, Matrix, Multiply, Program, extent
+from tnc.net import Axis, Network
+
+MOVE = 6
+"""Cycles to copy an item in another order."""
+TURNED = 0.9
+"""A core is held a second time, in another order, where that takes at most this part."""
+
+
+_NONE = Rates(0.0, 0.0)
+
+
+@dataclass
+class LoopCosts(Costs):
+    """Costs of loops, of the forward alone. Any stride costs the same but in the inner loop."""
+
+    rates: Rates = _NONE
+
+    def product(self, step: Multiply, size: Mapping[str, int]) -> float:
+        """Seconds of a product: its cycles, or its operand's way from memory."""
+        key = (
+            step.result.roles, step.left.roles, step.right.roles,
+            tuple((r, extent(g, size)) for m in (step.left, step.right)
+                  for r, g in zip(m.roles, m.groups)),
+        )  # fmt: skip
+        if key not in self._known:
+            held = self.itemsize * extent(step.right.layout, size)
+            needed = cycles(nest(step, size), lanes(self.machine.dtype)) * self.rates.cycle
+            self._known[key] = max(needed, held / self.machine.bandwidth(held))
+        return self._known[key]
+
+    def turned(self, step: Multiply, legs: Axis, size: Mapping[str, int]) -> Multiply:
+        """Return the step with its operand laid so that the loops run best."""
+        groups = dict(zip(step.right.roles, step.right.groups))
+        orders = ("bkn", "bnk", "kbn", "nbk", "knb") if "b" in groups else ("kn", "nk")
+        found = [
+            Multiply(step.result, step.left,
+                     Matrix(step.right.value, tuple(groups[r] for r in roles), roles))
+            for roles in orders
+        ]  # fmt: skip
+        best = min(found, key=lambda one: self.product(one, size))
+        if not same_memory(step.right.layout, legs, size):
+            return best
+        gains = self.product(best, size) < TURNED * self.product(step, size)
+        return best if gains else step
+
+    def copy(self, step: Copy, size: Mapping[str, int]) -> float:
+        """Seconds of a copy into another order; none where memory stays as it is."""
+        loops = moves(step, size)
+        if len(loops) == 1:
+            return 0.0
+        return MOVE * self.rates.cycle * extent(step.after, size)
+
+    def total(self, network: Network, program: Program, size: Mapping[str, int]) -> float:
+        """Seconds of a call with all of its steps."""
+        return self.rates.call + super().total(network, program, size)

@@ -1,0 +1,150 @@
+"""The one compiled function: it reads nests from a table of integers and runs them.
+
+As sizes and strides are data, nothing is compiled for a layer: numba compiles this file once on a
+machine (about 5 s) and keeps it beside the file, or in the user's cache where that cannot be
+written.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import njit
+
+from tnc.kernels.loops.tiles import BYTES, add, dot, item_size, move, pairs, tile, word
+
+_tile_1_1, _tile_1_2, _tile_1_4, _tile_1_8 = (tile(1, n) for n in (1, 2, 4, 8))
+_tile_4_1, _tile_4_2, _tile_4_4 = (tile(4, n) for n in (1, 2, 4))
+_dot_1, _dot_4 = dot(1, 4), dot(4, 2)
+_pairs = pairs(4)
+
+HELD, X, Y, SCRATCH = range(4)
+"""What an address in the table is relative to; held memory is given by its own address."""
+KINDS = ("tile", "dot", "pairs", "move", "add")
+TILE, DOT, PAIRS, MOVE, ADD = range(5)
+WORDS = 28
+"""Words of a step: kind; place and offset of result, vector, scalar; then the loops."""
+
+
+@njit
+def _tiles(like, c, v, s, rows, cr, sr, columns, k, vk, sk):
+    size = item_size(like)
+    lanes = BYTES // size
+    deep = rows - rows % 4
+    column = 0
+    if deep:
+        while column < columns:
+            left = columns - column
+            vp, cp = v + column * size, c + column * size
+            for row in range(0, deep, 4):
+                if left > 2 * lanes:
+                    _tile_4_4(like, cp + row * cr, vp, s + row * sr, k, vk, cr, sr, sk, left)
+                elif left > lanes:
+                    _tile_4_2(like, cp + row * cr, vp, s + row * sr, k, vk, cr, sr, sk, left)
+                else:
+                    _tile_4_1(like, cp + row * cr, vp, s + row * sr, k, vk, cr, sr, sk, left)
+            column += 4 * lanes
+    if deep == rows:
+        return
+    column = 0
+    while column < columns:
+        left = columns - column
+        vp, cp = v + column * size, c + column * size
+        for row in range(deep, rows):
+            if left > 4 * lanes:
+                _tile_1_8(like, cp + row * cr, vp, s + row * sr, k, vk, cr, sr, sk, left)
+            elif left > 2 * lanes:
+                _tile_1_4(like, cp + row * cr, vp, s + row * sr, k, vk, cr, sr, sk, left)
+            elif left > lanes:
+                _tile_1_2(like, cp + row * cr, vp, s + row * sr, k, vk, cr, sr, sk, left)
+            else:
+                _tile_1_1(like, cp + row * cr, vp, s + row * sr, k, vk, cr, sr, sk, left)
+        column += 8 * lanes
+
+
+@njit
+def _dots(like, c, v, s, rows, cr, sr, columns, cc, vc, k):
+    whole = columns - columns % 4
+    for row in range(rows):
+        cp, sp = c + row * cr, s + row * sr
+        for column in range(0, whole, 4):
+            _dot_4(like, cp + column * cc, v + column * vc, sp, k, cc, vc)
+        for column in range(whole, columns):
+            _dot_1(like, cp + column * cc, v + column * vc, sp, k, cc, vc)
+
+
+@njit
+def _moves(like, c, v, at):
+    """Copy by five loops of (count, stride of the result, of the source)."""
+    size = item_size(like)
+    n0, n1, n2, n3, n4 = word(at), word(at + 24), word(at + 48), word(at + 72), word(at + 96)
+    c0, c1, c2 = word(at + 8) * size, word(at + 32) * size, word(at + 56) * size
+    c3, c4 = word(at + 80) * size, word(at + 104) * size
+    v0, v1, v2 = word(at + 16) * size, word(at + 40) * size, word(at + 64) * size
+    v3, v4 = word(at + 88) * size, word(at + 112) * size
+    for a in range(n0):
+        for b in range(n1):
+            for d in range(n2):
+                for e in range(n3):
+                    cp = c + a * c0 + b * c1 + d * c2 + e * c3
+                    vp = v + a * v0 + b * v1 + d * v2 + e * v3
+                    for f in range(n4):
+                        move(like, cp + f * c4, vp + f * v4)
+
+
+@njit
+def _address(at, x, y, scratch):
+    place, offset = word(at), word(at + 8)
+    if place == X:
+        return x + offset
+    if place == Y:
+        return y + offset
+    if place == SCRATCH:
+        return scratch + offset
+    return offset
+
+
+@njit(
+    ["void(intp,intp,intp,float32)", "void(intp,intp,intp,float64)"],
+    cache=True,
+    nogil=True,
+)
+def run(table, x, y, like):
+    """Run the steps of the table at an address on an input, writing the result to `y`."""
+    size = item_size(like)
+    steps = word(table)
+    room = np.empty(word(table + 8) + BYTES, np.uint8)
+    scratch = (room.ctypes.data + BYTES - 1) & ~(BYTES - 1)
+    for step in range(steps):
+        at = table + 16 + step * WORDS * 8
+        kind = word(at)
+        c0 = _address(at + 8, x, y, scratch)
+        v0 = _address(at + 24, x, y, scratch)
+        s0 = _address(at + 40, x, y, scratch)
+        if kind == MOVE:
+            _moves(like, c0, v0, at + 56)
+            continue
+        batch, cb = word(at + 56), word(at + 64) * size
+        vb, sb = word(at + 72) * size, word(at + 80) * size
+        outer, co = word(at + 88), word(at + 96) * size
+        vo, so = word(at + 104) * size, word(at + 112) * size
+        rows, cr, sr = word(at + 120), word(at + 128) * size, word(at + 144) * size
+        columns, cc, vc = word(at + 152), word(at + 160) * size, word(at + 168) * size
+        k, vk, sk = word(at + 184), word(at + 200) * size, word(at + 208) * size
+        if kind == ADD:
+            for row in range(rows):
+                for column in range(columns):
+                    add(like, c0 + row * cr + column * size, v0 + column * size)
+            continue
+        for b in range(batch):
+            for o in range(outer):
+                c = c0 + b * cb + o * co
+                v = v0 + b * vb + o * vo
+                s = s0 + b * sb + o * so
+                if kind == TILE:
+                    _tiles(like, c, v, s, rows, cr, sr, columns, k, vk, sk)
+                elif kind == DOT:
+                    _dots(like, c, v, s, rows, cr, sr, columns, cc, vc, k)
+                else:
+                    for column in range(0, columns, 4 * (BYTES // size)):
+                        on = column * size
+                        _pairs(like, c + on, v + on, s + on, k, vk, sk, columns - column)
