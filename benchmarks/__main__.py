@@ -56,6 +56,7 @@ def main(words: list[str] | None = None) -> int:
     parser.add_argument("--checkpoint", type=Path, help="folder to resume from")
     parser.add_argument("--only", help="words that a cell's name must have: '768x3072 tt,btt b=1'")
     parser.add_argument("--threads", type=int, default=1, help="threads, where it is offered")
+    parser.add_argument("--tune", default="model", help="how kernels are chosen: model or measure")
     parser.add_argument("--compiled", action="store_true", help="let torch.compile take part")
     options = parser.parse_args(words)
     names = found()

@@ -14,7 +14,8 @@ class Arguments:
 
     `minutes` of distillation are for the benchmarks that train; `checkpoint` is the folder from
     which such a run can be resumed. The kernel benchmarks take `only` (words that a cell's name
-    must have), `threads`, and `compiled`, which lets torch.compile take part.
+    must have), `threads`, `tune` (how kernels are chosen), and `compiled`, which lets torch.compile
+    take part.
     """
 
     data: Path | None = None
@@ -24,6 +25,7 @@ class Arguments:
     only: str | None = None
     threads: int = 1
     compiled: bool = False
+    tune: str = "model"
 
 
 @dataclass(frozen=True)

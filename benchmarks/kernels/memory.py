@@ -14,6 +14,7 @@ from benchmarks.kernels.measuring import IMPLEMENTATIONS, Row, Settings
 from benchmarks.kernels.saving import growing_bytes, saved_bytes
 from benchmarks.kernels.timing import PRECISION
 from benchmarks.outcome import Arguments, Goal, Outcome, Table, table
+from tnc.kernels.applied import tuning
 
 NAME = "kernels-memory"
 ENVIRONMENT = running.MALLOC
@@ -45,7 +46,8 @@ def run(arguments: Arguments) -> Outcome:
     for rivals in (True, False):
         own = [cell for cell in chosen if (cell.family in TRAINS) == rivals]
         settings = Settings(True, arguments.threads, arguments.compiled, kept=True, rivals=rivals)
-        rows += running.measured(own, settings)
+        with tuning(arguments.tune):
+            rows += running.measured(own, settings)
     held = _held(rows)
     most = max(count.activations for count in counts)
     goals = (Goal("most-activation-bytes-kept", most, 0.0), *(one.result() for one in held))

@@ -16,6 +16,7 @@ from benchmarks.kernels.limits import EDGE, Limits
 from benchmarks.kernels.measuring import Row, Settings, measure
 from benchmarks.kernels.timing import HELD, PRECISION
 from benchmarks.outcome import Arguments, Outcome, Table, table
+from tnc.kernels.applied import tuning
 
 MALLOC = {"MALLOC_MMAP_THRESHOLD_": "4000000000", "MALLOC_TRIM_THRESHOLD_": "4000000000"}
 """Large buffers are kept, not mapped anew at each call: the same for all sides."""
@@ -24,7 +25,8 @@ MALLOC = {"MALLOC_MMAP_THRESHOLD_": "4000000000", "MALLOC_TRIM_THRESHOLD_": "400
 def compare(arguments: Arguments, train: bool) -> Outcome:
     """Measure the chosen cells and hold them to the goals."""
     settings = Settings(train, arguments.threads, arguments.compiled)
-    rows = measured(cells(arguments.quick, arguments.only), settings)
+    with tuning(arguments.tune):
+        rows = measured(cells(arguments.quick, arguments.only), settings)
     goals = judging.held(rows, train)
     tables = (judging.every(rows), judging.means(rows), judging.worst(goals), setting(rows))
     said = [[row.cell.name, text] for row in rows for text in row.said]
@@ -71,6 +73,7 @@ def figures(rows: Sequence[Row], arguments: Arguments) -> dict[str, object]:
     """Return all rows as plain data."""
     return {
         "threads": arguments.threads,
+        "tune": arguments.tune,
         "only": arguments.only,
         "layer held to a library": HELD,
         "rows": [

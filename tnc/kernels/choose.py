@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from math import ceil
 
-from tnc.derive.dense import INPUT, ROWS
+from tnc.derive.dense import ROWS
 from tnc.kernels.check import require
 from tnc.kernels.costs import Costs
 from tnc.kernels.emitters.torch_source import Way
@@ -73,7 +73,7 @@ def choose(task: Task) -> tuple[Choice, ...]:
     machine = current(task.dtype, task.threads)
     rates = known(task.dtype) if may_loop(task) else None
     found = [*ranked(task, machine), *(looped(task, machine, rates) if rates else ())]
-    return tuple(sorted(found, key=lambda choice: choice.seconds))
+    return tuple(sorted(found, key=lambda choice: handicapped(task, choice)))
 
 
 def may_loop(task: Task) -> bool:
@@ -95,7 +95,7 @@ def looped(task: Task, machine: Machine, rates: Rates) -> tuple[Choice, ...]:
         for program in (found.program for found in search(task.network, task.rows, costs))
         if nests(program, task.rows) is not None
     ]
-    chosen = _without_dense(sorted(found, key=lambda choice: choice.seconds))[:LOOPS]
+    chosen = sorted(found, key=lambda choice: handicapped(task, choice))[:LOOPS]
     for choice in chosen:
         require(task.network, choice.program)
     return tuple(chosen)
@@ -122,8 +122,10 @@ def ranked(task: Task, machine: Machine) -> tuple[Choice, ...]:
         for program in dict.fromkeys(programs)
         for tile in (0, *tiles)
     ]
-    found.sort(key=lambda choice: choice.seconds)
-    chosen = tuple(_spread(_without_dense(found))[:SHORTLIST])
+    found.sort(key=lambda choice: handicapped(task, choice))
+    short = _spread(found)
+    dense = [c for c in short[SHORTLIST:] if len(c.program.operands) == 1]
+    chosen = (*short[:SHORTLIST], *dense[:1])
     for choice in chosen:
         require(task.network, choice.program)
     return chosen
@@ -147,13 +149,11 @@ def _made(step: Step) -> Axis:
     return step.after if isinstance(step, Copy) else step.result.layout
 
 
-def _without_dense(found: list[Choice]) -> list[Choice]:
-    """Drop the kept dense weight unless it is clearly the fastest: it costs all of its memory."""
-    dense = [c for c in found if len(c.program.operands) == 1 and _merges(c.program)]
-    rest = [c for c in found if c not in dense]
-    if dense and rest and dense[0].seconds > DENSE_GAIN * rest[0].seconds:
-        return rest
-    return found
+def handicapped(task: Task, choice: Choice) -> float:
+    """Return the seconds that count: a dense weight kept for inference costs all of its memory."""
+    seconds = choice.measured or choice.seconds
+    dense = len(choice.program.operands) == 1 and _merges(choice.program)
+    return seconds / DENSE_GAIN if dense and not task.training else seconds
 
 
 def _merges(program: Program) -> bool:
@@ -169,6 +169,3 @@ def _spread(found: list[Choice]) -> list[Choice]:
         if seen[choice.program] <= 2:
             kept.append(choice)
     return kept
-
-
-__all__ = ["INPUT", "Choice", "Task", "bucket", "choose", "ranked"]

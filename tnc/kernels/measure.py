@@ -17,7 +17,7 @@ from torch import Tensor
 
 from tnc.files import write_text
 from tnc.kernels.check import wrong
-from tnc.kernels.choose import DEFAULT, Choice, Task, choose, looped, may_loop
+from tnc.kernels.choose import DEFAULT, Choice, Task, choose, handicapped, looped, may_loop
 from tnc.kernels.codec import choice_from, choice_to
 from tnc.kernels.compiled import Kernel
 from tnc.kernels.loops.rates import made, stamp
@@ -82,8 +82,8 @@ def timed(task: Task, choices: Sequence[Choice]) -> tuple[Choice, ...]:
         for _ in range(ROUNDS):
             for place in order:
                 blocks[place].append(_seconds(runs[place], counts[place]))
-    ranked = sorted(order, key=lambda place: median(blocks[place]))
-    return tuple(replace(choices[place], measured=median(blocks[place])) for place in ranked)
+    found = [replace(choices[place], measured=median(blocks[place])) for place in order]
+    return tuple(sorted(found, key=lambda choice: handicapped(task, choice)))
 
 
 def _runner(task: Task, choice: Choice) -> Callable[[], object]:
