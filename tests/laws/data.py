@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from tnc.decide.options import build
-from tnc.net import Signature
+from tnc.net import Signature, Structure
 from tnc.structures import Family, families
 
 OPTIONS: dict[str, tuple[dict[str, object], ...]] = {
@@ -63,3 +63,22 @@ def structures() -> Iterator[tuple[str, Family, Signature]]:
         for signature in LINEAR + CONV:
             if not made.refuses(signature):
                 yield f"{name}-{signature}", made, signature
+
+
+def linear_structures() -> dict[str, Structure]:
+    """Return a structure of half the size for every family and its options that has kernels.
+
+    Without sparse cores; of the two weights one has prime sizes, which most families pad: the
+    members take them in turn.
+    """
+    found = {}
+    for place, (name, made) in enumerate(members()):
+        taken = [signature for signature in LINEAR if not made.refuses(signature)]
+        if not taken:
+            continue
+        signature = taken[place % len(taken)]
+        template = made.template(signature)
+        structure = template.at(template.within(signature.parameters // 2) or template.scaled(0.0))
+        if not structure.stored:
+            found[f"{name}-{signature}"] = structure
+    return found

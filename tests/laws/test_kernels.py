@@ -1,0 +1,243 @@
+"""Layers through generated kernels equal the plain program, whatever is asked of them."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+import tnc
+from tests.laws.data import linear_structures
+from tnc.nn import LinearView
+from tnc.nn.generated import kernels_of, plain_kernels
+
+STRUCTURES = linear_structures()
+LOW_RANK, TRAIN = (
+    next(name for name in STRUCTURES if name.startswith(start))
+    for start in ("low-rank", "tensor-train")
+)
+
+
+def made(name: str, dtype: torch.dtype = torch.float64) -> tnc.StructuredLayer:
+    structure = STRUCTURES[name]
+    generator = torch.Generator().manual_seed(0)
+    bias = torch.randn(structure.signature.outputs[0], generator=generator).to(dtype)
+    return tnc.StructuredLayer.initialised(
+        structure, LinearView(), std=0.1, bias=bias, generator=generator, dtype=torch.float64
+    ).to(dtype)
+
+
+def drawn(layer: tnc.StructuredLayer, *lead: int, seed: int = 1) -> Tensor:
+    (width,) = layer.structure.signature.inputs
+    generator = torch.Generator().manual_seed(seed)
+    some = next(iter(layer.cores.values()))
+    return torch.randn(*lead, width, generator=generator, dtype=torch.float64).to(some.dtype)
+
+
+def test_the_cases_run_kernels() -> None:
+    """Without this the laws below could compare the plain program with itself."""
+    for name in STRUCTURES:
+        layer = made(name)
+        with torch.no_grad():
+            layer(drawn(layer, 3))
+        assert all(applied._ready for applied in kernels_of(layer)), name
+        assert kernels_of(layer)
+
+
+@pytest.mark.parametrize("name", STRUCTURES)
+@pytest.mark.parametrize("lead", [(), (1,), (5,), (2, 3), (0,), (2, 0), (70,)], ids=str)
+def test_leading_shapes(name: str, lead: tuple[int, ...]) -> None:
+    layer = made(name)
+    x = drawn(layer, *lead)
+    with torch.no_grad():
+        y = layer(x)
+    want = functional.linear(x, layer.weight, layer.bias)
+    torch.testing.assert_close(y, want, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("name", STRUCTURES)
+def test_strides(name: str) -> None:
+    layer = made(name)
+    x = drawn(layer, 6, 4).transpose(0, 1)
+    want = functional.linear(x, layer.weight, layer.bias)
+    torch.testing.assert_close(layer(x), want, rtol=1e-10, atol=1e-10)
+    wide = torch.cat([x, x], -1)[..., : x.shape[-1]]
+    torch.testing.assert_close(layer(wide), want, rtol=1e-10, atol=1e-10)
+    one = x[:1, :1].expand(4, 6, -1)
+    want = functional.linear(one, layer.weight, layer.bias)
+    torch.testing.assert_close(layer(one), want, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("name", STRUCTURES)
+@pytest.mark.parametrize("rows", [1, 3, 40])
+def test_gradients(name: str, rows: int) -> None:
+    layer = made(name)
+    x = drawn(layer, rows).requires_grad_()
+    asked = [x, *layer.parameters()]
+    found = torch.autograd.grad(layer(x).pow(2).sum(), asked)
+    with plain_kernels():
+        want = torch.autograd.grad(layer(x).pow(2).sum(), asked)
+    for one, other in zip(found, want):
+        torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", STRUCTURES)
+def test_second_gradients(name: str) -> None:
+    layer = made(name)
+    names = list(layer.cores)
+    x = drawn(layer, 2).requires_grad_()
+
+    def apply(x: Tensor, *cores: Tensor) -> Tensor:
+        given = {f"cores.{n}": c for n, c in zip(names, cores)}
+        return torch.func.functional_call(layer, given, (x,))
+
+    cores = [layer.cores[n].detach().requires_grad_() for n in names]
+    y = apply(x, *cores).pow(2).sum()
+    first = torch.autograd.grad(y, [x, *cores], create_graph=True)
+    second = torch.autograd.grad(sum(g.pow(2).sum() for g in first), [x, *cores])
+    with plain_kernels():
+        y = apply(x, *cores).pow(2).sum()
+        first = torch.autograd.grad(y, [x, *cores], create_graph=True)
+        want = torch.autograd.grad(sum(g.pow(2).sum() for g in first), [x, *cores])
+    for one, other in zip(second, want):
+        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-10)
+
+
+@pytest.mark.parametrize("name", [LOW_RANK, TRAIN])
+def test_gradcheck(name: str) -> None:
+    layer = made(name)
+    torch.autograd.gradcheck(layer, drawn(layer, 2).requires_grad_(), eps=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", STRUCTURES)
+def test_frozen_cores_get_no_gradient(name: str) -> None:
+    layer = made(name)
+    first, *rest = layer.cores.values()
+    first.requires_grad_(False)
+    layer(drawn(layer, 4)).sum().backward()
+    assert first.grad is None
+    assert all(core.grad is not None for core in rest)
+
+
+@pytest.mark.parametrize("name", STRUCTURES)
+@pytest.mark.parametrize("change", ["add", "data", "load", "step", "to"])
+def test_nothing_is_stale(name: str, change: str) -> None:
+    """Operands that were merged or laid for inference are made anew when a core changes."""
+    layer = made(name, torch.float32)
+    x = drawn(layer, 3)
+    with torch.no_grad():
+        before = layer(x)
+        core = next(iter(layer.cores.values()))
+        if change == "add":
+            core.mul_(2)
+        elif change == "data":
+            core.data = core.data * 2
+        elif change == "load":
+            layer.load_state_dict({k: 2 * v for k, v in layer.state_dict().items()})
+        elif change == "to":
+            layer.double()
+            x = x.double()
+    if change == "step":
+        optimizer = torch.optim.SGD(layer.parameters(), lr=1.0)
+        layer(x).sum().backward()
+        optimizer.step()
+    with torch.no_grad():
+        after = layer(x)
+        want = functional.linear(x, layer.weight, layer.bias)
+    torch.testing.assert_close(after, want, rtol=1e-4, atol=1e-4)
+    if change != "to":
+        assert not torch.allclose(after, before)
+
+
+@pytest.mark.parametrize("name", STRUCTURES)
+def test_copies_are_their_own(name: str) -> None:
+    layer = made(name)
+    x = drawn(layer, 3)
+    with torch.no_grad():
+        before = layer(x)
+        for other in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))):
+            for core in other.cores.values():
+                core.mul_(0)
+            torch.testing.assert_close(other(x), other.bias.expand(3, -1))
+        torch.testing.assert_close(layer(x), before)
+
+
+@pytest.mark.parametrize("name", [LOW_RANK, TRAIN])
+def test_transforms_take_the_plain_program(name: str) -> None:
+    layer = made(name)
+    x = drawn(layer, 4, 3)
+    want = layer(x)
+    torch.testing.assert_close(torch.func.vmap(layer)(x), want)
+    jacobian = torch.func.jacrev(layer)(x[0, 0])
+    torch.testing.assert_close(jacobian, layer.weight)
+    _, tangent = torch.func.jvp(layer, (x,), (x,))
+    torch.testing.assert_close(tangent, functional.linear(x, layer.weight))
+
+
+@pytest.mark.parametrize("name", [LOW_RANK, TRAIN])
+def test_autocast(name: str) -> None:
+    layer = made(name, torch.float32)
+    x = drawn(layer, 4)
+    with torch.autocast("cpu", torch.bfloat16):
+        y = layer(x)
+    assert y.dtype == torch.bfloat16
+    torch.testing.assert_close(y.float(), layer(x), rtol=0.05, atol=0.05)
+
+
+@pytest.mark.parametrize("name", STRUCTURES)
+def test_bfloat16(name: str) -> None:
+    """Results between steps are rounded: a few parts in a hundred of the largest output."""
+    layer = made(name, torch.bfloat16)
+    x = drawn(layer, 20)
+    with torch.no_grad():
+        found = layer(x).double()
+        want = functional.linear(x.double(), layer.weight.double(), layer.bias.double())
+    assert float((found - want).norm() / want.norm()) < 0.03
+
+
+def test_checkpointing_and_inference_mode() -> None:
+    from torch.utils.checkpoint import checkpoint
+
+    layer = made(TRAIN)
+    x = drawn(layer, 5).requires_grad_()
+    (want,) = torch.autograd.grad(layer(x).sum(), x)
+    (found,) = torch.autograd.grad(checkpoint(layer, x, use_reentrant=False).sum(), x)
+    torch.testing.assert_close(found, want)
+    with torch.inference_mode():
+        torch.testing.assert_close(layer(x), layer(x.clone()))
+        other = made(LOW_RANK)
+        assert other(drawn(other, 2)).shape == (2, other.structure.signature.outputs[0])
+
+
+def test_nothing_but_the_input_is_kept() -> None:
+    """Of what autograd holds, only the input grows with the rows."""
+    layer = made(TRAIN)
+
+    def held(rows: int) -> int:
+        seen: dict[int, int] = {}
+
+        def pack(tensor: Tensor) -> Tensor:
+            seen[tensor.data_ptr()] = tensor.numel()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            x = drawn(layer, rows).requires_grad_()
+            layer(x)
+        seen.pop(x.data_ptr())
+        return sum(seen.values())
+
+    assert held(256) == held(64)
+
+
+def test_modules_around_a_layer() -> None:
+    layer = made(LOW_RANK, torch.float32)
+    model = nn.Sequential(layer, nn.ReLU())
+    x = drawn(layer, 4)
+    want = model(x)
+    exported = torch.export.export(model, (x,), dynamic_shapes=({0: torch.export.Dim("n")},))
+    torch.testing.assert_close(exported.module()(drawn(layer, 7)), model(drawn(layer, 7)))
+    torch.testing.assert_close(model(x), want)
