@@ -27,6 +27,7 @@ _PUBLIC = {
     "plan": "tnc.api",
     "save": "tnc.api",
     "trace": "tnc.api",
+    "tune": "tnc.nn.tuning",
     "verify": "tnc.artifact",
     "Plan": "tnc.decide.plan",
     "Spec": "tnc.decide.spec",
@@ -55,6 +56,7 @@ if TYPE_CHECKING:
     from tnc.errors import TncError as TncError
     from tnc.net import Structure as Structure
     from tnc.nn import StructuredLayer as StructuredLayer
+    from tnc.nn.tuning import tune as tune
 
 
 def __getattr__(name: str) -> Any:

@@ -204,6 +204,7 @@ def _save(
         files=inputs.loaded.files,
         spec=text,
         report=report.as_json(),
+        kernels=inputs.spec.kernels,
         force=force,
     )
     exports = []

@@ -15,9 +15,11 @@ from torch import Tensor, nn
 import tnc
 from tnc.artifact.claims import check_savings, sizes
 from tnc.artifact.hugging import describe_for_transformers
+from tnc.artifact.kernels import write_kernels
 from tnc.artifact.manifest import NAME, PROBE, Manifest, checksum
 from tnc.artifact.modules import describe_modules
 from tnc.artifact.probing import probe_data
+from tnc.decide.spec import Kernels
 from tnc.errors import ArtifactError
 from tnc.files import replaced_folder, writing
 from tnc.rewrite.compiled import Compiled
@@ -34,13 +36,15 @@ def save(
     files: Iterable[Path] = (),
     spec: str = "",
     report: Mapping[str, Any] | None = None,
+    kernels: Kernels | None = None,
     force: bool = False,
     shard_bytes: int = SHARD_BYTES,
 ) -> Path:
     """Write an artifact folder; an interruption leaves the old folder or none.
 
     `source` says how the model is built again (see `tnc.sources`); without it `load` must be given
-    a model. `files` are copied beside the tensors (configuration, tokenizer). Raises ArtifactError
+    a model. `files` are copied beside the tensors (configuration, tokenizer). With `kernels` the
+    sources of the kernels that are chosen are written too, to be read. Raises ArtifactError
     where the folder exists and is no artifact, or `force` is not set, and PlanError where the model
     does not hold what its plan promises.
     """
@@ -61,6 +65,7 @@ def save(
             files=files,
             spec=spec,
             report=report,
+            kernels=kernels,
         )
     return path
 
@@ -76,6 +81,7 @@ def complete(
     files: Iterable[Path] = (),
     spec: str = "",
     report: Mapping[str, Any] | None = None,
+    kernels: Kernels | None = None,
 ) -> None:
     """Write everything but the tensors into a folder that holds them; the manifest comes last.
 
@@ -94,6 +100,7 @@ def complete(
         (folder / "spec.yaml").write_text(spec, encoding="utf-8")
     found = (p for p in folder.iterdir() if p.is_file() and not p.name.startswith("."))
     names = sorted(p.name for p in found)
+    names += write_kernels(folder, compiled.model, kernels)
     manifest = Manifest(
         plan=compiled.plan.to_json(),
         modules=modules,

@@ -8,6 +8,7 @@ from pathlib import Path
 from safetensors.torch import load_file
 from torch import nn
 
+from tnc.artifact.kernels import kernel_checks
 from tnc.artifact.loading import load
 from tnc.artifact.manifest import PROBE, Manifest, file_state
 from tnc.artifact.probing import probe_inputs, same_outputs
@@ -38,6 +39,9 @@ class Verified:
 def verify(folder: str | Path, model: nn.Module | None = None, rtol: float = 1e-4) -> Verified:
     """Check the digest of the manifest, the SHA-256 of each file, and the outputs on the probe.
 
+    Sources of kernels are compared with what their programs generate; a machine that would choose
+    other programs says so, which is no error.
+
     `model` is needed where the artifact does not say how to build its model. Raises ArtifactError
     where the folder holds no readable artifact.
     """
@@ -48,6 +52,7 @@ def verify(folder: str | Path, model: nn.Module | None = None, rtol: float = 1e-
         checks.append((name, file_state(path / name, wanted)))
     if any(result != "ok" for name, result in checks if name.endswith(".safetensors")):
         return Verified(tuple(checks))
+    checks += kernel_checks(path, manifest)
     loaded = load(path, model)
     stored = load_file(path / PROBE)
     if not any(name.startswith("outputs.") for name in stored):

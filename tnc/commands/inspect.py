@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,15 +14,54 @@ from tnc.errors import ArtifactError, PlanError, SpecError
 if TYPE_CHECKING:
     from tnc.decide.plan import Plan
 
+ROWS = "1,16,128"
+
+
+class Tune(StrEnum):
+    """How kernels are chosen."""
+
+    model = "model"
+    measure = "measure"
+
 
 def inspect(
     what: Annotated[str, typer.Argument(help="An artifact's folder, a plan (.json), or a spec.")],
     set_: Sets = None,
     draw: Annotated[str | None, typer.Option(help="Draw the structure of this site.")] = None,
     svg: Annotated[Path | None, typer.Option(help="With --draw: write the drawing here.")] = None,
+    kernels: Annotated[
+        bool, typer.Option("--kernels", help="Show an artifact's kernels, and why these.")
+    ] = False,
+    rows: Annotated[str, typer.Option(help="With --kernels: inputs of a layer.")] = ROWS,
+    train: Annotated[
+        bool, typer.Option("--train", help="With --kernels: forward and backward together.")
+    ] = False,
+    tune: Annotated[
+        Tune, typer.Option(help="With --kernels: choose by predicted time, or by timing.")
+    ] = Tune.model,
+    layer: Annotated[
+        str | None, typer.Option(help="With --kernels: this layer, or a pattern.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Show an artifact's plan, a plan, or a spec with everything that it extends; draw a site."""
+    """Show an artifact's plan or kernels, a plan, or a spec with all that it extends; draw a site.
+
+    With --kernels every distinct kind of linear layer is shown once: its equation, for each number
+    of rows the program that runs here, its source and times, and what the others would have cost.
+    """
+    if kernels:
+        if not Path(what).is_dir():
+            raise ArtifactError(
+                f"{what} is no artifact, and kernels are chosen for one",
+                hint="`tnc compile SPEC --out DIR` makes one; for a model in memory, tnc.tune",
+            )
+        from tnc.commands.kernels import show_kernels
+
+        show_kernels(what, rows, train, tune.value, layer, as_json)
+        return
+    if rows != ROWS or train or layer or tune is not Tune.model:
+        raise SpecError("--rows, --train, --tune and --layer are about kernels",
+                        hint="add --kernels")  # fmt: skip
     if svg and not draw:
         raise SpecError("--svg needs a site to draw", hint="add --draw SITE")
     found = _plan_at(what)

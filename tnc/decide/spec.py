@@ -193,6 +193,19 @@ class Distill(Part):
         return self
 
 
+class Kernels(Part):
+    """Whether the sources of the kernels that are chosen for the compiled layers are saved.
+
+    `tune` chooses them by predicted time (`model`) or by timing (`measure`), for each number of
+    `rows` that a layer meets at once (batch x tokens), for inference or for `training`. They are
+    there to be read: what runs is generated anew wherever the model is loaded.
+    """
+
+    tune: Literal["off", "model", "measure"] = "model"
+    rows: Annotated[tuple[Rank, ...], AfterValidator(not_empty), OneOrMore()] = (1, 32, 1024)
+    training: Flag = False
+
+
 class Spec(Part):
     """A complete wish. `Spec.read("minilm.yaml")` and `Spec(...)` make the same thing.
 
@@ -222,6 +235,7 @@ class Spec(Part):
     distill: Distill | None = None
     quality: Quality | None = None
     export: Annotated[tuple[Format, ...], OneOrMore()] = ()
+    kernels: Kernels | None = None
 
     def __init__(self, **data: Any) -> None:
         try:

@@ -154,6 +154,12 @@ def choices(task: Task) -> tuple[Choice, ...]:
     return measured(task)
 
 
+def task_of(network: Network, rows: int, training: bool, dtype: torch.dtype) -> Task:
+    """Return what is chosen for when a network meets `rows` inputs here and now."""
+    threads = torch.get_num_threads()
+    return Task(network, bucket(rows), DTYPES[dtype], threads, training, allowed())
+
+
 @dataclass(eq=False)
 class Applied:
     """One network, with a kernel for every bucket of rows, dtype and number of threads met.
@@ -169,19 +175,22 @@ class Applied:
     ) -> Tensor:
         """Apply to rows `[n, inputs]`, contiguous."""
         rows = x.shape[0]
-        key = ((rows - 1).bit_length(), training, x.dtype)
-        ready = self._ready.get(key)
+        ready = self._ready.get(((rows - 1).bit_length(), training, x.dtype))
         if ready is None:
-            ready = self._ready[key] = self.ready(rows, training, x.dtype)
+            ready = self.prepare(rows, training, x.dtype)
         if training:
             return ready.train(cores, x, bias)
         return ready.run(cores, x, bias)
 
+    def prepare(self, rows: int, training: bool, dtype: torch.dtype) -> Ready:
+        """Choose the kernel of a bucket, and use it from now on."""
+        made = self.ready(rows, training, dtype)
+        self._ready[(rows - 1).bit_length(), training, dtype] = made
+        return made
+
     def ready(self, rows: int, training: bool, dtype: torch.dtype) -> Ready:
         """Choose the kernel of a bucket."""
-        threads = torch.get_num_threads()
-        task = Task(self.network, bucket(rows), DTYPES[dtype], threads, training, allowed())
-        kernel = Kernel(choices(task)[0])
+        kernel = Kernel(choices(task_of(self.network, rows, training, dtype))[0])
         found = lays(self.network, kernel.choice.program)
         names = tuple(dict.fromkeys(name for how in found for name in how.cores))
         return Ready(kernel, self.network, found, names)

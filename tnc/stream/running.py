@@ -264,6 +264,7 @@ def _finish(
         files=streamed.files,
         spec=resolved.text,
         report=_lasting(report),
+        kernels=resolved.spec.kernels,
     )
 
 

@@ -1,0 +1,150 @@
+"""Why a kernel was chosen: its products in numbers, and what the others would have cost."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from math import prod
+
+from tnc.derive.dense import ROWS
+from tnc.kernels.choose import DEFAULT, Choice, Task
+from tnc.kernels.costs import same_memory
+from tnc.kernels.emitters.torch_source import emit
+from tnc.kernels.machine import current
+from tnc.kernels.program import Copy, Step, dimensions, extent, product_flops
+
+
+@dataclass(frozen=True)
+class Line:
+    """One step in words; of a product also (batch, m, n, k), its FLOPs and its library."""
+
+    text: str
+    shape: tuple[int, ...] = ()
+    flops: int = 0
+    library: str = ""
+
+
+@dataclass(frozen=True)
+class Contender:
+    """Another way, its seconds (measured: 0 where it was not timed), and in what it differs."""
+
+    predicted: float
+    measured: float
+    flops: int
+    differs: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What was chosen for a task, and the contenders, fastest first.
+
+    `dense` are the predicted seconds of a dense layer of the same shape; FLOPs count a multiply-add
+    as two, of the forward alone.
+    """
+
+    task: Task
+    choice: Choice
+    lines: tuple[Line, ...]
+    contenders: tuple[Contender, ...]
+    dense: float
+
+    @property
+    def flops(self) -> int:
+        """FLOPs of the forward, without merging cores."""
+        return sum(line.flops for line in self.lines)
+
+    @property
+    def fewest(self) -> int:
+        """The smallest number of rows that this is used for; `task.rows` is the largest."""
+        return self.task.rows // 2 + 1
+
+    def source(self, bias: bool = False) -> str:
+        """Return the source that runs; with `backward` of all gradients where training."""
+        names = [step.right.value for step in self.choice.program.products]
+        needs = ("input", *names) if self.task.training else ()
+        return emit(self.choice.program, self.choice.way, bias=bias, needs=needs)
+
+
+def outcome(task: Task, choices: Sequence[Choice]) -> Outcome:
+    """Explain the choices of a task, of which the first is taken."""
+    best = choices[0]
+    contenders = tuple(
+        Contender(other.seconds, other.measured, _flops(other, task), differences(best, other))
+        for other in choices[1:]
+    )
+    return Outcome(task, best, _lines(best, task), contenders, _dense_seconds(task))
+
+
+def libraries(choice: Choice) -> tuple[str, ...]:
+    """Return the library of every product."""
+    return choice.way.backends or (DEFAULT,) * len(choice.program.products)
+
+
+def differences(best: Choice, other: Choice) -> tuple[str, ...]:
+    """Say in what a way differs from the one that was taken."""
+    found = []
+    merged, others = _merged(best), _merged(other)
+    found += [f"merges {' '.join(cores)} ahead of time" for cores in others if cores not in merged]
+    found += [f"does not merge {' '.join(cores)}" for cores in merged if cores not in others]
+    orders = [tuple(frozenset(o.cores) for o in c.program.operands) for c in (best, other)]
+    if orders[0] != orders[1] and set(orders[0]) == set(orders[1]):
+        found.append("order " + ", ".join(" ".join(o.cores) for o in other.program.operands))
+    counts = [sum(isinstance(step, Copy) for step in c.program.steps) for c in (best, other)]
+    if counts[0] != counts[1]:
+        found.append(f"{counts[1]} {'copy' if counts[1] == 1 else 'copies'} instead of {counts[0]}")
+    if not found and best.program != other.program:
+        found.append("values lie otherwise in memory")
+    if best.way.tile != other.way.tile:
+        found.append(_tile(other.way.tile))
+    if best.program == other.program or len(set(libraries(best) + libraries(other))) > 1:
+        found += _other_libraries(best, other)
+    return tuple(found) or ("nothing but chance",)
+
+
+def _merged(choice: Choice) -> list[tuple[str, ...]]:
+    return [tuple(sorted(o.cores)) for o in choice.program.operands if len(o.cores) > 1]
+
+
+def _tile(tile: int) -> str:
+    return f"tiles of {tile} rows" if tile else "all rows at once"
+
+
+def _other_libraries(best: Choice, other: Choice) -> list[str]:
+    if libraries(best) == libraries(other):
+        return []
+    if len(set(libraries(other))) == 1:
+        return [] if set(libraries(best)) == set(libraries(other)) else [
+            f"by {libraries(other)[0]}"]  # fmt: skip
+    return ["by " + ", ".join(libraries(other))]
+
+
+def _lines(choice: Choice, task: Task) -> tuple[Line, ...]:
+    program, size = choice.program, dict(task.network.sizes) | {ROWS: task.rows}
+    heads = str(program).splitlines()[: -len(program.steps) or None]
+    names = iter(libraries(choice))
+    return (*map(Line, heads), *(_line(step, size, names) for step in program.steps))
+
+
+def _line(step: Step, size: dict[str, int], names: Iterator[str]) -> Line:
+    if isinstance(step, Copy):
+        moved = 0 if same_memory(step.before, step.after, size) else extent(step.before, size)
+        return Line(str(step), (moved,))
+    library = next(names)
+    return Line(str(step), dimensions(step, size), product_flops(step, size), library)
+
+
+def _flops(choice: Choice, task: Task) -> int:
+    size = dict(task.network.sizes) | {ROWS: task.rows}
+    return sum(product_flops(step, size) for step in choice.program.products)
+
+
+def _dense_seconds(task: Task) -> float:
+    """Seconds of a dense layer: one product, and the two of its gradients where training."""
+    machine = current(task.dtype, task.threads)
+    names = (task.backend,) if task.backend else machine.backends
+    signature = task.network.signature
+    n, k = prod(signature.outputs), prod(signature.inputs)
+    shapes = [(task.rows, n, k)]
+    if task.training:
+        shapes += [(task.rows, k, n), (n, k, task.rows)]
+    return sum(min(machine.gemm(name, 1, *shape) for name in names) for shape in shapes)
