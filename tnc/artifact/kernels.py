@@ -23,7 +23,7 @@ from tnc.decide.spec import Kernels
 from tnc.kernels.check import wrong
 from tnc.kernels.choose import Choice, Task, choose
 from tnc.kernels.codec import choice_from, choice_to
-from tnc.kernels.emitters.torch_source import emit
+from tnc.kernels.compiled import Kernel
 from tnc.kernels.machine import current, state
 from tnc.kernels.outcome import Outcome, libraries
 from tnc.net import Network, from_json
@@ -97,11 +97,12 @@ def _header(kind: Kind, found: Outcome, bias: bool) -> str:
     task, choice = found.task, found.choice
     more = f" and {len(kind.paths) - 3} more" if len(kind.paths) > 3 else ""
     measured = f"; measured {1e6 * choice.measured:.1f} us" if choice.measured else ""
+    rows = f"{found.fewest} to {task.rows}" if task.rows > 1 else "1"
     lines = [
         "A kernel that tnc chose, to be read: it is never run from here, but generated again.",
         f"equation   {task.network}",
         f"layers     {', '.join(kind.paths[:3])}{more}",
-        f"rows       {found.fewest} to {task.rows}, {'training' if task.training else 'inference'}",
+        f"rows       {rows}, {'training' if task.training else 'inference'}",
         f"dtype      {task.dtype}, threads: {task.threads}",
         f"machine    {state(task.dtype, task.threads)}",
         f"predicted  {1e6 * choice.seconds:.1f} us{measured}; "
@@ -175,7 +176,7 @@ def _entry_state(
         return "its program does not compute the equation of its layers"
     names = [step.right.value for step in choice.program.products]
     needs = ("input", *names) if entry["training"] else ()
-    made = emit(choice.program, choice.way, bias=entry["bias"], needs=needs)
+    made = Kernel(choice).source(bias=entry["bias"], needs=needs)
     path = folder / entry["file"]
     if not path.is_file():
         return "missing"
