@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
+import torch
 
-from tests.unit.kernels.test_programs import NETWORKS
+from tests.unit.kernels.test_programs import NETWORKS, truth
 from tnc.errors import KernelError
 from tnc.kernels import choose, search
 from tnc.kernels.check import require, wrong
 from tnc.kernels.choose import Task, ranked
+from tnc.kernels.compiled import functions
 from tnc.kernels.machine import generic
 from tnc.kernels.program import Copy, Matrix, Multiply, Program
 from tnc.net import Network, parse_network
 
+ROOT = Path(__file__).parents[3]
 SWAPPED = "G1[o1 i1 r] G2[r o2 i2] : i1 i2 -> o1 o2 | i1=4 i2=6 o1=5 o2=3 r=2"
 
 
@@ -123,3 +128,26 @@ def test_an_unchecked_program_does_not_run(monkeypatch: pytest.MonkeyPatch) -> N
 def test_require_is_silent_where_all_is_well() -> None:
     network, found = programs(NETWORKS["blocks"])
     require(network, found[0])
+
+
+def test_the_guide_shows_what_runs() -> None:
+    """The program, the source and the picture of the guide are those of one network."""
+    guide = (ROOT / "docs" / "guides" / "kernels.md").read_text(encoding="utf-8")
+    equation, steps, *_ = re.findall(r"```text\n(.*?)\n```", guide, re.DOTALL)
+    source = re.search(r"```python\n(.*?)```", guide, re.DOTALL).group(1)  # type: ignore[union-attr]
+    drawing = (ROOT / "docs" / "images" / "kernel-program.svg").read_text(encoding="utf-8")
+    network = parse_network(equation)
+    names = [line.split("*")[1].strip().split("[")[0] for line in steps.splitlines() if "*" in line]
+    layouts = {"G1": ("i1", "r", "o1"), "G2": ("i2", "r", "o2")}
+    made = torch.Generator().manual_seed(0)
+    cores = {core.name: torch.randn(network.shape(core), generator=made, dtype=torch.float64)
+             for core in network.equation.cores}  # fmt: skip
+    x = torch.randn(5, 768, generator=made, dtype=torch.float64)
+    operands = []
+    for name in names:
+        legs = network.equation.core(name).indices
+        laid = cores[name].permute([legs.index(leg) for leg in layouts[name]]).contiguous()
+        operands.append(laid.view(32, -1) if name == "G1" else laid.view(-1, 64))
+        assert f"× {name}" in drawing
+    y = functions(source)["forward"](x, *operands, torch.ones(3072, dtype=torch.float64))
+    torch.testing.assert_close(y, truth(network, cores, x) + 1)
