@@ -12,7 +12,7 @@ from torch.nn import functional
 
 import tnc
 from tests.laws.data import linear_structures
-from tnc.net import Signature, Structure, parse_network
+from tnc.net import Structure, parse_network
 from tnc.nn import LinearView
 from tnc.nn.generated import kernels_of, plain_kernels
 
@@ -217,8 +217,8 @@ def test_checkpointing_and_inference_mode() -> None:
 
 def test_nothing_but_the_input_is_kept() -> None:
     """Of what autograd holds, only the input grows with the rows."""
-    text = "A[o1 i1 r] B[r o2 i2] : i1 i2 -> o1 o2 | o1=3 o2=4 i1=4 i2=5 r=6"
-    structure = Structure.of(parse_network(text), signature=Signature((12,), (20,)))
+    text = "A[o1 i1 r] B[r o2 i2] : (i1 i2) -> (o1 o2) | o1=3 o2=4 i1=4 i2=5 r=6"
+    structure = Structure.of(parse_network(text))
     layer = tnc.StructuredLayer.initialised(structure, LinearView(), std=0.1)
 
     def held(rows: int) -> int:

@@ -144,7 +144,7 @@ class LinearView(View):
             total = first.run(cores, x)
         for term in prepared[1:]:
             total = total + term.run(cores, x)
-        return total if bias is None else total + bias
+        return total if bias is None else total + bias.to(total.dtype)  # autocast
 
     def attributes(self, structure: Structure) -> dict[str, Any]:
         (outputs,), (inputs,) = structure.signature.outputs, structure.signature.inputs
