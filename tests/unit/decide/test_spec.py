@@ -100,7 +100,7 @@ specs = st.fixed_dictionaries(
 
 
 @given(specs)
-@settings(max_examples=60)
+@settings(max_examples=60, deadline=None)
 def test_resolved_text_reads_back_as_the_same_spec(data: dict[str, object]) -> None:
     spec = Spec(**data)
     again = check_tree(parse_tree(spec.to_yaml(), "resolved.yaml")).spec
