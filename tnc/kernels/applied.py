@@ -16,11 +16,21 @@ from tnc.errors import KernelError
 from tnc.kernels.backend import allowed
 from tnc.kernels.choose import Choice, Task, bucket, choose
 from tnc.kernels.compiled import Kernel
-from tnc.kernels.operands import Lay, lay, lays
+from tnc.kernels.operands import Lay, keep, lay, lays
 from tnc.kernels.plain import contract
 from tnc.net import Network
 
 DTYPES = {torch.float32: "float32", torch.float64: "float64", torch.bfloat16: "bfloat16"}
+
+
+_BINDINGS: Any = torch._C
+_dispatch_modes = _BINDINGS._len_torch_dispatch_stack
+_function_modes = _BINDINGS._len_torch_function_stack
+
+
+def by_address(x: Tensor) -> bool:
+    """Whether memory may be read without torch: no mode watches its operations."""
+    return not (_dispatch_modes() or _function_modes() or x.is_neg())
 
 
 @dataclass(eq=False)
@@ -32,7 +42,7 @@ class Ready:
     lays: tuple[Lay, ...]
     names: tuple[str, ...]
     """The cores by which kept operands are known to be fresh."""
-    stamp: tuple[object, ...] = ()
+    stamp: Sequence[int] = ()
     operands: tuple[Tensor, ...] = ()
     alive: tuple[Tensor, ...] = ()
     """The memory that the stamp names, held so that no other tensor can come to lie there."""
@@ -42,8 +52,8 @@ class Ready:
     def run(self, cores: Mapping[str, Tensor], x: Tensor, bias: Tensor | None) -> Tensor:
         """Apply to rows `[n, inputs]` without gradients."""
         operands = self.kept(cores)
-        if self.kernel.looped and operands is self.operands:
-            key = (x.shape[0], None if bias is None else bias.data_ptr())
+        if self.kernel.looped and operands is self.operands and by_address(x):
+            key = (x.size(0), None if bias is None else bias.data_ptr())
             call = self.calls.get(key)
             if call is None:
                 call = self.calls[key] = self.kernel.bind(operands, bias, x.shape[0])
@@ -55,12 +65,15 @@ class Ready:
     def kept(self, cores: Mapping[str, Tensor]) -> Sequence[Tensor]:
         """Return the operands, made anew only where a core has changed."""
         try:
-            stamp = tuple([(c.data_ptr(), c._version) for c in map(cores.__getitem__, self.names)])
+            stamp: list[int] = []
+            for name in self.names:
+                core = cores[name]
+                stamp += (core.data_ptr(), core._version)
         except RuntimeError:  # tensors of inference mode do not count their versions
             return [lay(how, cores) for how in self.lays]
         if stamp != self.stamp:
             with torch.no_grad():
-                self.operands = tuple([lay(how, cores).detach() for how in self.lays])
+                self.operands = tuple([keep(how, cores) for how in self.lays])
                 self.alive = tuple([cores[name].detach() for name in self.names])
             self.stamp, self.calls = stamp, {}
         return self.operands
@@ -174,7 +187,7 @@ class Applied:
         self, cores: Mapping[str, Tensor], x: Tensor, bias: Tensor | None, training: bool
     ) -> Tensor:
         """Apply to rows `[n, inputs]`, contiguous."""
-        rows = x.shape[0]
+        rows = x.size(0)
         ready = self._ready.get(((rows - 1).bit_length(), training, x.dtype))
         if ready is None:
             ready = self.prepare(rows, training, x.dtype)

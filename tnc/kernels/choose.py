@@ -25,6 +25,8 @@ LOOPED = 4
 """Loops over memory are considered for up to so many rows."""
 LOOPS = 4
 """As many ways of them are considered."""
+VIEWS = 2
+"""Views that a product of torch takes beside its call: they count against loops."""
 LOOP = 8
 """Lines of Python that a tile takes beside its products."""
 SHORTLIST = 8
@@ -72,8 +74,13 @@ def choose(task: Task) -> tuple[Choice, ...]:
     """Return the ways to do a task that are predicted to be the fastest, fastest first."""
     machine = current(task.dtype, task.threads)
     rates = known(task.dtype) if may_loop(task) else None
-    found = [*ranked(task, machine), *(looped(task, machine, rates) if rates else ())]
-    return tuple(sorted(found, key=lambda choice: handicapped(task, choice)))
+    found = ranked(task, machine)
+    if rates is None:
+        return found
+    view = VIEWS * machine.statement
+    by_products = [replace(c, seconds=c.seconds + view * len(c.program.products)) for c in found]
+    every = (*by_products, *looped(task, machine, rates))
+    return tuple(sorted(every, key=lambda choice: handicapped(task, choice)))
 
 
 def may_loop(task: Task) -> bool:

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import Parameter
 
 from tnc.derive.dense import ROWS
 from tnc.kernels.choose import LOOPED, Choice
@@ -39,6 +40,16 @@ def functions(source: str) -> dict[str, Any]:
     namespace = dict(_NAMES)
     exec(compile(source, name, "exec"), namespace)
     return namespace
+
+
+def _plain(tensors: Sequence[Tensor]) -> bool:
+    """Whether tensors can be read by their addresses."""
+    kinds = {(type(t), t.dtype, t.device.type, t.layout) for t in tensors}
+    first = tensors[0].dtype
+    return all(
+        kind in (Tensor, Parameter) and (dtype, device, layout) == (first, "cpu", torch.strided)
+        for kind, dtype, device, layout in kinds
+    ) and not any(t.is_neg() for t in tensors)
 
 
 @dataclass(frozen=True)
@@ -79,7 +90,7 @@ class Kernel:
     def _torch(self, *, bias: bool = False, needs: tuple[str, ...] = ()) -> str:
         return emit(self.choice.program, self.choice.way, bias=bias, needs=needs)
 
-    @property
+    @cached_property
     def looped(self) -> bool:
         """Whether the forward runs as loops over memory."""
         return self.choice.way.emitter == "numba"
@@ -92,7 +103,7 @@ class Kernel:
         Loops take tensors of one dtype on the CPU and fall back to torch's products for others.
         """
         held = [*operands, *(() if bias is None else (bias,))]
-        if self.looped and len({(t.dtype, t.device) for t in held}) == 1 and held[0].is_cpu:
+        if self.looped and _plain(held):
             found = nests(self.choice.program, rows)
             if found is not None and (bias is None or bias.is_contiguous()):
                 names = [operand.name for operand in self.choice.program.operands]

@@ -22,7 +22,7 @@ from tnc.kernels.codec import choice_from, choice_to
 from tnc.kernels.compiled import Kernel
 from tnc.kernels.loops.rates import made, stamp
 from tnc.kernels.machine import current, path
-from tnc.kernels.operands import lay, lays
+from tnc.kernels.operands import keep, lay, lays
 
 BLOCK = 0.004
 """Seconds that a way is run for at a time."""
@@ -98,7 +98,7 @@ def _runner(task: Task, choice: Choice) -> Callable[[], object]:
     x = draw(task.rows, prod(network.signature.inputs))
     kernel = Kernel(choice)
     ways = lays(network, choice.program)
-    operands = [lay(how, cores) for how in ways]
+    operands = [keep(how, cores) for how in ways]
     if not task.training:
         call = kernel.bind(operands, None, task.rows)
         return lambda: call(x)

@@ -36,6 +36,15 @@ def lays(network: Network, program: Program) -> tuple[Lay, ...]:
     return tuple(found)
 
 
+def keep(how: Lay, cores: Mapping[str, Tensor]) -> Tensor:
+    """Make an operand for many calls: merged ones and batches lie in memory as products read them.
+
+    A single turned matrix stays a view, which libraries read as fast.
+    """
+    made = lay(how, cores).detach()
+    return made.contiguous() if how.merged is not None or len(how.shape) > 2 else made
+
+
 def lay(how: Lay, cores: Mapping[str, Tensor]) -> Tensor:
     """Make an operand; a view of the core where its memory allows it. Differentiable."""
     if how.merged is not None:

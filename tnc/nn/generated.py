@@ -11,12 +11,17 @@ from math import prod
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, is_autocast_enabled
+from torch.autograd import forward_ad
+from torch.compiler import is_compiling
 from torch.nn import functional
 
 from tnc.kernels.applied import DTYPES, Applied
 from tnc.net import Structure
 
+_BINDINGS: Any = torch._C
+_transforms = _BINDINGS._functorch.peek_interpreter_stack
+_tracing = _BINDINGS._get_tracing_state
 _PLAIN: ContextVar[bool] = ContextVar("tnc_plain_kernels", default=False)
 
 
@@ -57,6 +62,14 @@ class GeneratedLinear:
             for term in self.structure.terms
         )
 
+    @cached_property
+    def _widths(self) -> tuple[int, int, Applied | None]:
+        """Inputs, outputs, and the only kernels where the structure is one network, unpadded."""
+        (want,), (have,) = self.structure.signature.outputs, self.structure.signature.inputs
+        part = self.parts[0]
+        whole = len(self.parts) == 1 and not part.pad and part.covers == want
+        return have, want, part.applied if whole else None
+
     @staticmethod
     def of(structure: Structure) -> GeneratedLinear | None:
         """Return the kernels of a structure that has some."""
@@ -68,22 +81,21 @@ class GeneratedLinear:
         Everything else takes the layer's program of plain torch calls, which compilers, exporters,
         function transforms, autocast and tensor subclasses understand.
         """
-        bindings: Any = torch._C
         return (
             type(x) is Tensor
             and x.dtype in DTYPES
             and x.is_cpu
-            and not torch.compiler.is_compiling()
-            and not torch.is_autocast_enabled("cpu")
-            and bindings._functorch.peek_interpreter_stack() is None
-            and bindings._get_tracing_state() is None
-            and torch.autograd.forward_ad._current_level < 0
+            and not is_compiling()
+            and not is_autocast_enabled("cpu")
+            and _transforms() is None
+            and _tracing() is None
+            and forward_ad._current_level < 0
             and not _PLAIN.get()
         )
 
     def run(self, cores: Mapping[str, Tensor], bias: Tensor | None, x: Tensor) -> Tensor:
         """Apply to `[.., inputs]`, any leading dimensions but none of size 0."""
-        (want,), (have,) = self.structure.signature.outputs, self.structure.signature.inputs
+        have, want, alone = self._widths
         flat = x if x.dim() == 2 else x.reshape(-1, have)
         if not flat.is_contiguous():
             flat = flat.contiguous()
@@ -92,6 +104,9 @@ class GeneratedLinear:
             or (bias is not None and bias.requires_grad)
             or any(core.requires_grad for core in cores.values())
         )
+        if alone is not None:
+            y = alone(cores, flat, bias, training)
+            return y if x.dim() == 2 else y.view(*x.shape[:-1], want)
         total: Tensor | None = None
         for part in self.parts:
             given = functional.pad(flat, (0, part.pad)) if part.pad else flat

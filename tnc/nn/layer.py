@@ -107,11 +107,12 @@ class StructuredLayer(nn.Module):
 
     def forward(self, input: Tensor, output_size: Sequence[int] | None = None) -> Tensor:
         """Apply the layer; an `output_size` is for transposed convolutions, as the library's."""
-        if self._generated is not None and input.numel() and self._generated.takes(input):
+        generated = self._generated
+        if generated is not None and input.numel() and generated.takes(input):
             own = self._modules["cores"]._parameters  # type: ignore[union-attr]
             first = next(iter(own.values()), None)
             if first is not None and first.dtype == input.dtype and first.is_cpu:
-                return self._generated.run(own, self._parameters["bias"], input)  # type: ignore[arg-type]
+                return generated.run(own, self._parameters["bias"], input)  # type: ignore[arg-type]
         prepared = self._prepared
         if output_size is not None:
             prepared = self.view.resized(prepared, input, output_size)

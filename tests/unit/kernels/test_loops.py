@@ -181,6 +181,26 @@ def test_inputs_of_all_sorts(layer: StructuredLayer) -> None:
     assert batched.shape == (3, 10)
 
 
+def test_modes_see_products(layer: StructuredLayer) -> None:
+    """What watches torch's operations is not passed by."""
+    from torch.fx.experimental.proxy_tensor import make_fx
+    from torch.utils.flop_counter import FlopCounterMode
+
+    x = torch.randn(1, 12)
+    check(layer)
+    with torch.no_grad():
+        with FlopCounterMode(display=False) as counted:
+            layer(x)
+        assert counted.get_total_flops() > 0
+        traced = make_fx(lambda given: layer(given))(x)
+        other = torch.randn(1, 12)
+        torch.testing.assert_close(traced(other), layer(other))
+        with torch.device("meta"):
+            torch.testing.assert_close(layer(x), x @ layer.weight.T + layer.bias)
+        program = torch.export.export(layer, (x,)).module()
+        torch.testing.assert_close(program(other), layer(other))
+
+
 def test_gradients_take_products(layer: StructuredLayer) -> None:
     layer.requires_grad_(True)
     x = torch.randn(1, 12, requires_grad=True)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from tnc.kernels.costs import Costs, same_memory
-from tnc.kernels.loops.nest import cycles, moves, nest
+from tnc.kernels.loops.nest import Nest, cycles, moves, nest
 from tnc.kernels.loops.rates import Rates, lanes
 from tnc.kernels.program import Copy, Matrix, Multiply, Program, extent
 from tnc.net import Axis, Network
@@ -17,6 +17,9 @@ TURNED = 0.9
 """A core is held a second time, in another order, where that takes at most this part."""
 
 
+SCATTERED = 1.5
+"""What reading memory in short pieces that lie apart costs more."""
+PIECE = 128
 _NONE = Rates(0.0, 0.0)
 
 
@@ -35,14 +38,16 @@ class LoopCosts(Costs):
         )  # fmt: skip
         if key not in self._known:
             held = self.itemsize * extent(step.right.layout, size)
-            needed = cycles(nest(step, size), lanes(self.machine.dtype)) * self.rates.cycle
-            self._known[key] = max(needed, held / self.machine.bandwidth(held))
+            found = nest(step, size)
+            needed = cycles(found, lanes(self.machine.dtype)) * self.rates.cycle
+            read = held / self.machine.bandwidth(held) * (SCATTERED if _scattered(found) else 1)
+            self._known[key] = max(needed, read)
         return self._known[key]
 
     def turned(self, step: Multiply, legs: Axis, size: Mapping[str, int]) -> Multiply:
         """Return the step with its operand laid so that the loops run best."""
         groups = dict(zip(step.right.roles, step.right.groups))
-        orders = ("bkn", "bnk", "kbn", "nbk", "knb") if "b" in groups else ("kn", "nk")
+        orders = ("bkn", "bnk", "kbn", "nbk", "knb", "nkb") if "b" in groups else ("kn", "nk")
         found = [
             Multiply(step.result, step.left,
                      Matrix(step.right.value, tuple(groups[r] for r in roles), roles))
@@ -64,3 +69,11 @@ class LoopCosts(Costs):
     def total(self, network: Network, program: Program, size: Mapping[str, int]) -> float:
         """Seconds of a call with all of its steps."""
         return self.rates.call + super().total(network, program, size)
+
+
+def _scattered(found: Nest) -> bool:
+    """Whether an operand's short rows are not read one after another."""
+    width = found.columns.count
+    if found.kind == "dot":
+        return False
+    return width < PIECE and found.sum.count > 1 and found.sum.vector != width

@@ -7,6 +7,10 @@ written.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
+from zlib import crc32
+
 import numpy as np
 from numba import njit
 
@@ -103,48 +107,63 @@ def _address(at, x, y, scratch):
     return offset
 
 
-@njit(
-    ["void(intp,intp,intp,float32)", "void(intp,intp,intp,float64)"],
-    cache=True,
-    nogil=True,
-)
-def run(table, x, y, like):
-    """Run the steps of the table at an address on an input, writing the result to `y`."""
-    size = item_size(like)
-    steps = word(table)
-    room = np.empty(word(table + 8) + BYTES, np.uint8)
-    scratch = (room.ctypes.data + BYTES - 1) & ~(BYTES - 1)
-    for step in range(steps):
-        at = table + 16 + step * WORDS * 8
-        kind = word(at)
-        c0 = _address(at + 8, x, y, scratch)
-        v0 = _address(at + 24, x, y, scratch)
-        s0 = _address(at + 40, x, y, scratch)
-        if kind == MOVE:
-            _moves(like, c0, v0, at + 56)
-            continue
-        batch, cb = word(at + 56), word(at + 64) * size
-        vb, sb = word(at + 72) * size, word(at + 80) * size
-        outer, co = word(at + 88), word(at + 96) * size
-        vo, so = word(at + 104) * size, word(at + 112) * size
-        rows, cr, sr = word(at + 120), word(at + 128) * size, word(at + 144) * size
-        columns, cc, vc = word(at + 152), word(at + 160) * size, word(at + 168) * size
-        k, vk, sk = word(at + 184), word(at + 200) * size, word(at + 208) * size
-        if kind == ADD:
-            for row in range(rows):
-                for column in range(columns):
-                    add(like, c0 + row * cr + column * size, v0 + column * size)
-            continue
-        for b in range(batch):
-            for o in range(outer):
-                c = c0 + b * cb + o * co
-                v = v0 + b * vb + o * vo
-                s = s0 + b * sb + o * so
-                if kind == TILE:
-                    _tiles(like, c, v, s, rows, cr, sr, columns, k, vk, sk)
-                elif kind == DOT:
-                    _dots(like, c, v, s, rows, cr, sr, columns, cc, vc, k)
-                else:
-                    for column in range(0, columns, 4 * (BYTES // size)):
-                        on = column * size
-                        _pairs(like, c + on, v + on, s + on, k, vk, sk, columns - column)
+def _compiled(source):
+    """Compile `run`; numba keys what it keeps by this file and by `source`, a closure's value."""
+
+    @njit(
+        ["void(intp,intp,intp,float32)", "void(intp,intp,intp,float64)"],
+        cache=True,
+        nogil=True,
+    )
+    def run(table, x, y, like):
+        """Run the steps of the table at an address on an input, writing the result to `y`."""
+        _ = source
+        size = item_size(like)
+        steps = word(table)
+        room = np.empty(word(table + 8) + BYTES, np.uint8)
+        scratch = (room.ctypes.data + BYTES - 1) & ~(BYTES - 1)
+        for step in range(steps):
+            at = table + 16 + step * WORDS * 8
+            kind = word(at)
+            c0 = _address(at + 8, x, y, scratch)
+            v0 = _address(at + 24, x, y, scratch)
+            s0 = _address(at + 40, x, y, scratch)
+            if kind == MOVE:
+                _moves(like, c0, v0, at + 56)
+                continue
+            batch, cb = word(at + 56), word(at + 64) * size
+            vb, sb = word(at + 72) * size, word(at + 80) * size
+            outer, co = word(at + 88), word(at + 96) * size
+            vo, so = word(at + 104) * size, word(at + 112) * size
+            rows, cr, sr = word(at + 120), word(at + 128) * size, word(at + 144) * size
+            columns, cc, vc = word(at + 152), word(at + 160) * size, word(at + 168) * size
+            k, vk, sk = word(at + 184), word(at + 200) * size, word(at + 208) * size
+            if kind == ADD:
+                for row in range(rows):
+                    for column in range(columns):
+                        add(like, c0 + row * cr + column * size, v0 + column * size)
+                continue
+            for b in range(batch):
+                for o in range(outer):
+                    c = c0 + b * cb + o * co
+                    v = v0 + b * vb + o * vo
+                    s = s0 + b * sb + o * so
+                    if kind == TILE:
+                        _tiles(like, c, v, s, rows, cr, sr, columns, k, vk, sk)
+                    elif kind == DOT:
+                        _dots(like, c, v, s, rows, cr, sr, columns, cc, vc, k)
+                    else:
+                        for column in range(0, columns, 4 * (BYTES // size)):
+                            on = column * size
+                            _pairs(like, c + on, v + on, s + on, k, vk, sk, columns - column)
+
+    return run
+
+
+run = _compiled(crc32(Path(__file__).with_name("tiles.py").read_bytes()))
+
+
+def entry(dtype: str) -> Callable[[int, int, int, float], object]:
+    """Return the compiled function of an item type, `(table, x, y, 0.0)`, past its dispatcher."""
+    (found,) = (made for kinds, made in run.overloads.items() if str(kinds[-1]) == dtype)
+    return found.entry_point

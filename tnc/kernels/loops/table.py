@@ -21,7 +21,7 @@ def bound(
 
     Operands are contiguous; they and the bias are held, and read where they lie at each call.
     """
-    from tnc.kernels.loops.run import HELD, SCRATCH, X, Y, run
+    from tnc.kernels.loops.run import HELD, SCRATCH, X, Y, entry
 
     held = (*operands.values(), *(() if bias is None else (bias,)))
     dtype = held[0].dtype
@@ -40,12 +40,12 @@ def bound(
         lines.append(_line(added, where))
     words = [len(lines), offset, *(word for line in lines for word in line)]
     table = np.array(words, dtype=np.int64)
-    address, like = table.ctypes.data, np.dtype(str(dtype).removeprefix("torch.")).type(0)
-    shape, empty = (rows, outputs), torch.empty
+    address, run = table.ctypes.data, entry(str(dtype).removeprefix("torch."))
+    like, made = torch.empty(rows, outputs, dtype=dtype, device="cpu"), torch.empty_like
 
     def call(x: Tensor, _held: object = (held, table)) -> Tensor:
-        y = empty(shape, dtype=dtype)
-        run(address, x.data_ptr(), y.data_ptr(), like)
+        y = made(like)
+        run(address, x.data_ptr(), y.data_ptr(), 0.0)
         return y
 
     return call

@@ -6,6 +6,7 @@ last column are masked, so nothing is read or written beyond it.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from llvmlite import binding, ir
@@ -14,6 +15,8 @@ from numba.extending import intrinsic
 
 BYTES = 64 if binding.get_host_cpu_features().get("avx512f") else 32
 """Bytes of a vector."""
+CHAINS = 8
+"""So many sums are under way at a time, as one multiply-add waits for the last on its sum."""
 _INT = ir.IntType(64)
 
 
@@ -90,13 +93,30 @@ class _Vectors:
 
     def total(self, places: list[Any]) -> Any:
         """Return the sum of all lanes of all places."""
-        first, *rest = (self.builder.load(place) for place in places)
-        for each in rest:
-            first = self.builder.fadd(first, each)
+        first = self.added(places)
         name, start = f"llvm.vector.reduce.fadd.{self.suffix}", ir.Constant(self.item, 0.0)
         kind = ir.FunctionType(self.item, [self.item, self.vector])
         function = cgutils.get_or_insert_function(self.builder.module, kind, name)
         return self.builder.call(function, [start, first], fastmath=("reassoc",))
+
+    def added(self, places: list[Any]) -> Any:
+        first, *rest = (self.builder.load(place) for place in places)
+        for each in rest:
+            first = self.builder.fadd(first, each)
+        return first
+
+    def terms(self, count: Any, sums: list[Any], term: Callable[[Any, Any], None]) -> None:
+        """Write a sum's loop, with as many terms at a time as there are `sums`."""
+        together = len(sums)
+        whole = self.builder.sdiv(count, _whole(together))
+        done = self.builder.mul(whole, _whole(together))
+        with cgutils.for_range(self.builder, whole) as loop:
+            first = self.builder.mul(loop.index, _whole(together))
+            for place, each in enumerate(sums):
+                term(self.builder.add(first, _whole(place)), each)
+        if together > 1:
+            with cgutils.for_range(self.builder, self.builder.sub(count, done)) as loop:
+                term(self.builder.add(done, loop.index), sums[0])
 
     def along(self, address: Any, stride: Any, count: Any) -> Any:
         """Return `address + count * stride`."""
@@ -118,19 +138,22 @@ def tile(rows: int, vectors: int) -> Any:
         def write(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
             like, c, v, s, k, vk, cr, sr, sk, width = arguments
             w = _Vectors(builder, like.type)
-            masks, sums = w.masks(width, vectors), w.sums(rows, vectors)
-            with cgutils.for_range(builder, k) as loop:
-                row = w.along(v, vk, loop.index)
+            masks, together = w.masks(width, vectors), max(1, CHAINS // (rows * vectors))
+            sums = [w.sums(rows, vectors) for _ in range(together)]
+
+            def term(place: Any, sums: Any) -> None:
+                row, column = w.along(v, vk, place), w.along(s, sk, place)
                 taken = [w.load(w.vectors_on(row, j), mask) for j, mask in enumerate(masks)]
-                column = w.along(s, sk, loop.index)
                 for r in range(rows):
                     factor = w.item_everywhere(w.along(column, sr, r))
                     for j in range(vectors):
                         w.accumulate(sums[r][j], factor, taken[j])
+
+            w.terms(k, sums, term)
             for r in range(rows):
                 for j, mask in enumerate(masks):
                     place = w.vectors_on(w.along(c, cr, r), j)
-                    w.store(builder.load(sums[r][j]), place, mask)
+                    w.store(w.added([each[r][j] for each in sums]), place, mask)
             return context.get_dummy_value()
 
         return types.void(like, *[types.intp] * 9), write
@@ -182,14 +205,18 @@ def pairs(vectors: int) -> Any:
         def write(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
             like, c, v, s, k, vk, sk, width = arguments
             w = _Vectors(builder, like.type)
-            masks, (sums,) = w.masks(width, vectors), w.sums(1, vectors)
-            with cgutils.for_range(builder, k) as loop:
-                one, other = w.along(v, vk, loop.index), w.along(s, sk, loop.index)
+            masks, together = w.masks(width, vectors), max(1, CHAINS // vectors)
+            sums = [w.sums(1, vectors)[0] for _ in range(together)]
+
+            def term(place: Any, sums: Any) -> None:
+                one, other = w.along(v, vk, place), w.along(s, sk, place)
                 for j, mask in enumerate(masks):
                     factors = [w.load(w.vectors_on(each, j), mask) for each in (one, other)]
                     w.accumulate(sums[j], *factors)
+
+            w.terms(k, sums, term)
             for j, mask in enumerate(masks):
-                w.store(builder.load(sums[j]), w.vectors_on(c, j), mask)
+                w.store(w.added([each[j] for each in sums]), w.vectors_on(c, j), mask)
             return context.get_dummy_value()
 
         return types.void(like, *[types.intp] * 7), write
