@@ -34,6 +34,26 @@ def by_address(x: Tensor) -> bool:
 
 
 @dataclass(eq=False)
+class Laid:
+    """Operands made for inference: buckets of rows that lay one alike have it once."""
+
+    _held: dict[Lay, tuple[tuple[object, ...], Tensor, tuple[Tensor, ...]]] = field(
+        default_factory=dict
+    )
+
+    def operand(self, how: Lay, cores: Mapping[str, Tensor]) -> Tensor:
+        """Return an operand, made anew where a core of it has changed."""
+        own = [cores[name] for name in how.cores]
+        stamp = tuple([(core.data_ptr(), core._version) for core in own])
+        found = self._held.get(how)
+        if found is None or found[0] != stamp:
+            with torch.no_grad():
+                made = keep(how, cores)
+            found = self._held[how] = (stamp, made, tuple([core.detach() for core in own]))
+        return found[1]
+
+
+@dataclass(eq=False)
 class Ready:
     """A kernel for one bucket of rows, and its operands while the cores do not change."""
 
@@ -46,6 +66,7 @@ class Ready:
     operands: tuple[Tensor, ...] = ()
     alive: tuple[Tensor, ...] = ()
     """The memory that the stamp names, held so that no other tensor can come to lie there."""
+    laid: Laid = field(default_factory=Laid)
     calls: dict[tuple[int, int | None], Callable[[Tensor], Tensor]] = field(default_factory=dict)
     """Loops bound to the operands and a bias, by rows and where the bias lies."""
 
@@ -72,9 +93,8 @@ class Ready:
         except RuntimeError:  # tensors of inference mode do not count their versions
             return [lay(how, cores) for how in self.lays]
         if stamp != self.stamp:
-            with torch.no_grad():
-                self.operands = tuple([keep(how, cores) for how in self.lays])
-                self.alive = tuple([cores[name].detach() for name in self.names])
+            self.operands = tuple([self.laid.operand(how, cores) for how in self.lays])
+            self.alive = tuple([cores[name].detach() for name in self.names])
             self.stamp, self.calls = stamp, {}
         return self.operands
 
@@ -182,6 +202,7 @@ class Applied:
 
     network: Network
     _ready: dict[tuple[Any, ...], Ready] = field(default_factory=dict)
+    _laid: Laid = field(default_factory=Laid)
 
     def __call__(
         self, cores: Mapping[str, Tensor], x: Tensor, bias: Tensor | None, training: bool
@@ -206,4 +227,4 @@ class Applied:
         kernel = Kernel(choices(task_of(self.network, rows, training, dtype))[0])
         found = lays(self.network, kernel.choice.program)
         names = tuple(dict.fromkeys(name for how in found for name in how.cores))
-        return Ready(kernel, self.network, found, names)
+        return Ready(kernel, self.network, found, names, laid=self._laid)
