@@ -21,6 +21,7 @@ from tnc.net import Structure
 
 _BINDINGS: Any = torch._C
 _transforms = _BINDINGS._functorch.peek_interpreter_stack
+_dispatch_modes = _BINDINGS._len_torch_dispatch_stack
 _tracing = _BINDINGS._get_tracing_state
 _PLAIN: ContextVar[bool] = ContextVar("tnc_plain_kernels", default=False)
 
@@ -79,7 +80,8 @@ class GeneratedLinear:
         """Whether generated kernels run here: a plain CPU tensor, neither traced nor transformed.
 
         Everything else takes the layer's program of plain torch calls, which compilers, exporters,
-        function transforms, autocast and tensor subclasses understand.
+        function transforms, autocast, dispatch modes (such as FLOP counters) and tensor subclasses
+        understand.
         """
         return (
             type(x) is Tensor
@@ -90,6 +92,7 @@ class GeneratedLinear:
             and _transforms() is None
             and _tracing() is None
             and forward_ad._current_level < 0
+            and not _dispatch_modes()
             and not _PLAIN.get()
         )
 
