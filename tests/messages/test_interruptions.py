@@ -48,6 +48,14 @@ def written(folder: Path, streamed: bool) -> list[str]:
     return [*words, "--force"]
 
 
+@pytest.fixture(autouse=True)
+def ctrl_c():
+    """Let SIGINT interrupt, as a terminal does: background jobs are started with it ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.mark.parametrize("kind", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_signal_ends_a_stage_and_the_next_run_works(
