@@ -33,6 +33,14 @@ def by_address(x: Tensor) -> bool:
     return not (_dispatch_modes() or _function_modes() or x.is_neg())
 
 
+_INTEGERS = {torch.float64: torch.int64, torch.float32: torch.int32, torch.bfloat16: torch.int16}
+
+
+def bits(cores: Sequence[Tensor]) -> tuple[int, ...]:
+    """Sum the bits of cores: writes through `core.data` change no version, but these."""
+    return tuple([int(core.detach().view(_INTEGERS[core.dtype]).sum()) for core in cores])
+
+
 @dataclass(eq=False)
 class Laid:
     """Operands made for inference: buckets of rows that lay one alike have it once."""
@@ -44,7 +52,7 @@ class Laid:
     def operand(self, how: Lay, cores: Mapping[str, Tensor]) -> Tensor:
         """Return an operand, made anew where a core of it has changed."""
         own = [cores[name] for name in how.cores]
-        stamp = tuple([(core.data_ptr(), core._version) for core in own])
+        stamp = tuple([(core.data_ptr(), core._version) for core in own]) + bits(own)
         found = self._held.get(how)
         if found is None or found[0] != stamp:
             with torch.no_grad():
@@ -67,6 +75,7 @@ class Ready:
     alive: tuple[Tensor, ...] = ()
     """The memory that the stamp names, held so that no other tensor can come to lie there."""
     laid: Laid = field(default_factory=Laid)
+    copied: tuple[str, ...] = ()
     calls: dict[tuple[int, int | None], Callable[[Tensor], Tensor]] = field(default_factory=dict)
     """Loops bound to the operands and a bias, by rows and where the bias lies."""
 
@@ -92,11 +101,23 @@ class Ready:
                 stamp += (core.data_ptr(), core._version)
         except RuntimeError:  # tensors of inference mode do not count their versions
             return [lay(how, cores) for how in self.lays]
+        if self.copied:
+            stamp += bits([cores[name] for name in self.copied])
         if stamp != self.stamp:
             self.operands = tuple([self.laid.operand(how, cores) for how in self.lays])
+            self.copied = self._copied(cores)
+            stamp = [*stamp[: 2 * len(self.names)], *bits([cores[n] for n in self.copied])]
             self.alive = tuple([cores[name].detach() for name in self.names])
             self.stamp, self.calls = stamp, {}
         return self.operands
+
+    def _copied(self, cores: Mapping[str, Tensor]) -> tuple[str, ...]:
+        """Return the cores that operands do not share memory with: their values are compared."""
+        found = []
+        for how, operand in zip(self.lays, self.operands):
+            memory = operand.untyped_storage().data_ptr()
+            found += [n for n in how.cores if cores[n].untyped_storage().data_ptr() != memory]
+        return tuple(found)
 
     def train(self, cores: Mapping[str, Tensor], x: Tensor, bias: Tensor | None) -> Tensor:
         """Apply with gradients of the input, the cores and the bias."""

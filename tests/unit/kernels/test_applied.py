@@ -24,5 +24,7 @@ def test_laid_operands_are_shared_and_fresh() -> None:
     third = laid.operand(merged, cores)
     assert third is not first[0] and laid.operand(turned, cores) is first[1]
     torch.testing.assert_close(third, lay(merged, cores))
+    cores["A"].data.mul_(2)
+    torch.testing.assert_close(laid.operand(merged, cores), lay(merged, cores))
     cores["B"] = torch.randn(3, 2)
     torch.testing.assert_close(laid.operand(merged, cores), lay(merged, cores))
