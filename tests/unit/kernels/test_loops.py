@@ -225,10 +225,12 @@ def test_few_rows_on_one_thread_only() -> None:
 def test_without_numba_products_are_taken(layer: StructuredLayer, monkeypatch) -> None:
     check(layer)
     monkeypatch.setattr(rates, "stamp", lambda: "")
+    rates.known.cache_clear()
     assert rates.refused("float32") == rates.state("float32") == "numba is not installed"
     assert rates.made("float32") is None
     monkeypatch.setitem(__import__("sys").modules, "tnc.kernels.loops.run", None)
     check(layer.double().float())
+    rates.known.cache_clear()
 
 
 def test_choices_of_loops_as_data() -> None:
