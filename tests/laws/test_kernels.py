@@ -12,6 +12,7 @@ from torch.nn import functional
 
 import tnc
 from tests.laws.data import linear_structures
+from tnc.kernels.applied import tuning
 from tnc.net import Structure, parse_network
 from tnc.nn import LinearView
 from tnc.nn.generated import kernels_of, plain_kernels
@@ -247,3 +248,27 @@ def test_modules_around_a_layer() -> None:
     exported = torch.export.export(model, (x,), dynamic_shapes=({0: torch.export.Dim("n")},))
     torch.testing.assert_close(exported.module()(drawn(layer, 7)), model(drawn(layer, 7)))
     torch.testing.assert_close(model(x), want)
+
+
+def test_a_wrong_width_is_an_error() -> None:
+    """Loops read memory by address: nothing but the layer would notice."""
+    layer = made(LOW_RANK, torch.float32)
+    width = layer.structure.signature.inputs[0]
+    with torch.no_grad(), tuning("measure"):
+        layer(drawn(layer, 1))
+        for shape in ((1, width + 1), (1, width - 1), (2 * width,), (1, 2, 2 * width), ()):
+            with pytest.raises((RuntimeError, IndexError)):
+                layer(torch.randn(shape))
+
+
+@pytest.mark.parametrize("drop", ["cast", "train"])
+def test_old_memory_is_not_held(drop: str) -> None:
+    layer = made(LOW_RANK, torch.float32)
+    with torch.no_grad():
+        layer(drawn(layer, 5))
+    (applied,) = kernels_of(layer)
+    assert all(ready.alive for ready in applied._ready.values())
+    layer.to(torch.bfloat16) if drop == "cast" else layer.train()
+    assert not any(ready.alive or ready.operands for ready in applied._ready.values())
+    with torch.no_grad():
+        assert layer(drawn(layer, 5)).isfinite().all()

@@ -60,6 +60,10 @@ class Laid:
             found = self._held[how] = (stamp, made, tuple([core.detach() for core in own]))
         return found[1]
 
+    def forget(self) -> None:
+        """Drop all operands."""
+        self._held.clear()
+
 
 @dataclass(eq=False)
 class Ready:
@@ -216,9 +220,9 @@ def task_of(network: Network, rows: int, training: bool, dtype: torch.dtype) -> 
 
 @dataclass(eq=False)
 class Applied:
-    """One network, with a kernel for every bucket of rows, dtype and number of threads met.
+    """One network, with a kernel for every bucket of rows and dtype met.
 
-    Kernels are chosen at the first call of a bucket.
+    Kernels are chosen at the first call of a bucket, for the threads that torch has then.
     """
 
     network: Network
@@ -236,6 +240,13 @@ class Applied:
         if training:
             return ready.train(cores, x, bias)
         return ready.run(cores, x, bias)
+
+    def forget(self) -> None:
+        """Drop kept operands; they are made anew at the next call."""
+        self._laid.forget()
+        for ready in self._ready.values():
+            ready.stamp, ready.operands, ready.alive = (), (), ()
+            ready.copied, ready.calls = (), {}
 
     def prepare(self, rows: int, training: bool, dtype: torch.dtype) -> Ready:
         """Choose the kernel of a bucket, and use it from now on."""

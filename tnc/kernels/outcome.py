@@ -21,7 +21,7 @@ class Line:
     text: str
     shape: tuple[int, ...] = ()
     flops: int = 0
-    library: str = ""
+    backend: str = ""
 
 
 @dataclass(frozen=True)

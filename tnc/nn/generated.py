@@ -94,7 +94,14 @@ class GeneratedLinear:
             and forward_ad._current_level < 0
             and not _dispatch_modes()
             and not _PLAIN.get()
+            and x.dim() > 0
+            and x.size(-1) == self._widths[0]  # loops read memory and would not notice
         )
+
+    def forget(self) -> None:
+        """Drop what was made of the cores for inference, and the memory that it holds."""
+        for part in self.parts:
+            part.applied.forget()
 
     def run(self, cores: Mapping[str, Tensor], bias: Tensor | None, x: Tensor) -> Tensor:
         """Apply to `[.., inputs]`, any leading dimensions but none of size 0."""

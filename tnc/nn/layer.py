@@ -184,9 +184,19 @@ class StructuredLayer(nn.Module):
 
     def train(self, mode: bool = True) -> StructuredLayer:
         """Switch the mode; what was made of the cores for inference is dropped."""
-        self.view.forget(self._prepared)
+        self._forget()
         super().train(mode)
         return self
+
+    def _apply(self, *args: Any, **kwargs: Any) -> StructuredLayer:
+        """Move or cast the layer; what was made of its old cores is not held on to."""
+        self._forget()
+        return super()._apply(*args, **kwargs)  # type: ignore[no-any-return,no-untyped-call]
+
+    def _forget(self) -> None:
+        self.view.forget(self._prepared)
+        if self._generated is not None:
+            self._generated.forget()
 
     def extra_repr(self) -> str:
         return f"{self.structure}, view={type(self.view).__name__}, bias={self.bias is not None}"

@@ -68,7 +68,7 @@ def _as_json(found: Outcome, bias: bool) -> dict[str, Any]:
         "libraries": list(libraries(choice)),
         "steps": [
             {"text": line.text, "shape": list(line.shape), "flops": line.flops}
-            | ({"library": line.library} if line.library else {})
+            | ({"library": line.backend} if line.backend else {})
             for line in found.lines
         ],
         "contenders": [
@@ -96,9 +96,9 @@ def _outcome(found: Outcome, bias: bool, kind: Kind) -> str:
     ]
     if len(kind.parts) > 1:
         lines.append(f"  of {task.network}")
-    wide = max(len(line.text) for line in found.lines if line.shape or line.library)
+    wide = max(len(line.text) for line in found.lines if line.shape or line.backend)
     for line in found.lines:
-        note = _call(line.shape, line.flops, line.library)
+        note = _call(line.shape, line.flops, line.backend)
         lines.append(f"  {line.text.ljust(wide)}  # {note}" if note else f"  {line.text}")
     lines += ["why not otherwise", *_contenders(found.contenders)]
     return "\n".join([*lines, "source", indent(found.source(bias), "  ")])

@@ -126,7 +126,7 @@ def test_differences_are_told(training: bool) -> None:
     assert len(found.contenders) == len(choices) - 1 > 2
     assert all(contender.differs for contender in found.contenders)
     products = [line for line in found.lines if line.flops]
-    assert tuple(line.library for line in products) == libraries(choices[0])
+    assert tuple(line.backend for line in products) == libraries(choices[0])
     for line in products:
         batch, m, n, k = line.shape
         assert line.flops == 2 * batch * m * n * k

@@ -18,7 +18,6 @@ from tnc.kernels.program import (
     Matrix,
     Multiply,
     Program,
-    gradient_of,
     input_gradient,
     operand_gradient,
 )
@@ -131,8 +130,7 @@ class _Writer:
             self.shapes[name] = shape
             place = f"{out}.view({', '.join(shape)})" if self.shapes.get(out) != shape else out
         if strided:
-            turn = step.result.roles.index("b")
-            place = f"{place}.transpose(0, {turn})" if turn == 1 else place
+            place = f"{place}.transpose(0, 1)"
         if bias:
             self.add(f"addmm({bias}, {first}, {second}, out={place})")
         else:
@@ -299,7 +297,7 @@ class _Backward(_Writer):
             self.shapes[f"d_{name}"] = self.extents(step.right.groups)
         if self.into and INPUT in self.needs:
             self.shapes["dx"] = (rows, inputs)
-        self._recompute(first)
+        self._recompute()
         self._reverse(first)
         returned = ", ".join(
             [*(["dx"] if INPUT in self.needs else []), *(f"d_{name}" for name in kept)]
@@ -339,7 +337,7 @@ class _Backward(_Writer):
                 return place
         return len(self.program.steps)
 
-    def _recompute(self, first: int) -> None:
+    def _recompute(self) -> None:
         """Write what the operands met, up to the last operand that needs a gradient."""
         last = 0
         for place, step in enumerate(self.program.steps):
@@ -393,21 +391,16 @@ class _Backward(_Writer):
             return
         self.shapes[out] = shape
         flat = self.extent(back.left.group("b") + back.left.group("m"))
-        left = f"{self._swapped(pair[0], rows)}.reshape({shape[0]}, {flat})"
-        right = f"{self._stacked(pair[1], columns)}.reshape({flat}, {shape[1]})"
+        left = f"{self._ordered(pair[0], (rows, 'b', 'm'))}.reshape({shape[0]}, {flat})"
+        right = f"{self._ordered(pair[1], ('b', 'm', columns))}.reshape({flat}, {shape[1]})"
         if self.into:
             self.add(f"{out}.addmm_({left}, {right})")
         else:
             self.add(f"{out} = mm({left}, {right})")
 
-    def _swapped(self, matrix: Matrix, role: str) -> str:
+    def _ordered(self, matrix: Matrix, roles: tuple[str, str, str]) -> str:
         text = self.view(matrix.value, self.extents(matrix.groups))
-        order = tuple(matrix.roles.index(r) for r in (role, "b", "m"))
-        return text if order == (0, 1, 2) else f"{text}.permute({', '.join(map(str, order))})"
-
-    def _stacked(self, matrix: Matrix, role: str) -> str:
-        text = self.view(matrix.value, self.extents(matrix.groups))
-        order = tuple(matrix.roles.index(r) for r in ("b", "m", role))
+        order = tuple(matrix.roles.index(role) for role in roles)
         return text if order == (0, 1, 2) else f"{text}.permute({', '.join(map(str, order))})"
 
 
@@ -441,6 +434,3 @@ def _tiles(tile: int, call: str, buffers: str) -> list[str]:
         f"    buffers = {buffers}_of(x, n - whole)",
         f"    {call}",
     ]  # fmt: skip
-
-
-__all__ = ["Way", "emit", "gradient_of"]
