@@ -16,7 +16,7 @@ import tnc  # noqa: E402
 from tests.laws.data import LINEAR, structures  # noqa: E402
 from tests.zoo import BY_NAME  # noqa: E402
 from tnc.derive import forward  # noqa: E402
-from tnc.nn.program import lower  # noqa: E402
+from tnc.kernels.einsums import lower  # noqa: E402
 
 
 def programs() -> str:

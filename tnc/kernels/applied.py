@@ -16,8 +16,8 @@ from tnc.errors import KernelError
 from tnc.kernels.backend import allowed
 from tnc.kernels.choose import Choice, Task, bucket, choose
 from tnc.kernels.compiled import Kernel
+from tnc.kernels.einsums import lower
 from tnc.kernels.operands import Lay, keep, lay, lays
-from tnc.kernels.plain import contract
 from tnc.net import Network
 
 DTYPES = {torch.float32: "float32", torch.float64: "float64", torch.bfloat16: "bfloat16"}
@@ -184,7 +184,7 @@ def plain(ready: Ready, x: Tensor, operands: Sequence[Tensor]) -> Tensor:
     given = [x.reshape(x.shape[0], *(size[name] for name in program.inputs))]
     for operand, tensor in zip(program.operands, operands):
         given.append(tensor.reshape([size[name] for name in operand.layout]))
-    return contract(whole, given).reshape(x.shape[0], -1)
+    return lower(whole).run(given).reshape(x.shape[0], -1)
 
 
 TUNES = ("model", "measure")

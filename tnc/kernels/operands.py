@@ -9,7 +9,7 @@ from torch import Tensor
 
 from tnc.derive.contraction import Contraction
 from tnc.kernels.costs import merge
-from tnc.kernels.plain import contract
+from tnc.kernels.einsums import lower
 from tnc.kernels.program import Program, extent
 from tnc.net import Network
 
@@ -48,7 +48,7 @@ def keep(how: Lay, cores: Mapping[str, Tensor]) -> Tensor:
 def lay(how: Lay, cores: Mapping[str, Tensor]) -> Tensor:
     """Make an operand; a view of the core where its memory allows it. Differentiable."""
     if how.merged is not None:
-        return contract(how.merged, [cores[name] for name in how.cores]).reshape(how.shape)
+        return lower(how.merged).run([cores[name] for name in how.cores]).reshape(how.shape)
     core = cores[how.cores[0]]
     if how.order != tuple(range(len(how.order))):
         core = core.permute(how.order)

@@ -18,11 +18,11 @@ from torch.nn import functional
 
 from tnc.derive.chain import Absorb
 from tnc.derive.merge import Merged
+from tnc.kernels.einsums import Program, lower
 from tnc.net import Axis, Network
 from tnc.nn.conv import Call, Options
 from tnc.nn.dense import Rebuild
 from tnc.nn.packed import Packed
-from tnc.nn.program import Program, lower
 
 FORMATS = {2: torch.channels_last, 3: torch.channels_last_3d}
 """The memory format with channels last, by the number of kernel axes."""

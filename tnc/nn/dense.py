@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from tnc.derive.dense import dense
+from tnc.kernels.einsums import Program, lower
 from tnc.net import Network, Structure
-from tnc.nn.program import Program, lower
 
 
 @dataclass(frozen=True)

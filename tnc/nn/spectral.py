@@ -10,8 +10,8 @@ from torch import Tensor
 
 from tnc.derive.dense import modewise
 from tnc.errors import KernelError
+from tnc.kernels.einsums import Program, lower
 from tnc.net import Structure
-from tnc.nn.program import Program, lower
 from tnc.nn.view import Cores, View
 
 ROWS_ASSUMED = 8

@@ -14,11 +14,11 @@ from tnc.derive.cost import Work, rebuild_flops
 from tnc.derive.dense import forward
 from tnc.derive.gather import gathered
 from tnc.errors import KernelError
+from tnc.kernels.einsums import Program, lower
 from tnc.net import Network, Structure
 from tnc.nn.conv_view import ConvView
 from tnc.nn.dense import Rebuild, plan_rebuild
 from tnc.nn.generated import GeneratedLinear
-from tnc.nn.program import Program, lower
 from tnc.nn.sparse import Kept
 from tnc.nn.spectral import SpectralView
 from tnc.nn.view import Cores, View

@@ -9,8 +9,8 @@ from torch import Tensor
 from tnc.derive.dense import forward
 from tnc.kernels.choose import Choice, Task, ranked
 from tnc.kernels.compiled import Kernel
+from tnc.kernels.einsums import lower
 from tnc.kernels.operands import lay, lays
-from tnc.kernels.plain import contract
 from tnc.net import Network, parse_network
 
 NETWORKS = {
@@ -32,7 +32,7 @@ NETWORKS = {
 def truth(network: Network, cores: dict[str, Tensor], x: Tensor) -> Tensor:
     """Contract naively in float64: the oracle."""
     given = [x.view(-1, *(network.size[n] for n in network.equation.input_indices))]
-    y = contract(forward(network, len(x)), [*given, *cores.values()])
+    y = lower(forward(network, len(x))).run([*given, *cores.values()])
     return y.reshape(len(x), -1)
 
 

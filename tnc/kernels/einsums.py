@@ -1,7 +1,8 @@
-"""Programs: pairwise steps lowered to torch calls.
+"""Contractions as pairwise torch calls, in the order of fewest FLOPs.
 
-This is the seam for generated kernels: a program is built from a contraction once, and run with the
-current cores. The order was searched when the program was built; running it searches nothing.
+What generated kernels are checked against, and what runs in their place under compilers, exporters,
+transforms and while planning; differentiable any number of times. The order was searched when the
+program was built; running it searches nothing.
 """
 
 from __future__ import annotations
