@@ -9,13 +9,13 @@ from math import ceil
 from tnc.derive.dense import ROWS
 from tnc.kernels.check import require
 from tnc.kernels.costs import Costs
-from tnc.kernels.emitters.torch_source import Way
 from tnc.kernels.loops.costs import LoopCosts
 from tnc.kernels.loops.nest import nests
 from tnc.kernels.loops.rates import DTYPES, Rates, known
 from tnc.kernels.machine import Machine, current
 from tnc.kernels.program import Copy, Program, Step, extent
 from tnc.kernels.search import search
+from tnc.kernels.way import Way
 from tnc.net import Axis, Network
 
 TILES = (16, 32, 64, 128, 256)

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from tnc.kernels.choose import Choice
-from tnc.kernels.emitters.torch_source import Way
 from tnc.kernels.program import Copy, Matrix, Multiply, Operand, Program, Step
+from tnc.kernels.way import Way
 
 
 def choice_to(choice: Choice) -> dict[str, Any]:
