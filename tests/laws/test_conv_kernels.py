@@ -127,7 +127,11 @@ def there_and_back(layer: StructuredLayer) -> None:
 def behind_the_back(layer: StructuredLayer) -> None:
     for core in layer.cores.values():
         core.data.mul_(1.5)
-    layer.eval()
+
+
+def one_entry_behind_the_back(layer: StructuredLayer) -> None:
+    core = layer.cores["G" if "G" in layer.cores else "W"]
+    core.data.view(-1)[0] += 1
 
 
 CHANGES: tuple[Callable[[StructuredLayer], None], ...] = (
@@ -138,6 +142,7 @@ CHANGES: tuple[Callable[[StructuredLayer], None], ...] = (
     one_entry,
     there_and_back,
     behind_the_back,
+    one_entry_behind_the_back,
 )
 
 
@@ -162,17 +167,17 @@ def test_kept_weights_are_used_again_and_neither_copied_nor_saved() -> None:
     torch.save(made, buffer)
     with torch.no_grad():
         made(x)
-        (kept,) = made._prepared._kept.values()
+        (kept,) = made._prepared._kept._held.values()
         made(x)
-        assert list(made._prepared._kept.values()) == [kept]
+        assert list(made._prepared._kept._held.values()) == [kept]
         again = io.BytesIO()
         torch.save(made, again)
         assert abs(len(again.getvalue()) - len(buffer.getvalue())) < 64
         for other in (copy.deepcopy(made), pickle.loads(pickle.dumps(made))):
-            assert not other._prepared._kept
+            assert not len(other._prepared._kept)
             torch.testing.assert_close(other(x), dense(x), rtol=1e-4, atol=1e-4)
         made.train()
-        assert not made._prepared._kept
+        assert not len(made._prepared._kept)
 
 
 def test_what_was_kept_in_inference_mode_serves_a_gradient_of_the_input() -> None:

@@ -267,8 +267,10 @@ def test_old_memory_is_not_held(drop: str) -> None:
     with torch.no_grad():
         layer(drawn(layer, 5))
     (applied,) = kernels_of(layer)
-    assert all(ready.alive for ready in applied._ready.values())
+    assert all(ready.kept for ready in applied._ready.values())
     layer.to(torch.bfloat16) if drop == "cast" else layer.train()
-    assert not any(ready.alive or ready.operands for ready in applied._ready.values())
+    assert not any(
+        ready.kept or ready.calls or len(ready.laid) for ready in applied._ready.values()
+    )
     with torch.no_grad():
         assert layer(drawn(layer, 5)).isfinite().all()

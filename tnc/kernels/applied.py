@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from tnc.kernels.backend import allowed
 from tnc.kernels.choose import Choice, Task, bucket, choose
 from tnc.kernels.compiled import Kernel
 from tnc.kernels.einsums import lower
+from tnc.kernels.kept import Kept, Shelf, apart, can_watch
 from tnc.kernels.operands import Lay, keep, lay, lays
 from tnc.net import Network
 
@@ -33,38 +35,6 @@ def by_address(x: Tensor) -> bool:
     return not (_dispatch_modes() or _function_modes() or x.is_neg())
 
 
-_INTEGERS = {torch.float64: torch.int64, torch.float32: torch.int32, torch.bfloat16: torch.int16}
-
-
-def bits(cores: Sequence[Tensor]) -> tuple[int, ...]:
-    """Sum the bits of cores: writes through `core.data` change no version, but these."""
-    return tuple([int(core.detach().view(_INTEGERS[core.dtype]).sum()) for core in cores])
-
-
-@dataclass(eq=False)
-class Laid:
-    """Operands made for inference: buckets of rows that lay one alike have it once."""
-
-    _held: dict[Lay, tuple[tuple[object, ...], Tensor, tuple[Tensor, ...]]] = field(
-        default_factory=dict
-    )
-
-    def operand(self, how: Lay, cores: Mapping[str, Tensor]) -> Tensor:
-        """Return an operand, made anew where a core of it has changed."""
-        own = [cores[name] for name in how.cores]
-        stamp = tuple([(core.data_ptr(), core._version) for core in own]) + bits(own)
-        found = self._held.get(how)
-        if found is None or found[0] != stamp:
-            with torch.no_grad():
-                made = keep(how, cores)
-            found = self._held[how] = (stamp, made, tuple([core.detach() for core in own]))
-        return found[1]
-
-    def forget(self) -> None:
-        """Drop all operands."""
-        self._held.clear()
-
-
 @dataclass(eq=False)
 class Ready:
     """A kernel for one bucket of rows, and its operands while the cores do not change."""
@@ -74,19 +44,19 @@ class Ready:
     lays: tuple[Lay, ...]
     names: tuple[str, ...]
     """The cores by which kept operands are known to be fresh."""
-    stamp: Sequence[int] = ()
-    operands: tuple[Tensor, ...] = ()
-    alive: tuple[Tensor, ...] = ()
-    """The memory that the stamp names, held so that no other tensor can come to lie there."""
-    laid: Laid = field(default_factory=Laid)
-    copied: tuple[str, ...] = ()
+    laid: Shelf[Tensor] = field(default_factory=Shelf)
+    """Operands, which buckets of rows that lay one alike have in common."""
+    kept: Kept[tuple[Tensor, ...]] | None = None
     calls: dict[tuple[int, int | None], Callable[[Tensor], Tensor]] = field(default_factory=dict)
     """Loops bound to the operands and a bias, by rows and where the bias lies."""
 
     def run(self, cores: Mapping[str, Tensor], x: Tensor, bias: Tensor | None) -> Tensor:
         """Apply to rows `[n, inputs]` without gradients."""
-        operands = self.kept(cores)
-        if self.kernel.looped and operands is self.operands and by_address(x):
+        kept = self.kept
+        if kept is None or not kept.holds([cores[name] for name in self.names]):
+            kept = self._keep(cores)
+        operands = [lay(how, cores) for how in self.lays] if kept is None else kept.made
+        if kept is not None and self.kernel.looped and by_address(x):
             key = (x.size(0), None if bias is None else bias.data_ptr())
             call = self.calls.get(key)
             if call is None:
@@ -96,38 +66,36 @@ class Ready:
             return self.kernel.forward(x, *operands)
         return self.kernel.forward_bias(x, *operands, bias)
 
-    def kept(self, cores: Mapping[str, Tensor]) -> Sequence[Tensor]:
-        """Return the operands, made anew only where a core has changed."""
-        try:
-            stamp: list[int] = []
-            for name in self.names:
-                core = cores[name]
-                stamp += (core.data_ptr(), core._version)
-        except RuntimeError:  # tensors of inference mode do not count their versions
-            return [lay(how, cores) for how in self.lays]
-        if self.copied:
-            stamp += bits([cores[name] for name in self.copied])
-        if stamp != self.stamp:
-            self.operands = tuple([self.laid.operand(how, cores) for how in self.lays])
-            self.copied = self._copied(cores)
-            stamp = [*stamp[: 2 * len(self.names)], *bits([cores[n] for n in self.copied])]
-            self.alive = tuple([cores[name].detach() for name in self.names])
-            self.stamp, self.calls = stamp, {}
-        return self.operands
+    def _keep(self, cores: Mapping[str, Tensor]) -> Kept[tuple[Tensor, ...]] | None:
+        """Make the operands that have changed; None where changes of the cores are not seen."""
+        self.forget()
+        own = [cores[name] for name in self.names]
+        if can_watch(own):
+            made, copied = [], []
+            for how in self.lays:
+                used = [cores[name] for name in how.cores]
+                operand = self.laid.take(
+                    how, used, partial(_made, how, cores), partial(apart, cores=used)
+                )
+                made.append(operand)
+                copied += apart(operand, used)
+            self.kept = Kept.of(tuple(made), own, copied)
+        return self.kept
 
-    def _copied(self, cores: Mapping[str, Tensor]) -> tuple[str, ...]:
-        """Return the cores that operands do not share memory with: their values are compared."""
-        found = []
-        for how, operand in zip(self.lays, self.operands):
-            memory = operand.untyped_storage().data_ptr()
-            found += [n for n in how.cores if cores[n].untyped_storage().data_ptr() != memory]
-        return tuple(found)
+    def forget(self) -> None:
+        """Drop the operands, and the memory that they hold."""
+        self.kept, self.calls = None, {}
 
     def train(self, cores: Mapping[str, Tensor], x: Tensor, bias: Tensor | None) -> Tensor:
         """Apply with gradients of the input, the cores and the bias."""
         operands = [lay(how, cores) for how in self.lays]
         found: Tensor = _Apply.apply(self, x, bias, *operands)  # type: ignore[no-untyped-call]
         return found
+
+
+def _made(how: Lay, cores: Mapping[str, Tensor]) -> Tensor:
+    with torch.no_grad():
+        return keep(how, cores)
 
 
 class _Apply(torch.autograd.Function):
@@ -227,7 +195,7 @@ class Applied:
 
     network: Network
     _ready: dict[tuple[Any, ...], Ready] = field(default_factory=dict)
-    _laid: Laid = field(default_factory=Laid)
+    _laid: Shelf[Tensor] = field(default_factory=Shelf)
 
     def __call__(
         self, cores: Mapping[str, Tensor], x: Tensor, bias: Tensor | None, training: bool
@@ -245,8 +213,7 @@ class Applied:
         """Drop kept operands; they are made anew at the next call."""
         self._laid.forget()
         for ready in self._ready.values():
-            ready.stamp, ready.operands, ready.alive = (), (), ()
-            ready.copied, ready.calls = (), {}
+            ready.forget()
 
     def prepare(self, rows: int, training: bool, dtype: torch.dtype) -> Ready:
         """Choose the kernel of a bucket, and use it from now on."""

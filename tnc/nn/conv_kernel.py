@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
+from tnc.kernels.kept import Shelf
 from tnc.nn.conv import Options
 from tnc.nn.conv_choice import Asked, Choice, ConvTerm, choose, run_lines
 from tnc.nn.conv_stage import Weights, is_last
@@ -16,52 +17,19 @@ MOST = 16
 """How many choices and how many sets of weights one layer holds, of different inputs."""
 
 
-@dataclass(frozen=True, eq=False)
-class Kept:
-    """Weights made of cores, with what tells that a core was changed since.
-
-    The cores' memory is held by aliases, so that no other tensor can come to lie there.
-    """
-
-    weights: tuple[Weights, ...]
-    aliases: tuple[Tensor, ...]
-    pointers: tuple[int, ...]
-    versions: tuple[int, ...]
-
-    @classmethod
-    def of(cls, weights: tuple[Weights, ...], cores: tuple[Tensor, ...]) -> Kept:
-        """Remember the state of the cores."""
-        return cls(
-            weights,
-            tuple(core.detach() for core in cores),
-            tuple(core.data_ptr() for core in cores),
-            tuple(core._version for core in cores),
-        )
-
-    def holds(self, cores: tuple[Tensor, ...]) -> bool:
-        """Whether no core was changed in place or got other memory."""
-        for core, alias, pointer, version in zip(cores, self.aliases, self.pointers, self.versions):
-            if core.data_ptr() != pointer or core._version != version:
-                return False
-            if core.dtype is not alias.dtype or core.stride() != alias.stride():
-                return False
-        return True
-
-
 class ConvKernel:
     """Run the convolution of one layer.
 
     Where a graph is recorded, the plain lines run: they do not depend on the input. Elsewhere the
     way of every term is chosen for the size of the input. Where no gradient of the cores is asked
-    for, merged cores and laid-out weights are kept until a core changes, as its version and its
-    memory tell; writing through `core.data` changes neither, and calls for `forget`. Nothing that
-    is kept is saved or copied with the layer.
+    for, merged cores and laid-out weights are kept until a core changes. Nothing that is kept is
+    saved or copied with the layer.
     """
 
     def __init__(self, options: Options, terms: tuple[ConvTerm, ...]) -> None:
         self.options, self.terms = options, terms
         self._choices: dict[tuple[tuple[int, ...], bool, bool, bool], Choice] = {}
-        self._kept: dict[int, Kept] = {}
+        self._kept: Shelf[tuple[Weights, ...]] = Shelf(MOST)
 
     def sized(self, options: Options) -> ConvKernel:
         """Return a kernel for other options, such as another size of the result."""
@@ -69,7 +37,7 @@ class ConvKernel:
 
     def forget(self) -> None:
         """Drop what is kept."""
-        self._kept.clear()
+        self._kept.forget()
 
     def run(self, cores: Mapping[str, Tensor], bias: Tensor | None, x: Tensor) -> Tensor:
         """Convolve `x[b, i, ..]`, or one image `x[i, ..]`."""
@@ -100,15 +68,16 @@ class ConvKernel:
             choice = self._choice(key)
         if not keeps:
             return choice.run(self.options.n, choice.weights(cores), bias, x)
-        kept = self._kept.get(id(choice))
-        if kept is None or not kept.holds(values):
-            return choice.run(self.options.n, self._made(choice, cores, x.shape), bias, x)
-        return choice.run(self.options.n, kept.weights, bias, x)
+        # several lines may read one core, and what is packed is a copy: all memory is watched
+        weights = self._kept.take(
+            id(choice), values, partial(_made, choice, cores, x.shape), lambda made: values
+        )
+        return choice.run(self.options.n, weights, bias, x)
 
     def _choice(self, key: tuple[tuple[int, ...], bool, bool, bool]) -> Choice:
         if len(self._choices) >= MOST:
             self._choices.clear()
-            self._kept.clear()
+            self._kept.forget()
         choice = choose(self.options, self.terms, Asked(*key))
         for other in self._choices.values():  # inputs of several sizes share weights
             if other == choice:
@@ -116,21 +85,12 @@ class ConvKernel:
         self._choices[key] = choice
         return choice
 
-    def _made(
-        self, choice: Choice, cores: Mapping[str, Tensor], shape: tuple[int, ...]
-    ) -> tuple[Weights, ...]:
-        with (
-            torch.inference_mode(False),
-            torch.no_grad(),
-            torch.autocast("cpu", enabled=False),
-        ):
-            weights = choice.laid_out(cores, shape)
-        values = tuple(cores.values())
-        self._kept.pop(id(choice), None)
-        # other processes may write to shared memory, and inference tensors count no versions
-        if not any(core.is_inference() or _is_shared(core) for core in values):
-            self._kept[id(choice)] = Kept.of(weights, values)
-        return weights
+
+def _made(
+    choice: Choice, cores: Mapping[str, Tensor], shape: tuple[int, ...]
+) -> tuple[Weights, ...]:
+    with torch.inference_mode(False), torch.no_grad(), torch.autocast("cpu", enabled=False):
+        return choice.laid_out(cores, shape)
 
 
 def _may_choose(x: Tensor) -> bool:
@@ -144,7 +104,3 @@ def _may_choose(x: Tensor) -> bool:
         and torch._C._functorch.peek_interpreter_stack() is None
         and torch._C._get_tracing_state() is None
     )
-
-
-def _is_shared(core: Tensor) -> bool:
-    return bool(core.is_shared())  # type: ignore[no-untyped-call]
