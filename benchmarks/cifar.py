@@ -21,7 +21,8 @@ import tnc
 from benchmarks import rivals
 from benchmarks.outcome import Arguments, Goal, Outcome, table
 from benchmarks.resnet import MEAN, STD, read_resnet20
-from tnc.decide.spec import Distill, Spec
+from tnc.decide.spec import Spec
+from tnc.decide.spec_parts import Distill
 from tnc.sources import Loaded, datas, evaluations
 
 NAME = "cifar"

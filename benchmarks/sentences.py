@@ -15,7 +15,8 @@ from pathlib import Path
 
 import tnc
 from benchmarks.outcome import Arguments, Goal, Outcome, table
-from tnc.decide.spec import Distill, read_spec
+from tnc.decide.spec import read_spec
+from tnc.decide.spec_parts import Distill
 from tnc.inputs import Inputs, load
 from tnc.recipe import compare
 from tnc.sources import Batch, Loaded

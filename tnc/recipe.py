@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from tnc.decide.options import as_mapping
 from tnc.decide.plan import Plan
-from tnc.decide.spec import Distill, Resolved, Spec
+from tnc.decide.spec import Resolved, Spec
+from tnc.decide.spec_parts import Distill
 from tnc.errors import PlanError
 from tnc.inputs import Inputs, load, timing_batches
 from tnc.report.environment import environment

@@ -13,8 +13,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 import tnc
 from tests.compiled import spec
-from tnc.capture import measure
-from tnc.capture.measure import Measurements
+from tnc.capture import Measurements, measure
 from tnc.sources import evaluations
 
 ROOT = Path(__file__).parents[2]

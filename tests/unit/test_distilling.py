@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 import tnc
-from tnc.decide.spec import Distill
+from tnc.decide.spec_parts import Distill
 from tnc.distilling import Interrupted
 from tnc.errors import ArtifactError, FitError, PlanError, SpecError, TncError
 

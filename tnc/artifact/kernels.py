@@ -19,7 +19,7 @@ from torch import nn
 
 import tnc
 from tnc.artifact.manifest import Manifest
-from tnc.decide.spec import Kernels
+from tnc.decide.spec_parts import Kernels
 from tnc.kernels.check import wrong
 from tnc.kernels.choose import Choice, Task, choose
 from tnc.kernels.codec import choice_from, choice_to

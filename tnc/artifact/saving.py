@@ -19,7 +19,7 @@ from tnc.artifact.kernels import write_kernels
 from tnc.artifact.manifest import NAME, PROBE, Manifest, checksum
 from tnc.artifact.modules import describe_modules
 from tnc.artifact.probing import probe_data
-from tnc.decide.spec import Kernels
+from tnc.decide.spec_parts import Kernels
 from tnc.errors import ArtifactError
 from tnc.files import replaced_folder, writing
 from tnc.rewrite.compiled import Compiled

@@ -3,7 +3,8 @@
 from tnc.capture.capturing import capture
 from tnc.capture.fingerprint import fingerprint
 from tnc.capture.kinds import layer_kind
-from tnc.capture.measure import Measured, Measurements, measure
+from tnc.capture.measure import measure
+from tnc.capture.measured import Measured, Measurements
 from tnc.capture.shares import Share, shares
 from tnc.capture.trace import Link, Trace, Traced
 

@@ -9,7 +9,8 @@ from fnmatch import fnmatchcase
 from tnc.decide.group import Group
 from tnc.decide.plan import Skip
 from tnc.decide.site import Site
-from tnc.decide.spec import Rule, Spec
+from tnc.decide.spec import Spec
+from tnc.decide.spec_parts import Rule
 from tnc.decide.stacking import stacked
 from tnc.decide.target import Target
 from tnc.errors import PlanError

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from tnc.decide.group import Group
 from tnc.decide.site import Site
-from tnc.decide.spec import Rule
+from tnc.decide.spec_parts import Rule
 from tnc.net import Signature
 
 

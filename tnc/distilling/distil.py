@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from tnc.capture.batches import call
 from tnc.capture.undisturbed import copied
-from tnc.decide.spec import Distill
+from tnc.decide.spec_parts import Distill
 from tnc.distilling import checkpoint
 from tnc.distilling.answers import Answers
 from tnc.distilling.checkpoint import Position

@@ -8,7 +8,7 @@ from math import cos, pi
 
 from torch import nn
 
-from tnc.decide.spec import Distill
+from tnc.decide.spec_parts import Distill
 from tnc.distilling.checkpoint import Position
 from tnc.errors import PlanError
 from tnc.nn import StructuredLayer

@@ -5,31 +5,21 @@ The module that holds them all (the owner) opens a frame when its forward starts
 that is called with a tensor leaves the product in the frame, the others take it from there; when
 the forward of the owner ends, whatever way, the frame is gone. Nothing is kept between forwards,
 and a layer that is called outside of the owner's forward computes for itself.
-
-A product is taken only for the same tensor, not written to since (its version), the same cores,
-likewise, in the same modes of autograd and autocast. Hooks that save tensors elsewhere (gradient
-checkpointing) must be those that were there when the owner started, since what they recompute must
-be what was computed. Tensors of inference mode have no version: nothing is shared there. Writes
-that torch does not count (`x.data`, NumPy) between two calls are not seen.
 """
 
 from __future__ import annotations
 
 import functools
-import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from tnc.derive.cost import Work, cost
-from tnc.derive.halves import halves
 from tnc.errors import KernelError
 from tnc.net import Structure
 from tnc.nn.layer import StructuredLayer
-from tnc.nn.sparse import Kept
-from tnc.nn.view import View
+from tnc.nn.shared_frame import OPEN, Frame, Split, split_at
 from tnc.nn.views import LinearView
 
 PAYS = 2e6
@@ -43,11 +33,11 @@ class SharingLayer(StructuredLayer):
     """A structured layer that takes the product of its `front` cores from the owner's frame."""
 
     front: tuple[str, ...]
-    _split: tuple[Structure, _Split] | None
+    _split: tuple[Structure, Split] | None
 
     def forward(self, input: Tensor, output_size: Sequence[int] | None = None) -> Tensor:
         """Apply the layer; within the owner's forward, the front cores are applied once."""
-        frame = None if torch.compiler.is_compiling() else _OPEN.frames.get(id(self))
+        frame = None if torch.compiler.is_compiling() else OPEN.frames.get(id(self))
         if frame is None or not frame.serves(input):
             return super().forward(input, output_size)
         split = self.split()
@@ -59,10 +49,10 @@ class SharingLayer(StructuredLayer):
         product = frame.product(input, split, cores)
         return split.back.run(cores, self.bias, product)
 
-    def split(self) -> _Split | None:
+    def split(self) -> Split | None:
         """Return the two halves, ready to run; None where the structure has none (any more)."""
         if self._split is None or self._split[0] is not self.structure:
-            found = _split(self.structure, self.front, self.view)
+            found = split_at(self.structure, self.front, self.view)
             if found is None:
                 return None
             self._split = (self.structure, found)
@@ -70,108 +60,6 @@ class SharingLayer(StructuredLayer):
 
     def __getstate__(self) -> dict[str, Any]:
         return super().__getstate__() | {"_split": None}
-
-
-class _Half:
-    """One half of a structure, ready to run: by generated kernels where a layer would use them."""
-
-    def __init__(self, structure: Structure, view: View):
-        self.structure, self.view = structure, view
-        self.prepared, self.generated = view.prepare(structure), view.generated(structure)
-
-    def run(self, cores: Mapping[str, Tensor | Kept], bias: Tensor | None, x: Tensor) -> Tensor:
-        """Apply the half."""
-        if self.generated is not None and x.numel() and self.generated.takes(x):
-            own: dict[str, Any] = {name: cores[name] for name in self.structure.shapes}
-            first = next(iter(own.values()))
-            if first.dtype == x.dtype and first.is_cpu:
-                return self.generated.run(own, bias, x)
-        return self.view.apply(self.prepared, cores, bias, x)  # type: ignore[arg-type]
-
-
-class _Split:
-    """The halves of a structure; `work` are FLOPs of the front for an input's entry."""
-
-    def __init__(self, front: Structure, back: Structure, names: tuple[str, ...], view: View):
-        self.names, self.front, self.back = names, _Half(front, view), _Half(back, view)
-        self.work = cost(front, Work("linear", 128)).flops / (128 * front.signature.inputs[0])
-
-
-def _split(structure: Structure, names: tuple[str, ...], view: View) -> _Split | None:
-    """Split a layer; its halves are its own, since kernels keep what they made of the cores."""
-    found = halves(structure, frozenset(names))
-    return None if found is None else _Split(_one(found[0]), found[1], names, view)
-
-
-@functools.lru_cache(maxsize=4096)
-def _one(structure: Structure) -> Structure:
-    """Return one object for all equal structures, so that they can be told by identity."""
-    return structure
-
-
-class _Frame:
-    """What the layers of one group have in common while their owner's forward runs."""
-
-    def __init__(self, readers: int) -> None:
-        self.readers, self._left = readers, 0
-        self._mode = _mode()
-        self._input: Tensor | None = None
-        self._cores: tuple[Tensor, ...] = ()
-        self._front: Structure | None = None
-        self._stamp: tuple[Any, ...] = ()
-        self._product: Tensor | None = None
-
-    def serves(self, x: Tensor) -> bool:
-        """Whether products may be shared for this input now."""
-        return isinstance(x, Tensor) and not x.is_inference() and _mode() == self._mode
-
-    def product(self, x: Tensor, split: _Split, cores: Mapping[str, Tensor | Kept]) -> Tensor:
-        """Return what the front makes of the input, computed by the first that asks for it."""
-        held = tuple(cores[name] for name in split.names)
-        tensors = tuple(core.values if isinstance(core, Kept) else core for core in held)
-        stamp = _stamp(x, tensors)
-        known = (
-            self._input is x
-            and self._stamp == stamp
-            and len(self._cores) == len(tensors)
-            and all(a is b for a, b in zip(self._cores, tensors))
-            and self._front is split.front.structure
-        )
-        product = self._product if known else None
-        if product is None:
-            product = split.front.run(cores, None, x)
-            self._input, self._cores, self._stamp = x, tensors, stamp
-            self._front, self._product, self._left = split.front.structure, product, self.readers
-        self._left -= 1
-        if not self._left:  # all have theirs: let go of it
-            self._input = self._product = None
-        return product
-
-
-class _Open(threading.local):
-    """The frames of running owners, by the identity of their layers; a thread has its own."""
-
-    def __init__(self) -> None:
-        self.frames: dict[int, _Frame] = {}
-
-
-_OPEN = _Open()
-_hooks = getattr(torch._C._autograd, "_top_saved_tensors_default_hooks", None)
-
-
-def _mode() -> object:
-    """The mode of autograd, as far as products made in one may not be used in another."""
-    if not torch.is_grad_enabled():
-        return False
-    # where torch does not tell its hooks, no two modes are equal: nothing is shared with gradients
-    return (True, _hooks(True)) if _hooks is not None else object()
-
-
-def _stamp(x: Tensor, cores: tuple[Tensor, ...]) -> tuple[Any, ...]:
-    """What must be equal, beside the identities, for a product to be what it would be now."""
-    autocast = torch.is_autocast_enabled(x.device.type)
-    dtype = torch.get_autocast_dtype(x.device.type) if autocast else None
-    return (x._version, x.requires_grad, dtype, *(core._version for core in cores))
 
 
 def share_inputs_(owner: nn.Module, paths: Sequence[str], front: Sequence[str]) -> None:
@@ -183,7 +71,7 @@ def share_inputs_(owner: nn.Module, paths: Sequence[str], front: Sequence[str]) 
     for path, layer in zip(paths, layers):
         if not isinstance(layer, StructuredLayer) or not isinstance(layer.view, LinearView):
             raise KernelError(f"{path} is no structured linear layer")
-        if _split(layer.structure, tuple(front), layer.view) is None:
+        if split_at(layer.structure, tuple(front), layer.view) is None:
             raise KernelError(
                 f"the layer cannot be split at its cores {', '.join(front)}",
                 where=f"{path}: {layer.structure}",
@@ -261,7 +149,7 @@ def _opening(base: type[nn.Module]) -> Any:
     def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
         if torch.compiler.is_compiling():  # a compiler merges equal products
             return base.forward(self, *args, **kwargs)
-        frames = _OPEN.frames
+        frames = OPEN.frames
         before = _open(self, frames)
         try:
             return base.forward(self, *args, **kwargs)
@@ -271,19 +159,19 @@ def _opening(base: type[nn.Module]) -> Any:
     return forward
 
 
-def _open(owner: nn.Module, frames: dict[int, _Frame]) -> list[tuple[int, _Frame | None]]:
+def _open(owner: nn.Module, frames: dict[int, Frame]) -> list[tuple[int, Frame | None]]:
     """Open a frame for every group of an owner; return what was there for each layer."""
     before = []
     for paths in getattr(owner, _GROUPS, ()):
         layers = _layers(owner, paths)
-        frame = _Frame(len(layers))
+        frame = Frame(len(layers))
         for layer in layers.values():
             before.append((id(layer), frames.get(id(layer))))
             frames[id(layer)] = frame
     return before
 
 
-def _close(before: list[tuple[int, _Frame | None]], frames: dict[int, _Frame]) -> None:
+def _close(before: list[tuple[int, Frame | None]], frames: dict[int, Frame]) -> None:
     for key, frame in before:
         if frame is None:
             frames.pop(key, None)

@@ -14,7 +14,8 @@ from tests.unit.artifact.conftest import SOURCE
 from tnc.artifact import kernels as module
 from tnc.artifact.manifest import NAME, checksum
 from tnc.cli import main
-from tnc.decide.spec import Kernels, Spec
+from tnc.decide.spec import Spec
+from tnc.decide.spec_parts import Kernels
 from tnc.decide.spec_problems import SpecProblems
 from tnc.kernels.choose import choose
 from tnc.kernels.compiled import Kernel

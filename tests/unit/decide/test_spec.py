@@ -14,7 +14,8 @@ from ruamel.yaml import YAML
 
 import tnc
 from tnc.decide.pipeline import DEFAULT, shipped
-from tnc.decide.spec import Budget, Rule, Spec, check_tree, read_spec
+from tnc.decide.spec import Spec, check_tree, read_spec
+from tnc.decide.spec_parts import Budget, Rule
 from tnc.decide.spec_schema import schema_text, spec_schema
 from tnc.decide.specfile import recipes
 from tnc.decide.spectree import parse_tree

@@ -17,7 +17,7 @@ from torch.utils.checkpoint import checkpoint
 
 from tnc.errors import KernelError
 from tnc.net import Structure, parse_network
-from tnc.nn import LinearView, StructuredLayer, shared_input
+from tnc.nn import LinearView, StructuredLayer, shared_frame, shared_input
 from tnc.nn.shared_input import SharingLayer, groups_of, share_inputs_, unshare_
 
 NAMES = ("q", "k", "v")
@@ -69,7 +69,7 @@ def pair(**more: Any) -> tuple[Attention, Attention]:
 def counted(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
     """Count how often a product is asked for, and how often it is computed."""
     asked = [0, 0]
-    real, front = shared_input._Frame.product, shared_input._Split
+    real, front = shared_frame.Frame.product, shared_frame.Split
 
     def product(self: Any, x: Tensor, split: Any, cores: Any) -> Tensor:
         before = self._product
@@ -79,9 +79,9 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
         return found
 
     with monkeypatch.context() as patch:
-        patch.setattr(shared_input._Frame, "product", product)
+        patch.setattr(shared_frame.Frame, "product", product)
         yield asked
-    assert front is shared_input._Split
+    assert front is shared_frame.Split
 
 
 X = torch.randn(5, 12, generator=torch.Generator().manual_seed(1))
@@ -92,7 +92,7 @@ def test_three_readers_one_product_same_values(monkeypatch: pytest.MonkeyPatch) 
     with counted(monkeypatch) as asked:
         assert near(plain(X), fused(X))
     assert asked == [3, 1]
-    assert not shared_input._OPEN.frames
+    assert not shared_frame.OPEN.frames
 
 
 def test_gradients_of_all_parameters_and_of_the_input_are_equal() -> None:
@@ -132,7 +132,7 @@ def test_the_test_of_stale_products_can_fail(monkeypatch: pytest.MonkeyPatch) ->
     """Without the stamp the written input would go unseen: the oracle notices."""
     plain, fused = pair()
     plain.between = fused.between = lambda module, x: x.add_(1)
-    monkeypatch.setattr(shared_input, "_stamp", lambda *_: ())
+    monkeypatch.setattr(shared_frame, "stamp", lambda *_: ())
     with torch.no_grad():
         assert not near(plain(X.clone()), fused(X.clone()))
 
@@ -186,7 +186,7 @@ def test_a_forward_that_raises_leaves_nothing() -> None:
     fused.between = stop
     with pytest.raises(ValueError):
         fused(X)
-    assert not shared_input._OPEN.frames
+    assert not shared_frame.OPEN.frames
     fused.between = None
     assert near(fused(X + 1), pair()[0](X + 1))
 

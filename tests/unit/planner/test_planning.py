@@ -194,8 +194,12 @@ def test_ranks_and_shares_that_the_spec_fixes_are_kept() -> None:
 def test_rules_that_cannot_be_carried_out_are_refused_before_anything_is_measured(
     monkeypatch,
 ) -> None:
-    monkeypatch.setattr("tnc.api._measure", lambda *_, **__: pytest.fail("it measured first"))
-    monkeypatch.setattr("tnc.api.capture", lambda *_, **__: pytest.fail("it captured first"))
+    monkeypatch.setattr(
+        "tnc.planner.preparing.measure", lambda *_, **__: pytest.fail("it measured first")
+    )
+    monkeypatch.setattr(
+        "tnc.planner.preparing.capture", lambda *_, **__: pytest.fail("it captured first")
+    )
     with pytest.raises(UnknownName, match="no fit is named 'svdd'") as caught:
         tnc.plan(bert(), spec({**LINEAR, "fit": "svdd", "keep": 0.5}), **DATA)
     assert "did you mean 'svd'" in caught.value.hint and caught.value.where == "rules[0].fit"
