@@ -22,9 +22,10 @@ from torch.nn import functional
 
 from benchmarks.kernels import running
 from benchmarks.kernels.saving import saved_bytes
-from benchmarks.kernels.timing import Side, clock, interleaved, median_ratio, probe, typical
+from benchmarks.kernels.timing import Side, interleaved, median_ratio, probe, typical
 from benchmarks.outcome import Arguments, Goal, Outcome, Table, table
 from tnc.derive.cost import Work, cost
+from tnc.kernels.turns import clock
 from tnc.net import Signature, Structure
 from tnc.nn import ConvView, StructuredLayer
 from tnc.structures import families

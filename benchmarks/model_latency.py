@@ -27,6 +27,7 @@ from tnc.capture import capture
 from tnc.decide.pipeline import pipeline
 from tnc.decide.spec import Spec, read_spec
 from tnc.inputs import load
+from tnc.kernels.turns import clock
 from tnc.rewrite import Subject, run_passes
 
 NAME = "model-latency"
@@ -98,7 +99,7 @@ def _cell(
     arguments: Arguments,
 ) -> tuple[tuple[object, ...], list[Goal]]:
     """Time the models on one input with one library of products."""
-    now = timing.clock(arguments.threads)
+    now = clock(arguments.threads)
     torch.set_num_threads(arguments.threads)
     with torch.no_grad():
         sides = [Side(key, _call(model, given), library, True) for key, model in models.items()]

@@ -15,13 +15,13 @@ from benchmarks.kernels.timing import (
     PRECISION,
     Side,
     Times,
-    clock,
     interleaved,
     library,
     median_ratio,
     probe,
     typical,
 )
+from tnc.kernels.turns import clock
 
 IMPLEMENTATIONS = ("factorized", "reconstructed")
 NEAR = 1.3

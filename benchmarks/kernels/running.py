@@ -14,7 +14,7 @@ from benchmarks.kernels import judging
 from benchmarks.kernels.cells import Cell, cells
 from benchmarks.kernels.limits import EDGE, Limits
 from benchmarks.kernels.measuring import Row, Settings, measure
-from benchmarks.kernels.timing import HELD, PRECISION
+from benchmarks.kernels.timing import PRECISION
 from benchmarks.outcome import Arguments, Outcome, Table, table
 from tnc.kernels.applied import tuning
 
@@ -50,13 +50,12 @@ def measured(chosen: Sequence[Cell], settings: Settings) -> list[Row]:
 
 
 def setting(rows: Sequence[Row]) -> Table:
-    """Say how it was measured: malloc, clock, peaks, whether the layer's choice could be held."""
+    """Say how it was measured: malloc, clock, peaks."""
     kept = all(os.environ.get(name) == value for name, value in MALLOC.items())
     lines = [
         ["malloc keeps large buffers, all sides alike", "yes" if kept else "no, it is the default"],
         ["threads", torch.get_num_threads()],
         ["clock", "process CPU time" if torch.get_num_threads() == 1 else "wall time"],
-        ["the layer's choice is held to a library", "yes" if HELD else "no, it has none to make"],
     ]
     if hasattr(os, "getloadavg"):
         lines.append(["load average at the end", f"{os.getloadavg()[0]:.1f}"])
@@ -75,7 +74,6 @@ def figures(rows: Sequence[Row], arguments: Arguments) -> dict[str, object]:
         "threads": arguments.threads,
         "tune": arguments.tune,
         "only": arguments.only,
-        "layer held to a library": HELD,
         "rows": [
             {
                 "cell": row.cell.name,

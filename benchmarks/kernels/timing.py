@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -10,11 +9,11 @@ from statistics import median
 
 import torch
 
-BLOCK = 0.03
-"""Seconds of one side in one block, or one call where that is longer."""
-BLOCKS = 5
-SLOW = 0.25
-"""Seconds of a call from which a side gets three blocks of the five."""
+from tnc.kernels import turns
+from tnc.kernels.backend import only
+from tnc.kernels.turns import Clock, Turns
+
+TURNS = Turns(seconds=0.03, slow=0.25)
 
 PRECISION = {"mkl": "highest", "onednn": "medium"}
 """The switch that sends float32 products to torch's default library, or to oneDNN."""
@@ -36,70 +35,39 @@ class Side:
     held: bool = False
 
 
-try:  # the layer's own choice of libraries, held to one
-    from tnc.kernels.backend import only as _only  # type: ignore[import-not-found]
-
-    HELD = True
-except ImportError:
-    HELD = False
-
-
 @contextmanager
 def library(backend: str, held: bool = False) -> Iterator[None]:
     """Send torch's float32 products to one library for a while, and the layer's where `held`."""
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision(PRECISION[backend])
     try:
-        with _only(backend) if held and HELD else nullcontext():
+        with only(backend) if held else nullcontext():
             yield
     finally:
         torch.set_float32_matmul_precision(before)
 
 
-def clock(threads: int) -> Callable[[], float]:
-    """Return the clock: the process's CPU time for one thread, wall time for more."""
-    return time.process_time if threads == 1 else time.perf_counter
-
-
-def probe(side: Side, now: Callable[[], float]) -> float:
+def probe(side: Side, now: Clock) -> float:
     """Return roughly the seconds of one call, warm; the side must have been called before."""
-    calls = []
     with library(side.backend, side.held):
-        while len(calls) < 6 and sum(calls) < BLOCK:
-            started = now()
-            side.call()
-            calls.append(now() - started)
-    return max(min(calls), 1e-7)
+        return turns.probe(side.call, now, TURNS.seconds)
 
 
-def interleaved(sides: Sequence[Side], guesses: Sequence[float], now: Callable[[], float]) -> Times:
+def interleaved(sides: Sequence[Side], guesses: Sequence[float], now: Clock) -> Times:
     """Time all sides in blocks, starting each block with another one."""
-    times: Times = {side.name: [] for side in sides}
-    pairs = list(zip(sides, guesses))
-    for block in range(BLOCKS):
-        start = block % len(pairs)
-        for side, guess in pairs[start:] + pairs[:start]:
-            if guess > SLOW and block % 2:
-                times[side.name].append(None)
-                continue
-            times[side.name].append(_block(side, guess, now))
-    return times
-
-
-def _block(side: Side, guess: float, now: Callable[[], float]) -> float:
-    repeats, call = max(1, round(BLOCK / guess)), side.call
-    with library(side.backend, side.held):
-        if repeats > 1:
-            call()
-        started = now()
-        for _ in range(repeats):
-            call()
-        return (now() - started) / repeats
+    found = turns.interleaved(
+        [side.call for side in sides],
+        guesses,
+        now,
+        TURNS,
+        lambda place: library(sides[place].backend, sides[place].held),
+    )
+    return {side.name: times for side, times in zip(sides, found)}
 
 
 def typical(times: Times, name: str) -> float:
     """Return the median seconds of a side."""
-    return median(t for t in times[name] if t is not None)
+    return turns.typical(times[name])
 
 
 def median_ratio(times: Times, over: str, under: str) -> float:

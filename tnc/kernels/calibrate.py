@@ -14,7 +14,8 @@ from tnc.kernels.backend import SMALLEST, probes, torch_dtype
 from tnc.kernels.machine import fingerprint, torch_threads
 from tnc.kernels.price import COLUMNS, KINDS, VERSION
 from tnc.kernels.products import needed, product_point
-from tnc.kernels.timing import LEAST, MOST_BYTES, Point, Report, Room, Run, alone, read_all
+from tnc.kernels.timing import MOST_BYTES, Point, Report, Room, alone, read_all
+from tnc.kernels.turns import LEAST, Run
 
 SIZES = (1, 2, 4, 16, 64, 256, 1024, 4096)
 SMALL = (1, 4, 16, 64, 256)

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, replace
 from functools import lru_cache
 from math import prod
-from statistics import median
 
 import torch
 from torch import Tensor
@@ -23,10 +21,9 @@ from tnc.kernels.compiled import Kernel
 from tnc.kernels.loops.rates import made, stamp
 from tnc.kernels.machine import current, path
 from tnc.kernels.operands import keep, lay, lays
+from tnc.kernels.turns import Run, Turns, block, clock, interleaved, typical
 
-BLOCK = 0.004
-"""Seconds that a way is run for at a time."""
-ROUNDS = 5
+TURNS = Turns(seconds=0.004)
 FINALISTS = 5
 VERSION = 2
 
@@ -73,20 +70,17 @@ def _contenders(task: Task) -> list[Choice]:
 def timed(task: Task, choices: Sequence[Choice]) -> tuple[Choice, ...]:
     """Time ways beside each other, in turns; those that are far behind at first sit out."""
     runs = [_runner(task, choice) for choice in choices]
+    now = clock(torch.get_num_threads())
     with torch.no_grad():
-        first = [_seconds(run, 1) for run in runs]
-        first = [min(one, _seconds(run, 1)) for one, run in zip(first, runs)]
-        order = sorted(range(len(runs)), key=first.__getitem__)[:FINALISTS]
-        counts = {place: max(1, min(200, int(BLOCK / first[place]))) for place in order}
-        blocks: dict[int, list[float]] = {place: [] for place in order}
-        for _ in range(ROUNDS):
-            for place in order:
-                blocks[place].append(_seconds(runs[place], counts[place]))
-    found = [replace(choices[place], measured=median(blocks[place])) for place in order]
+        guesses = [min(block(run, 1, now), block(run, 1, now)) for run in runs]
+        order = sorted(range(len(runs)), key=guesses.__getitem__)[:FINALISTS]
+        first = [guesses[place] for place in order]
+        times = interleaved([runs[place] for place in order], first, now, TURNS)
+    found = [replace(choices[place], measured=typical(own)) for place, own in zip(order, times)]
     return tuple(sorted(found, key=lambda choice: handicapped(task, choice)))
 
 
-def _runner(task: Task, choice: Choice) -> Callable[[], object]:
+def _runner(task: Task, choice: Choice) -> Run:
     dtype = getattr(torch, task.dtype)
     made = torch.Generator().manual_seed(0)
     network = task.network
@@ -111,11 +105,3 @@ def _runner(task: Task, choice: Choice) -> Callable[[], object]:
         backward(dy, x, *made)
 
     return run
-
-
-def _seconds(run: Callable[[], object], times: int) -> float:
-    clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
-    start = clock()
-    for _ in range(times):
-        run()
-    return (clock() - start) / times

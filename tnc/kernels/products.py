@@ -7,7 +7,8 @@ from math import prod
 
 import torch
 
-from tnc.kernels.timing import Point, Room, Run
+from tnc.kernels.timing import Point, Room
+from tnc.kernels.turns import Run
 
 Sizes = tuple[int, ...]
 

@@ -17,6 +17,7 @@ from math import prod
 import torch
 
 from tnc.kernels.backend import using
+from tnc.kernels.turns import Clock, Run, block, calls_in, clock
 
 MOST_BYTES = 128 << 20
 """What the operands, and what the result of a timed operation may take."""
@@ -27,9 +28,7 @@ ROUNDS = 8
 BLOCK = 30e-6
 """Seconds that one reading should take at least, as reading the clock costs some too."""
 MOST_CALLS = 64
-LEAST = 1e-9
 
-Run = Callable[[], object]
 Report = Callable[[str, int, int], None]
 
 
@@ -75,44 +74,38 @@ def read_all(
     They are taken in turns of `TURN`: oneDNN keeps as many compiled products, and compiling one
     takes longer than most readings. All turns come twice, at different times.
     """
-    clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
+    now = clock(torch.get_num_threads())
     ordered = sorted(points, key=lambda point: point.backend)
     turns = [ordered[start : start + TURN] for start in range(0, len(ordered), TURN)] * PASSES
     end = time.monotonic() + seconds_limit
     for number, turn in enumerate(turns):
         report("timing operations", number, len(turns))
-        now = time.monotonic()
-        _read_turn(turn, now + (end - now) / (len(turns) - number), clock)
+        began = time.monotonic()
+        _read_turn(turn, began + (end - began) / (len(turns) - number), now)
 
 
-def _read_turn(turn: Sequence[Point], end: float, clock: Callable[[], float]) -> None:
+def _read_turn(turn: Sequence[Point], end: float, now: Clock) -> None:
     """Read the points of a turn in rounds until the end, a first round where any is unread."""
     for _ in range(ROUNDS):
         for point in turn:
             if point.best < float("inf") and time.monotonic() > end:
                 return
             with using(point.backend) if point.backend else nullcontext():
-                _read(point, clock)
+                _read(point, now)
 
 
-def _read(point: Point, clock: Callable[[], float]) -> None:
+def _read(point: Point, now: Clock) -> None:
     """Take one reading of a point, after calls that compile and warm the caches."""
     run = point.prepare()
     run()
     if point.best == float("inf"):
-        began = clock()
-        run()
-        point.calls = _calls(clock() - began)
-    calls = range(point.calls)
-    began = clock()
-    for _ in calls:
-        run()
-    point.best = max(LEAST, min(point.best, (clock() - began) / point.calls))
+        point.calls = _calls(block(run, 1, now))
+    point.best = min(point.best, block(run, point.calls, now))
     point.calls = _calls(point.best)
 
 
 def _calls(seconds: float) -> int:
-    return max(1, min(MOST_CALLS, int(BLOCK / max(seconds, LEAST))))
+    return min(MOST_CALLS, calls_in(BLOCK, seconds))
 
 
 @contextmanager

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from dataclasses import replace
 from math import prod
 from statistics import median
-from typing import Any
 
 import torch
 from torch import nn
@@ -15,6 +13,7 @@ from torch import nn
 from tnc.decide.group import Group
 from tnc.decide.site import Site
 from tnc.decide.target import Target
+from tnc.kernels.turns import Run, block
 from tnc.net import Structure
 from tnc.nn import ConvView, StructuredLayer
 from tnc.nn.generated import plain_kernels
@@ -40,10 +39,12 @@ def layer_seconds(target: Target, structure: Structure | None) -> float:
     with torch.no_grad():
         if structure is not None and site.rebuilt:
             dense = _dense(target)
-            return median(
-                [_once(lambda: (layer.weight, dense(x))) for _ in range(WARM + REPEATS)][WARM:]
-            )
-        return median([_once(lambda: layer(x)) for _ in range(WARM + REPEATS)][WARM:])
+            return _seconds(lambda: (layer.weight, dense(x)))
+        return _seconds(lambda: layer(x))
+
+
+def _seconds(run: Run) -> float:
+    return median([block(run, 1, time.perf_counter) for _ in range(WARM + REPEATS)][WARM:])
 
 
 def _input(target: Target) -> torch.Tensor:
@@ -95,9 +96,3 @@ class _Modewise(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return torch.bmm(x, self.weight)
-
-
-def _once(run: Callable[[], Any]) -> float:
-    started = time.perf_counter()
-    run()
-    return time.perf_counter() - started

@@ -8,8 +8,6 @@ rates are known.
 from __future__ import annotations
 
 import json
-import time
-from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import cache
@@ -20,6 +18,7 @@ from pathlib import Path
 
 from tnc.files import write_text
 from tnc.kernels.machine import fingerprint, path
+from tnc.kernels.turns import Run, block, clock
 
 DTYPES = ("float32", "float64")
 READINGS = 25
@@ -125,15 +124,9 @@ def _measured(dtype: str) -> Rates:
     return Rates(max(1e-8, call - few * cycle), cycle)
 
 
-def _least(run: Callable[[], object]) -> float:
+def _least(run: Run) -> float:
     run()
-    found = []
-    for _ in range(READINGS):
-        started = time.process_time()
-        for _ in range(100):
-            run()
-        found.append((time.process_time() - started) / 100)
-    return min(found)
+    return min(block(run, 100, clock(1)) for _ in range(READINGS))
 
 
 def lanes(dtype: str) -> int:
