@@ -1,0 +1,52 @@
+"""Structure search: spaces of topologies, strategies, evaluators, engines and records.
+
+No torch. `search` is the loop; everything it is given is registered in a folder of its own.
+"""
+
+from tnc.explore.axes import Choice, Places, Point, Rank
+from tnc.explore.bounds import Spectra
+from tnc.explore.engine import Engine, Pool, Task, engines
+from tnc.explore.evaluator import Evaluator, Fit, evaluators
+from tnc.explore.fitting import FitTopology
+from tnc.explore.objective import Objective, objectives
+from tnc.explore.problem import Problem
+from tnc.explore.record import MemoryRecord, Record
+from tnc.explore.run import Counts, Found, Limits, search
+from tnc.explore.space import Space
+from tnc.explore.strategy import Strategy, propose, strategies
+from tnc.explore.topology import Topology
+from tnc.explore.trial import Batch, Outcome, Scored, Trial
+
+__all__ = [
+    "Batch",
+    "Choice",
+    "Counts",
+    "Engine",
+    "Evaluator",
+    "Fit",
+    "FitTopology",
+    "Found",
+    "Limits",
+    "MemoryRecord",
+    "Objective",
+    "Outcome",
+    "Places",
+    "Point",
+    "Pool",
+    "Problem",
+    "Rank",
+    "Record",
+    "Scored",
+    "Space",
+    "Spectra",
+    "Strategy",
+    "Task",
+    "Topology",
+    "Trial",
+    "engines",
+    "evaluators",
+    "objectives",
+    "propose",
+    "search",
+    "strategies",
+]

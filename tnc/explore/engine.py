@@ -1,0 +1,59 @@
+"""What an engine is; the registered ones are in `engines/`."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tnc.explore.record import Cores
+from tnc.explore.trial import Outcome, Trial
+from tnc.registry import Registry
+
+
+@dataclass(frozen=True)
+class Task:
+    """One trial for a worker, with the cores it starts from."""
+
+    trial: Trial
+    start: Cores | None = None
+
+
+Done = tuple[Outcome, Cores | None]
+Work = Callable[[Task], Done]
+"""A pure, picklable function: the same task gives the same answer in any process."""
+
+
+class Engine(ABC):
+    """A frozen dataclass whose fields are its options. Used as `with engine.open(work) as pool`."""
+
+    @abstractmethod
+    def open(self, work: Work) -> Pool:
+        """Start workers that know `work`."""
+
+
+class Pool(ABC):
+    """Workers that are running."""
+
+    workers: int = 1
+
+    @abstractmethod
+    def run(self, tasks: Sequence[Task]) -> Iterator[tuple[int, Done]]:
+        """Yield every task's number and answer, in the order of their ends.
+
+        A task whose worker dies is given to another; one that kills several workers, or hangs, is
+        answered by an outcome with an error.
+        """
+
+    def close(self) -> None:
+        """Stop the workers."""
+
+    def __enter__(self) -> Pool:
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self.close()
+
+
+engines: Registry[type[Engine]] = Registry("engine", "tnc.explore.engines")

@@ -1,0 +1,1 @@
+"""Evaluators: how a candidate topology is fitted to a tensor. One file each."""

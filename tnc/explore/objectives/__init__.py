@@ -1,0 +1,1 @@
+"""Objectives: one number, the smaller the better, from the metrics of a trial. One file each."""

@@ -1,0 +1,1 @@
+"""Search strategies: what is evaluated next. One file each."""
