@@ -34,7 +34,8 @@ class Spectra:
         """Measure all cuts, or the `most` with the fewest modes on a side."""
         modes = tensor.shape
         total = float(np.square(tensor, dtype=np.float64).sum()) or 1.0
-        cuts, tails = [], []
+        cuts: list[int] = []
+        tails: list[Array] = []
         for side in _sides(len(modes)):
             if len(cuts) == most:
                 break
@@ -62,7 +63,7 @@ class Spectra:
         return found
 
     def _ranks(self, topology: Topology, inner: int) -> Array:
-        """Return the product of cut bonds, vertices without modes on the sides that `inner` says."""
+        """Return the product of cut bonds, with vertices without modes on the sides of `inner`."""
         sides = np.array(self.cuts, dtype=np.int64) | inner
         ranks = np.ones(len(self.cuts))
         for a, b, size in topology.bonds:

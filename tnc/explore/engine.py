@@ -46,6 +46,7 @@ class Pool(ABC):
         answered by an outcome with an error.
         """
 
+    @abstractmethod
     def close(self) -> None:
         """Stop the workers."""
 

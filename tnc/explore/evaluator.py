@@ -58,7 +58,7 @@ evaluators: Registry[type[Evaluator]] = Registry("evaluator", "tnc.explore.evalu
 
 def rse(tensor: Array, cores: tuple[Array, ...], topology: Topology) -> float:
     """Return the squared relative error of cores, rebuilt in full: the oracle of every fit."""
-    operands: list[object] = []
+    operands: list[Any] = []
     for v, (core, legs) in enumerate(zip(cores, topology.legs)):
         mode = [v] if v < len(topology.modes) else []
         operands += [core, [*mode, *(len(topology.modes) + k for k in legs)]]

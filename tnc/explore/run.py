@@ -156,8 +156,7 @@ def _evaluate(
     missing = [k for k, trial in enumerate(trials) if record.outcome(trial.key) is None]
     counts.evaluations += len(trials)
     tasks = [
-        Task(trials[k], record.cores(trials[k].start) if trials[k].start else None)
-        for k in missing
+        Task(trials[k], record.cores(trials[k].start) if trials[k].start else None) for k in missing
     ]
     for number, (outcome, cores) in pool.run(tasks):
         record.write(tasks[number].trial, outcome, cores)
@@ -165,11 +164,11 @@ def _evaluate(
         watch(found)
     scored = []
     for trial in trials:
-        outcome = record.outcome(trial.key)
-        assert outcome is not None  # it was just written
-        counts.failed += not outcome.ok
-        counts.starts += int(outcome.metrics.get("starts", 0))
-        scored.append(problem.scored(trial, outcome))
+        known = record.outcome(trial.key)
+        assert known is not None  # it was just written
+        counts.failed += not known.ok
+        counts.starts += int(known.metrics.get("starts", 0))
+        scored.append(problem.scored(trial, known))
     return scored
 
 

@@ -62,7 +62,8 @@ class Space:
             pairs, hidden = _binary(count)
         elif isinstance(bonds, str):
             raise SearchError(
-                f"no graph is named {bonds!r}", hint=f"one of {', '.join(BONDS)}, or a list of pairs"
+                f"no graph is named {bonds!r}",
+                hint=f"one of {', '.join(BONDS)}, or a list of pairs",
             )
         else:
             pairs = tuple((min(pair), max(pair)) for pair in bonds)

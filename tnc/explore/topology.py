@@ -106,7 +106,10 @@ class Topology:
         cores = tuple(
             Core(
                 f"{prefix}{v + 1}",
-                (*names[v : v + 1], *(f"r{self.bonds[k][0] + 1}_{self.bonds[k][1] + 1}" for k in legs)),
+                (
+                    *names[v : v + 1],
+                    *(f"r{self.bonds[k][0] + 1}_{self.bonds[k][1] + 1}" for k in legs),
+                ),
             )
             for v, legs in enumerate(self.legs)
         )

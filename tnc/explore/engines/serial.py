@@ -24,3 +24,6 @@ class _Here(Pool):
     def run(self, tasks: Sequence[Task]) -> Iterator[tuple[int, Done]]:
         for number, task in enumerate(tasks):
             yield number, self.work(task)
+
+    def close(self) -> None:
+        """There is nothing to stop."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import prod
+from typing import Any
 
 import numpy as np
 
@@ -36,7 +37,10 @@ class ALS(Evaluator):
         rng = np.random.default_rng(seed)
         begun = [] if start is None else [list(start)]
         begun += [
-            [rng.standard_normal(shape) / np.sqrt(prod(shape[1:]) or 1) for shape in topology.shapes]
+            [
+                rng.standard_normal(shape) / np.sqrt(prod(shape[1:]) or 1)
+                for shape in topology.shapes
+            ]
             for _ in range(self.starts)
         ]
         best, swept = Fit(float("inf"), ()), 0
@@ -61,7 +65,7 @@ def _sweep(tensor: Array, cores: list[Array], topology: Topology) -> float:
     norm = float(np.square(tensor).sum()) or 1.0
     error = float("inf")
     for v, legs in enumerate(topology.legs):
-        operands: list[object] = []
+        operands: list[Any] = []
         for other, held in enumerate(topology.legs):
             if other != v:
                 mode = [other] if other < order else []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Generator
 from dataclasses import dataclass
+from itertools import pairwise
 from random import Random
 
 from tnc.explore.axes import Point, Value
@@ -77,15 +78,13 @@ class TnALE(Strategy):
                 best, where = score, point
         return best, where, where != start
 
-    def _update(
-        self, problem: Problem, centre: Point, point: Point, k: int, early: bool
-    ) -> _Sweep:
+    def _update(self, problem: Problem, centre: Point, point: Point, k: int, early: bool) -> _Sweep:
         """Enumerate coordinate k near the centre's and return the best score with its point."""
         axis = problem.space.axes[k]
         window = axis.near(centre[k], self.radius if early else self.final)
         values = list(dict.fromkeys([*window, point[k]]))
         if axis.ordered and early and self.interpolate and len(window) > 3:
-            asked = sorted({window[0], window[len(window) // 2], window[-1]})  # type: ignore[type-var]
+            asked = sorted({window[0], window[len(window) // 2], window[-1]})
             between = [value for value in window if value not in asked]
         else:
             asked, between = list(values), []
@@ -116,10 +115,10 @@ def _interpolated(
 ) -> list[_Estimate]:
     """Score ranks between fitted ones: their size is known, their error on a straight line."""
     found = []
-    told = sorted((t for t in scored if t.outcome.ok), key=lambda t: t.trial.point[k])  # type: ignore[arg-type, return-value]
+    told = sorted((t for t in scored if t.outcome.ok), key=lambda t: t.trial.point[k])
     for value in between:
         assert isinstance(value, int)
-        for low, high in zip(told, told[1:]):
+        for low, high in pairwise(told):
             a, b = low.trial.point[k], high.trial.point[k]
             assert isinstance(a, int) and isinstance(b, int)
             if a < value < b:
