@@ -33,6 +33,8 @@ MOST_SECONDS = 4e-3
 """Nor are products of a dtype without fast ones that would take longer."""
 COPIED = tuple(4**power << 10 for power in range(1, 9))
 """Bytes of copies: 4 KiB to 64 MiB."""
+SHORT = (2, 8, 32, 128)
+"""Rows of matrices that are copied to their transposes; square ones where these are too many."""
 STREAMED = (128 << 10, 512 << 10, 2 << 20, 8 << 20, 24 << 20, 96 << 20, 256 << 20)
 """Bytes of working sets, half of them read and half written."""
 FRESH = (64 << 10, 1 << 20, 8 << 20, 31 << 20, 33 << 20, 128 << 20)
@@ -69,13 +71,14 @@ def calibrate(
             for backend, name in grids
         }
         copies = [Point(_copy(room, *at)) for at in product(COPIED, runs)]
+        turns = [Point(_turn(room, *at)) for at in product(COPIED, SHORT)]
         streams = [Point(_stream(room, size)) for size in STREAMED]
         new = [Point(_written(room, size, fresh=True)) for size in FRESH]
         used = [Point(_written(room, size, fresh=False)) for size in FRESH]
         lines = [Point(_line(room, number)) for number in range(3)]
         products = [each for grid in grids.values() for each in grid if each is not None]
         products += [each for row in columns.values() for each in row]
-        read_all([*products, *copies, *streams, *new, *used, *lines], seconds_limit, report)
+        read_all([*products, *copies, *turns, *streams, *new, *used, *lines], seconds_limit, report)
     dispatch = min(point.best for point in copies)
     faults = [max(LEAST, one.best - other.best) for one, other in zip(new, used, strict=True)]
     rates = [
@@ -101,6 +104,7 @@ def calibrate(
             "overhead": _short(dispatch),
             **_table((COPIED, runs), [point.best for point in copies]),
         },
+        "turn": _table((COPIED, SHORT), [point.best for point in turns]),
         "fresh": _table((FRESH,), faults),
         "bandwidth": _table((STREAMED,), _falling(rates)),
     }
@@ -189,6 +193,19 @@ def _copy(room: Room, size: int, run: int) -> Callable[[], Run]:
         seen = source.permute(order)
         out = room.result(tuple(seen.shape))
         return lambda: out.copy_(seen)
+
+    return prepare
+
+
+def _turn(room: Room, size: int, short: int) -> Callable[[], Run]:
+    """Return a copy of a matrix of `size` bytes to its transpose."""
+    items = size // room.item
+    low = min(short, 1 << (items.bit_length() - 1) // 2)
+
+    def prepare() -> Run:
+        (source,) = room.operands((items // low, low))
+        out = room.result((low, items // low))
+        return lambda: out.copy_(source.t())
 
     return prepare
 

@@ -9,6 +9,7 @@ from tnc.derive.contraction import Contraction
 from tnc.kernels.machine import Machine
 from tnc.kernels.program import (
     Copy,
+    Matrix,
     Multiply,
     Program,
     dimensions,
@@ -19,8 +20,10 @@ from tnc.kernels.program import (
 from tnc.net import Axis, Network
 
 ITEMSIZE = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
-STRIDED = ("mbn", "nbm", "mbk", "kbm")
-"""Roles of batches of matrices that are not one after another in memory."""
+TURNED = 0.9
+"""A core is held a second time, in another order, where that takes at most this part."""
+TURNED_MKL = 0.5
+"""What MKL spends on matrices that lie otherwise, as a part of the time to copy them."""
 
 
 @dataclass
@@ -42,7 +45,7 @@ class Costs:
         """Seconds of a product, with what its gradients cost where training."""
         summed = "b" in step.left.roles and "b" not in step.right.roles
         dims = dimensions(step, size)
-        key = (dims, step.result.roles, step.left.roles, summed)
+        key = (dims, step.result.roles, step.left.roles, step.right.roles, summed)
         if key not in self._known:
             self._known[key] = self._product(step, size)
         return self._known[key]
@@ -62,7 +65,16 @@ class Costs:
 
     def turned(self, step: Multiply, legs: Axis, size: Mapping[str, int]) -> Multiply:
         """Return a step, its operand laid otherwise where that is worth it; its core has `legs`."""
-        return step
+        groups = dict(zip(step.right.roles, step.right.groups))
+        if "b" not in groups:
+            return step
+        roles = "".join(role for role in ("b", *_wanted(step, step.right)))
+        right = Matrix(step.right.value, tuple(groups[role] for role in roles), roles)
+        other = Multiply(step.result, step.left, right)
+        if roles == step.right.roles or not same_memory(step.right.layout, legs, size):
+            return step
+        seconds = self.product(other, size) + self.laying(legs, size)
+        return other if seconds < TURNED * self.product(step, size) else step
 
     def backend(self, step: Multiply, size: Mapping[str, int]) -> str:
         """Return the backend that is predicted to be the fastest for a product."""
@@ -86,12 +98,35 @@ class Costs:
         seconds = self.machine.gemm(backend, batch, m, n, k, shared=lone)
         touched = self.itemsize * batch * (m * k + k * n + m * n)
         seconds = max(seconds, touched / self.machine.bandwidth(touched))
-        if backend == "onednn" and batch > 1:
-            for matrix in (step.result, step.left, step.right):
-                if matrix.roles in STRIDED:
-                    moved = self.itemsize * extent(matrix.layout, size)
-                    seconds += self.machine.copy(moved, moved)
-        return seconds
+        if batch == 1:
+            return seconds
+        apart = step.result.roles[0] != "b" and "b" in step.result.roles
+        if backend != "onednn" and apart and min(m, n) > 1:  # torch takes them one by one
+            seconds = batch * self.machine.gemm(backend, 1, m, n, k)
+        reading = [self._reading(step, matrix, size, backend) for matrix in (step.left, step.right)]
+        return seconds + sum(reading)
+
+    def _reading(
+        self, step: Multiply, matrix: Matrix, size: Mapping[str, int], backend: str
+    ) -> float:
+        """Seconds beyond those of a batch of matrices that lie one by one, rows after rows.
+
+        oneDNN brings others into this order, MKL reads them slower. An item at a time is taken of
+        those that are turned and lie apart too.
+        """
+        if "b" not in matrix.roles:
+            return 0.0
+        rows, columns = _wanted(step, matrix)
+        wanted = tuple(name for role in ("b", rows, columns) for name in matrix.group(role))
+        if same_memory(matrix.layout, wanted, size):
+            return 0.0
+        moved = self.itemsize * extent(matrix.layout, size)
+        if backend != "onednn":
+            return TURNED_MKL * self.machine.copy(moved, moved)
+        inner = tuple(role for role in matrix.roles if role != "b")
+        long = all(extent(matrix.group(role), size) > 1 for role in inner)
+        apart = matrix.roles[0] != "b" and inner == (columns, rows) and long
+        return self.machine.copy(moved, self.itemsize if apart else moved)
 
     def summing(self, step: Multiply, size: Mapping[str, int]) -> float:
         """Seconds of an operand's gradient."""
@@ -111,12 +146,16 @@ class Costs:
         before, after = long_legs(step.before, size), long_legs(step.after, size)
         if before == after:
             return 0.0
+        moved, turned = self.itemsize * extent(before, size), halves(before, after)
+        if turned is not None:
+            seconds = self.machine.turn(moved, min(extent(half, size) for half in turned))
+            return 3 * seconds if self.training else seconds
         run = self.itemsize
         for a, b in zip(reversed(before), reversed(after)):
             if a != b:
                 break
             run *= size[a]
-        seconds = self.machine.copy(self.itemsize * extent(before, size), run)
+        seconds = self.machine.copy(moved, run)
         return 3 * seconds if self.training else seconds
 
     def laying(self, legs: Axis, size: Mapping[str, int]) -> float:
@@ -140,6 +179,22 @@ class Costs:
                 entries = self.itemsize * extent(legs, network.size)
                 seconds += 3 * (flops / (0.5 * best) + 2 * self.machine.copy(entries, entries))
         return seconds
+
+
+def _wanted(step: Multiply, matrix: Matrix) -> tuple[str, str]:
+    """Return the roles of a factor's rows and columns in the call of a product."""
+    rows, columns = (role for role in step.result.roles if role != "b")
+    summed = next(role for role in step.left.roles if role not in ("b", rows, columns))
+    return (rows, summed) if rows in matrix.roles else (summed, columns)
+
+
+def halves(before: Axis, after: Axis) -> tuple[Axis, Axis] | None:
+    """Return the legs of rows and columns where a copy turns a matrix; None for any other copy."""
+    if not before or before[0] not in after:
+        return None
+    place = after.index(before[0])
+    turned = (before[len(before) - place :], before[: len(before) - place])
+    return (turned[1], turned[0]) if place and after == (*turned[0], *turned[1]) else None
 
 
 def merge(network: Network, cores: Sequence[str], legs: Axis) -> Contraction:

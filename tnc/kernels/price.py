@@ -12,7 +12,7 @@ from typing import Any
 from tnc.errors import KernelError
 from tnc.kernels.grid import Grid, filled
 
-VERSION = 1
+VERSION = 2
 COPYING = ("onednn",)
 """Backends that copy a matrix that is one for the whole batch once for each of it."""
 VECTOR = 16
@@ -78,10 +78,14 @@ def _weight(size: int) -> float:
 
 @dataclass(frozen=True)
 class Copies:
-    """Seconds of copies in another order: of any call, and beyond them by bytes and inner run."""
+    """Seconds of copies in another order: of any call, and beyond them by bytes and inner run.
+
+    `turns` are those of a matrix copied to its transpose, by bytes and rows or columns, the fewer.
+    """
 
     overhead: float
     grid: Grid
+    turns: Grid
 
 
 @dataclass(frozen=True)
@@ -162,6 +166,17 @@ class Machine:
         inner = max(runs[0], min(run, bytes, runs[-1]))
         return self.copies.overhead + self.copies.grid.at((bytes, inner))
 
+    def turn(self, bytes: int, short: int) -> float:
+        """Return the seconds to copy a matrix of `bytes` to its transpose, into a buffer in use.
+
+        `short` is its number of rows or of columns, whichever is less.
+        """
+        if bytes <= 0:
+            return self.copies.overhead
+        shorts = self.copies.turns.axes[1]
+        inner = max(shorts[0], min(short, shorts[-1]))
+        return self.copies.overhead + self.copies.turns.at((bytes, inner))
+
     def fresh(self, bytes: int) -> float:
         """Return what a result in a fresh buffer costs more than one in a buffer used before.
 
@@ -191,7 +206,7 @@ def from_data(data: Mapping[str, Any]) -> Machine:
         statement=_positive(data["statement"]),
         backends=tuple(name for name, each in libraries.items() if not each.refused),
         libraries=libraries,
-        copies=_copies(data["copy"]),
+        copies=_copies(data["copy"], data["turn"]),
         faults=_grid(data["fresh"], _positive),
         streams=_grid(data["bandwidth"], lambda rate: 1.0 / _positive(rate)),
     )
@@ -220,9 +235,10 @@ def _products(data: Mapping[str, Any]) -> Products:
     return Products(overhead, grid, _ragged(axes[-2], columns), small, int(below))
 
 
-def _copies(data: Mapping[str, Any]) -> Copies:
+def _copies(data: Mapping[str, Any], turns: Mapping[str, Any]) -> Copies:
     overhead = _positive(data["overhead"])
-    return Copies(overhead, _grid(data, lambda whole: _net(whole, overhead)))
+    grid, turned = (_grid(each, lambda whole: _net(whole, overhead)) for each in (data, turns))
+    return Copies(overhead, grid, turned)
 
 
 def _net(whole: float, overhead: float) -> float:

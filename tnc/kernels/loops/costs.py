@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from tnc.kernels.costs import Costs, same_memory
+from tnc.kernels.costs import TURNED, Costs, same_memory
 from tnc.kernels.loops.nest import Nest, cycles, moves, nest
 from tnc.kernels.loops.rates import Rates, lanes
 from tnc.kernels.program import Copy, Matrix, Multiply, Program, extent
@@ -13,10 +13,6 @@ from tnc.net import Axis, Network
 
 MOVE = 6
 """Cycles to copy an item in another order."""
-TURNED = 0.9
-"""A core is held a second time, in another order, where that takes at most this part."""
-
-
 SCATTERED = 1.5
 """What reading memory in short pieces that lie apart costs more."""
 PIECE = 128
