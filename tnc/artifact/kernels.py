@@ -24,8 +24,9 @@ from tnc.kernels.check import wrong
 from tnc.kernels.choose import Choice, Task, choose
 from tnc.kernels.codec import choice_from, choice_to
 from tnc.kernels.compiled import Kernel
+from tnc.kernels.device import CPU
 from tnc.kernels.machine import current, state
-from tnc.kernels.outcome import Outcome, libraries
+from tnc.kernels.outcome import Outcome, libraries, where
 from tnc.net import Network, from_json
 from tnc.nn import view_from_json
 from tnc.nn.kinds import Kind, Use, kinds, kinds_of
@@ -35,13 +36,16 @@ _DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF
            "C64": torch.complex64}  # fmt: skip
 
 
-def artifact_kinds(folder: Path, manifest: Manifest) -> tuple[Kind, ...]:
-    """Return the kinds of an artifact's layers; of its tensors only the headers are read."""
+def artifact_kinds(folder: Path, manifest: Manifest, device: str = CPU) -> tuple[Kind, ...]:
+    """Return the kinds of an artifact's layers on a torch device type; of its tensors only the
+    headers are read."""
     stored = _dtypes(folder, manifest)
-    return kinds(_uses(manifest, stored))
+    return kinds(_uses(manifest, stored, device))
 
 
-def _uses(manifest: Manifest, stored: Mapping[str, torch.dtype]) -> Iterator[Use]:
+def _uses(
+    manifest: Manifest, stored: Mapping[str, torch.dtype], device: str = CPU
+) -> Iterator[Use]:
     for entry in manifest.modules:
         if entry["kind"] not in ("structured", "rebuilt"):
             continue
@@ -51,7 +55,7 @@ def _uses(manifest: Manifest, stored: Mapping[str, torch.dtype]) -> Iterator[Use
         dtype = stored[f"{owner}.cores.{next(iter(structure.shapes))}"]
         shown = f"{path}.{entry['name']}".lstrip(".") if read else path
         view = view_from_json(entry["view"])
-        yield Use(shown, structure, view, dtype, bool(entry["bias"]), read)
+        yield Use(shown, structure, view, dtype, bool(entry["bias"]), read, device)
 
 
 def _dtypes(folder: Path, manifest: Manifest) -> dict[str, torch.dtype]:
@@ -98,16 +102,17 @@ def _header(kind: Kind, found: Outcome, bias: bool) -> str:
     more = f" and {len(kind.paths) - 3} more" if len(kind.paths) > 3 else ""
     measured = f"; measured {1e6 * choice.measured:.1f} us" if choice.measured else ""
     rows = f"{found.fewest} to {task.rows}" if task.rows > 1 else "1"
+    used = ", ".join(libraries(choice, task.device))
     lines = [
         "A kernel that tnc chose, to be read: it is never run from here, but generated again.",
         f"equation   {task.network}",
         f"layers     {', '.join(kind.paths[:3])}{more}",
         f"rows       {rows}, {'training' if task.training else 'inference'}",
-        f"dtype      {task.dtype}, threads: {task.threads}",
-        f"machine    {state(task.dtype, task.threads)}",
+        f"dtype      {task.dtype}, {where(task)}",
+        f"machine    {state(task.dtype, task.threads, task.device)}",
         f"predicted  {1e6 * choice.seconds:.1f} us{measured}; "
         f"a dense layer: predicted {1e6 * found.dense:.1f} us",
-        f"libraries  {', '.join(libraries(choice))}; tile: {choice.way.tile or 'none'}",
+        f"libraries  {used}; tile: {choice.way.tile or 'none'}",
         f"FLOPs      {found.flops:,} in the forward",
         *(f"step       {line.text}" for line in found.lines),
         f"sha256     {sha256(found.source(bias).encode()).hexdigest()} of the source below",
@@ -124,10 +129,11 @@ def _entry(file: str, kind: Kind, found: Outcome, bias: bool) -> dict[str, Any]:
         "rows": task.rows,
         "dtype": task.dtype,
         "threads": task.threads,
+        "device": task.device,
         "training": task.training,
         "library": task.backend,
         "bias": bias,
-        "machine": current(task.dtype, task.threads).key,
+        "machine": current(task.dtype, task.threads, task.device).key,
         "choice": choice_to(found.choice),
         "sha256": sha256(found.source(bias).encode()).hexdigest(),
     }
@@ -193,5 +199,5 @@ def _entry_state(
 def _chosen_here(entry: Mapping[str, Any], network: Network) -> Choice:
     return choose(
         Task(network, entry["rows"], entry["dtype"], entry["threads"], entry["training"],
-             entry["library"])
+             entry["library"], entry.get("device", CPU))
     )[0]  # fmt: skip

@@ -32,6 +32,9 @@ Dtype = Annotated[str, typer.Option("--dtype", help="The dtype to calibrate.")]
 Threads = Annotated[
     int | None, typer.Option("--threads", min=1, help="Threads to calibrate; torch's by default.")
 ]
+OnDevice = Annotated[
+    str, typer.Option("--device", help="The device to calibrate: cpu, or cuda, the present GPU.")
+]
 
 
 def doctor(
@@ -39,22 +42,26 @@ def doctor(
     calibrate: Calibrate = False,
     dtype: Dtype = "float32",
     threads: Threads = None,
+    device: OnDevice = "cpu",
 ) -> None:
     """Show versions, extras, threads, the speed of a matrix product, and the data that is found.
 
     With --calibrate, measure what operations cost on this machine: kernels are chosen by it.
     """
+    from tnc.kernels.device import device_name
+
+    device = device_name(device, dtype)
     if calibrate:
         with working() as progress:
-            _calibrate(dtype, threads, progress)
+            _calibrate(dtype, threads, device, progress)
     facts = {
         "versions": {name: _version(name) for name in ("tnc", *NEEDED)},
         "extras": {extra: _extra(names) for extra, names in EXTRAS.items()},
         "machine": _machine(),
-        "calibration": _calibration(dtype, threads),
+        "calibration": _calibration(dtype, threads, device),
         "data": _data(),
     }
-    prices = price_rows(dtype, threads) if calibrate else ()
+    prices = price_rows(dtype, threads, device) if calibrate else ()
     if as_json:
         print_json("doctor", facts | ({"prices": dict(prices)} if prices else {}))
         return
@@ -68,28 +75,35 @@ def doctor(
         print_result(lines_of((f"  {name}", value) for name, value in prices))
 
 
-def _calibrate(dtype: str, threads: int | None, progress: Progress) -> None:
+def _calibrate(dtype: str, threads: int | None, device: str, progress: Progress) -> None:
     from tnc.files import check_place
     from tnc.kernels.calibrate import calibrate
+    from tnc.kernels.device import CPU
     from tnc.kernels.loops.rates import made
     from tnc.kernels.machine import path, store
 
-    file = path(dtype, threads)
+    file = path(dtype, threads, device)
     check_place(file, KernelError)
-    store(calibrate(dtype, threads, report=progress), file)
+    store(calibrate(dtype, threads, report=progress, device=device), file)
+    if device != CPU:
+        return
     progress("compiling loops for a few rows", 0, 1)
     made(dtype)
 
 
-def _calibration(dtype: str, threads: int | None) -> dict[str, str]:
+def _calibration(dtype: str, threads: int | None, device: str) -> dict[str, str]:
+    from tnc.kernels.device import CPU, precision
     from tnc.kernels.loops import rates
     from tnc.kernels.machine import path, state
 
-    return {
-        "measured": state(dtype, threads),
-        "file": str(path(dtype, threads)),
-        "loops for a few rows": rates.state(dtype),
+    found = {
+        "measured": state(dtype, threads, device),
+        "file": str(path(dtype, threads, device)),
     }
+    if device == CPU:
+        return found | {"loops for a few rows": rates.state(dtype)}
+    said = precision(device, dtype)
+    return found | ({"products": said} if said else {})
 
 
 def _version(name: str) -> str:

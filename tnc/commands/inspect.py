@@ -24,6 +24,13 @@ class Tune(StrEnum):
     measure = "measure"
 
 
+class Device(StrEnum):
+    """What kernels are chosen for."""
+
+    cpu = "cpu"
+    cuda = "cuda"
+
+
 def inspect(
     what: Annotated[str, typer.Argument(help="An artifact's folder, a plan (.json), or a spec.")],
     set_: Sets = None,
@@ -42,6 +49,9 @@ def inspect(
     layer: Annotated[
         str | None, typer.Option(help="With --kernels: this layer, or a pattern.")
     ] = None,
+    device: Annotated[
+        Device, typer.Option(help="With --kernels: what the layers run on.")
+    ] = Device.cpu,
     as_json: AsJson = False,
 ) -> None:
     """Show an artifact's plan or kernels, a plan, or a spec with all that it extends; draw a site.
@@ -57,10 +67,10 @@ def inspect(
             )
         from tnc.commands.kernels import show_kernels
 
-        show_kernels(what, rows, train, tune.value, layer, as_json)
+        show_kernels(what, rows, train, tune.value, layer, device.value, as_json)
         return
-    if rows != ROWS or train or layer or tune is not Tune.model:
-        raise SpecError("--rows, --train, --tune and --layer are about kernels",
+    if rows != ROWS or train or layer or tune is not Tune.model or device is not Device.cpu:
+        raise SpecError("--rows, --train, --tune, --layer and --device are about kernels",
                         hint="add --kernels")  # fmt: skip
     if svg and not draw:
         raise SpecError("--svg needs a site to draw", hint="add --draw SITE")

@@ -14,7 +14,13 @@ if TYPE_CHECKING:
 
 
 def show_kernels(
-    what: str, rows: str, training: bool, how: str, layer: str | None, as_json: bool
+    what: str,
+    rows: str,
+    training: bool,
+    how: str,
+    layer: str | None,
+    device: str,
+    as_json: bool,
 ) -> None:
     """Choose the kernels of an artifact here and print them. Raises ArtifactError, SpecError."""
     counts = _rows(rows)
@@ -24,7 +30,7 @@ def show_kernels(
         from tnc.artifact.manifest import Manifest
         from tnc.report.kernels import kernels_json, kernels_text
 
-        found = artifact_kinds(Path(what), Manifest.read(Path(what)))
+        found = artifact_kinds(Path(what), Manifest.read(Path(what)), device)
         wanted = _of_layer(found, layer) if layer else found
         chosen = []
         for number, kind in enumerate(wanted):

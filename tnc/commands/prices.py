@@ -13,11 +13,11 @@ STREAMS = (("L2", 512 * KIB), ("L3", 8 * MIB), ("memory", 256 * MIB))
 """Working sets that fit the caches of common processors, and one that fits none."""
 
 
-def price_rows(dtype: str, threads: int | None) -> tuple[tuple[str, str], ...]:
+def price_rows(dtype: str, threads: int | None, device: str) -> tuple[tuple[str, str], ...]:
     """Return name and value of what the current table says, and of its test on random products."""
     from tnc.kernels.machine import current
 
-    machine = current(dtype, threads)
+    machine = current(dtype, threads, device)
     return (*_backends(machine), *_memory(machine), *_fits(machine))
 
 

@@ -17,12 +17,19 @@ from tnc.errors import KernelError
 from tnc.kernels.backend import allowed
 from tnc.kernels.choose import Choice, Task, bucket, choose
 from tnc.kernels.compiled import Kernel
+from tnc.kernels.device import CPU, CUDA, device_name
 from tnc.kernels.einsums import lower
 from tnc.kernels.kept import Kept, Shelf, apart, can_watch
 from tnc.kernels.operands import Lay, keep, lay, lays
 from tnc.net import Network
 
 DTYPES = {torch.float32: "float32", torch.float64: "float64", torch.bfloat16: "bfloat16"}
+CUDA_DTYPES = DTYPES | {torch.float16: "float16"}
+
+
+def dtypes(device: str) -> dict[torch.dtype, str]:
+    """Return the dtypes that have kernels on a torch device type; none where it has no kernels."""
+    return {CPU: DTYPES, CUDA: CUDA_DTYPES}.get(device, {})
 
 
 _BINDINGS: Any = torch._C
@@ -47,11 +54,15 @@ class Ready:
     laid: Shelf[Tensor] = field(default_factory=Shelf)
     """Operands, which buckets of rows that lay one alike have in common."""
     kept: Kept[tuple[Tensor, ...]] | None = None
+    views: Kept[tuple[Tensor | None, ...]] | None = None
+    """On CUDA the operands that are views of cores; None where one is a copy."""
     calls: dict[tuple[int, int | None], Callable[[Tensor], Tensor]] = field(default_factory=dict)
     """Loops bound to the operands and a bias, by rows and where the bias lies."""
 
     def run(self, cores: Mapping[str, Tensor], x: Tensor, bias: Tensor | None) -> Tensor:
         """Apply to rows `[n, inputs]` without gradients."""
+        if x.is_cuda:
+            return self._applied(self._on_device(cores), x, bias)
         kept = self.kept
         if kept is None or not kept.holds([cores[name] for name in self.names]):
             kept = self._keep(cores)
@@ -62,6 +73,9 @@ class Ready:
             if call is None:
                 call = self.calls[key] = self.kernel.bind(operands, bias, x.shape[0])
             return call(x)
+        return self._applied(operands, x, bias)
+
+    def _applied(self, operands: Sequence[Tensor], x: Tensor, bias: Tensor | None) -> Tensor:
         if bias is None:
             return self.kernel.forward(x, *operands)
         return self.kernel.forward_bias(x, *operands, bias)
@@ -82,9 +96,29 @@ class Ready:
             self.kept = Kept.of(tuple(made), own, copied)
         return self.kept
 
+    def _on_device(self, cores: Mapping[str, Tensor]) -> Sequence[Tensor]:
+        """Return the operands on CUDA: views of cores are kept, copies are made at each call.
+
+        To learn whether values were written through `core.data` the host would have to wait.
+        """
+        own = [cores[name] for name in self.names]
+        if self.views is None or not self.views.holds(own):
+            laid = [lay(how, cores).detach() for how in self.lays]
+            if not can_watch(own):
+                return laid
+            views = [
+                None if apart(operand, [cores[name] for name in how.cores]) else operand
+                for how, operand in zip(self.lays, laid)
+            ]
+            self.views = Kept.of(tuple(views), own, ())
+        return [
+            lay(how, cores) if view is None else view
+            for how, view in zip(self.lays, self.views.made)
+        ]
+
     def forget(self) -> None:
         """Drop the operands, and the memory that they hold."""
-        self.kept, self.calls = None, {}
+        self.kept, self.views, self.calls = None, None, {}
 
     def train(self, cores: Mapping[str, Tensor], x: Tensor, bias: Tensor | None) -> Tensor:
         """Apply with gradients of the input, the cores and the bias."""
@@ -96,6 +130,13 @@ class Ready:
 def _made(how: Lay, cores: Mapping[str, Tensor]) -> Tensor:
     with torch.no_grad():
         return keep(how, cores)
+
+
+def readied(network: Network, choice: Choice, laid: Shelf[Tensor] | None = None) -> Ready:
+    """Return a choice ready to run; `laid` are operands that are shared with other buckets."""
+    found = lays(network, choice.program)
+    names = tuple(dict.fromkeys(name for how in found for name in how.cores))
+    return Ready(Kernel(choice), network, found, names, Shelf() if laid is None else laid)
 
 
 class _Apply(torch.autograd.Function):
@@ -180,15 +221,19 @@ def choices(task: Task) -> tuple[Choice, ...]:
     return measured(task)
 
 
-def task_of(network: Network, rows: int, training: bool, dtype: torch.dtype) -> Task:
-    """Return what is chosen for when a network meets `rows` inputs here and now."""
-    threads = torch.get_num_threads()
-    return Task(network, bucket(rows), DTYPES[dtype], threads, training, allowed())
+def task_of(
+    network: Network, rows: int, training: bool, dtype: torch.dtype, device: str = CPU
+) -> Task:
+    """Return what is chosen for when a network meets `rows` inputs on a torch device type now."""
+    name = dtypes(device)[dtype]
+    if device == CPU:
+        return Task(network, bucket(rows), name, torch.get_num_threads(), training, allowed())
+    return Task(network, bucket(rows), name, 1, training, device=device_name(device, name))
 
 
 @dataclass(eq=False)
 class Applied:
-    """One network, with a kernel for every bucket of rows and dtype met.
+    """One network, with a kernel for every bucket of rows, dtype and type of device met.
 
     Kernels are chosen at the first call of a bucket, for the threads that torch has then.
     """
@@ -202,9 +247,9 @@ class Applied:
     ) -> Tensor:
         """Apply to rows `[n, inputs]`, contiguous."""
         rows = x.size(0)
-        ready = self._ready.get(((rows - 1).bit_length(), training, x.dtype))
+        ready = self._ready.get(((rows - 1).bit_length(), training, x.dtype, x.is_cuda))
         if ready is None:
-            ready = self.prepare(rows, training, x.dtype)
+            ready = self.prepare(rows, training, x.dtype, x.device.type)
         if training:
             return ready.train(cores, x, bias)
         return ready.run(cores, x, bias)
@@ -215,15 +260,13 @@ class Applied:
         for ready in self._ready.values():
             ready.forget()
 
-    def prepare(self, rows: int, training: bool, dtype: torch.dtype) -> Ready:
+    def prepare(self, rows: int, training: bool, dtype: torch.dtype, device: str = CPU) -> Ready:
         """Choose the kernel of a bucket, and use it from now on."""
-        made = self.ready(rows, training, dtype)
-        self._ready[(rows - 1).bit_length(), training, dtype] = made
+        made = self.ready(rows, training, dtype, device)
+        self._ready[(rows - 1).bit_length(), training, dtype, device == CUDA] = made
         return made
 
-    def ready(self, rows: int, training: bool, dtype: torch.dtype) -> Ready:
+    def ready(self, rows: int, training: bool, dtype: torch.dtype, device: str = CPU) -> Ready:
         """Choose the kernel of a bucket."""
-        kernel = Kernel(choices(task_of(self.network, rows, training, dtype))[0])
-        found = lays(self.network, kernel.choice.program)
-        names = tuple(dict.fromkeys(name for how in found for name in how.cores))
-        return Ready(kernel, self.network, found, names, laid=self._laid)
+        choice = choices(task_of(self.network, rows, training, dtype, device))[0]
+        return readied(self.network, choice, self._laid)

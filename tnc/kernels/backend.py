@@ -17,13 +17,14 @@ from typing import Any
 import torch
 
 from tnc.errors import KernelError
+from tnc.kernels.device import CPU, CUBLAS, CUDA
 from tnc.kernels.price import ITEM_BYTES
 
 BACKENDS = ("mkl", "onednn")
 _ONLY: ContextVar[str] = ContextVar("tnc_only_backend", default="")
 PRECISION = {"mkl": "ieee", "onednn": "bf16"}
 """The precision of oneDNN's float32 products that sends torch's products to a backend."""
-SMALLEST = {"mkl": 0, "onednn": 16**3}
+SMALLEST = {"mkl": 0, "onednn": 16**3, CUBLAS: 0}
 """Multiply-adds that a product must exceed to reach the backend; torch keeps smaller ones."""
 ACCURATE = {"float64": 1e-14, "float32": 2e-6, "float16": 2e-3, "bfloat16": 1e-2}
 """The largest relative error (Frobenius) of a trusted product, result rounding included."""
@@ -103,6 +104,11 @@ def probes(dtype: str) -> tuple[Probe, ...]:
     return tuple(_probe(backend, dtype) for backend in BACKENDS)
 
 
+def cuda_probe(dtype: str) -> Probe:
+    """Return the error of products on CUDA; it is stated, and nothing is refused for it."""
+    return Probe(CUBLAS, _worst(torch_dtype(dtype), CUDA), "")
+
+
 def torch_dtype(name: str) -> torch.dtype:
     """Return the dtype of a name; raises KernelError for one that has no products here."""
     if name not in ACCURATE:
@@ -118,16 +124,22 @@ def _probe(backend: str, name: str) -> Probe:
     reason = _absent(backend, name)
     if reason:
         return Probe(backend, float("nan"), reason)
-    generator = torch.Generator().manual_seed(0)
-    worst = 0.0
-    with torch.no_grad(), using(backend):
-        for batch, m, n, k in _PROBES:
-            left = torch.randn(batch, m, k, generator=generator).to(dtype)
-            right = torch.randn(batch, k, n, generator=generator).to(dtype)
-            worst = max(worst, _error(left, right), _error(left[0], right[0]))
+    with using(backend):
+        worst = _worst(dtype, CPU)
     bound = ACCURATE[name]
     refused = "" if worst < bound else f"relative error {worst:.1e}, {bound:.0e} is allowed"
     return Probe(backend, worst, refused)
+
+
+@torch.no_grad()
+def _worst(dtype: torch.dtype, device: str) -> float:
+    generator = torch.Generator().manual_seed(0)
+    worst = 0.0
+    for batch, m, n, k in _PROBES:
+        left = torch.randn(batch, m, k, generator=generator).to(device, dtype)
+        right = torch.randn(batch, k, n, generator=generator).to(device, dtype)
+        worst = max(worst, _error(left, right), _error(left[0], right[0]))
+    return worst
 
 
 def _absent(backend: str, name: str) -> str:

@@ -1,4 +1,4 @@
-"""Measure what operations cost on this machine: `tnc doctor --calibrate`."""
+"""Measure what operations cost on this machine: `tnc doctor --calibrate [--device cuda]`."""
 
 from __future__ import annotations
 
@@ -10,11 +10,20 @@ from typing import Any
 
 import torch
 
-from tnc.kernels.backend import SMALLEST, probes, torch_dtype
+from tnc.kernels.backend import SMALLEST, cuda_probe, probes, torch_dtype
+from tnc.kernels.device import CPU
 from tnc.kernels.machine import fingerprint, torch_threads
 from tnc.kernels.price import COLUMNS, KINDS, VERSION
 from tnc.kernels.products import needed, product_point
-from tnc.kernels.timing import MOST_BYTES, Point, Report, Room, alone, read_all
+from tnc.kernels.timing import (
+    MOST_BYTES,
+    Point,
+    Report,
+    Room,
+    alone,
+    read_all,
+    torch_device,
+)
 from tnc.kernels.turns import LEAST, Run
 
 SIZES = (1, 2, 4, 16, 64, 256, 1024, 4096)
@@ -28,6 +37,7 @@ AXES = {
 ROWS = {"mm": (256,), "bmm": (32, 64), "shared": (32, 64)}
 """The batch and rows of products whose columns, 1 to 64, are measured one by one."""
 MOST_FLOPS = {"mm": 3e8, "bmm": 4e7, "shared": 4e7}
+CUDA_FLOPS = {"mm": 1.5e11, "bmm": 4e10, "shared": 4e10}
 """Larger products are not measured: their rate is that of the largest ones that are."""
 MOST_SECONDS = 4e-3
 """Nor are products of a dtype without fast ones that would take longer."""
@@ -47,16 +57,20 @@ def calibrate(
     threads: int | None = None,
     seconds_limit: float = 20.0,
     report: Report = lambda stage, done, total: None,
+    device: str = CPU,
 ) -> dict[str, Any]:
     """Measure this machine's table as plain data, for `machine.store` and `machine.from_data`.
 
-    Takes about `seconds_limit`, and longer where one reading of every point does.
+    Takes about `seconds_limit`, and longer where one reading of every point does. On CUDA the
+    present device is measured. Raises KernelError where there is none.
     """
-    kind, threads = torch_dtype(dtype), threads or torch_threads()
-    found = probes(dtype)
+    kind = torch_dtype(dtype)
+    torch_device(device)
+    threads = threads or torch_threads() if device == CPU else 1
+    found = probes(dtype) if device == CPU else (cuda_probe(dtype),)
     runs = tuple(kind.itemsize * 4**power for power in range(8))
     with alone(threads):
-        room = Room(kind)
+        room = Room(kind, device)
         grids = {
             (probe.backend, name): _products(room, probe.backend, name)
             for probe in found
@@ -78,7 +92,8 @@ def calibrate(
         lines = [Point(_line(room, number)) for number in range(3)]
         products = [each for grid in grids.values() for each in grid if each is not None]
         products += [each for row in columns.values() for each in row]
-        read_all([*products, *copies, *turns, *streams, *new, *used, *lines], seconds_limit, report)
+        every = [*products, *copies, *turns, *streams, *new, *used, *lines]
+        read_all(every, seconds_limit, report, device)
     dispatch = min(point.best for point in copies)
     faults = [max(LEAST, one.best - other.best) for one, other in zip(new, used, strict=True)]
     rates = [
@@ -87,7 +102,8 @@ def calibrate(
     ]
     return {
         "version": VERSION,
-        "key": fingerprint(dtype, threads),
+        "key": fingerprint(dtype, threads, device),
+        "device": device,
         "dtype": dtype,
         "threads": threads,
         "made": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -162,7 +178,8 @@ def _short(value: float) -> float:
 
 def _products(room: Room, backend: str, kind: str) -> list[Point | None]:
     """Return the products to time on a grid, None for the points that would take too long."""
-    most = min(MOST_FLOPS[kind], MOST_SECONDS * _rate(room, backend))
+    largest = MOST_FLOPS if room.device == CPU else CUDA_FLOPS
+    most = min(largest[kind], MOST_SECONDS * _rate(room, backend))
     points: list[Point | None] = []
     for sizes in product(*AXES[kind]):
         flops, items = needed(kind, sizes)
@@ -171,10 +188,11 @@ def _products(room: Room, backend: str, kind: str) -> list[Point | None]:
     return points
 
 
-def _rate(room: Room, backend: str, size: int = 192) -> float:
+def _rate(room: Room, backend: str) -> float:
     """Return the FLOP/s of a square product, roughly."""
+    size = 192 if room.device == CPU else 2048
     point = product_point(room, backend, "mm", (size, size, size))
-    read_all([point], 0.05)
+    read_all([point], 0.05, device=room.device)
     return 2 * size**3 / point.best
 
 
@@ -225,7 +243,7 @@ def _written(room: Room, size: int, *, fresh: bool) -> Callable[[], Run]:
 
     def prepare() -> Run:
         if fresh:
-            return lambda: torch.empty(shape, dtype=room.dtype).fill_(1)
+            return lambda: torch.empty(shape, dtype=room.dtype, device=room.device).fill_(1)
         out = room.result(shape)
         return lambda: out.fill_(1)
 

@@ -9,6 +9,7 @@ from math import ceil
 from tnc.derive.dense import ROWS
 from tnc.kernels.check import require
 from tnc.kernels.costs import Costs
+from tnc.kernels.device import CPU, CUDA, TF32, standard
 from tnc.kernels.loops.costs import LoopCosts
 from tnc.kernels.loops.nest import nests
 from tnc.kernels.loops.rates import DTYPES, Rates, known
@@ -18,8 +19,8 @@ from tnc.kernels.search import search
 from tnc.kernels.way import Way
 from tnc.net import Axis, Network
 
-TILES = (16, 32, 64, 128, 256)
-TILED_FROM = 256 << 10
+TILES = {CPU: (16, 32, 64, 128, 256), CUDA: (1024, 4096), TF32: (1024, 4096)}
+TILED_FROM = {CPU: 256 << 10, CUDA: 16 << 20, TF32: 16 << 20}
 """Rows are taken in tiles only where some result is larger than so many bytes."""
 LOOPED = 4
 """Loops over memory are considered for up to so many rows."""
@@ -31,8 +32,6 @@ LOOP = 8
 """Lines of Python that a tile takes beside its products."""
 SHORTLIST = 8
 LARGEST = 1 << 14
-DEFAULT = "mkl"
-"""The backend that torch multiplies with unless it is told otherwise: nothing to be switched."""
 DENSE_GAIN = 0.85
 """A kept dense weight must take at most this part of the time of the best other way."""
 
@@ -48,6 +47,7 @@ class Task:
     training: bool
     backend: str = ""
     """The one library that may multiply; empty where it is free."""
+    device: str = CPU
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ def bucket(rows: int) -> int:
 @lru_cache(maxsize=4096)
 def choose(task: Task) -> tuple[Choice, ...]:
     """Return the ways to do a task that are predicted to be the fastest, fastest first."""
-    machine = current(task.dtype, task.threads)
+    machine = current(task.dtype, task.threads, task.device)
     rates = known(task.dtype) if may_loop(task) else None
     found = ranked(task, machine)
     if rates is None:
@@ -84,8 +84,8 @@ def choose(task: Task) -> tuple[Choice, ...]:
 
 
 def may_loop(task: Task) -> bool:
-    """Whether loops are considered: a few rows on one thread, without gradients."""
-    free = not (task.training or task.backend)
+    """Whether loops are considered: a few rows on one thread of the CPU, without gradients."""
+    free = task.device == CPU and not (task.training or task.backend)
     return free and task.rows <= LOOPED and task.threads == 1 and task.dtype in DTYPES
 
 
@@ -108,6 +108,14 @@ def looped(task: Task, machine: Machine, rates: Rates) -> tuple[Choice, ...]:
     return tuple(chosen)
 
 
+def keeps(task: Task) -> bool:
+    """Whether operands are kept from call to call: on the CPU, where their cores are compared.
+
+    On CUDA the host would have to wait for the device to know whether cores have changed.
+    """
+    return task.device == CPU and not task.training
+
+
 def ranked(task: Task, machine: Machine) -> tuple[Choice, ...]:
     """Rank programs and tiles by the costs of a machine; each program is checked.
 
@@ -115,12 +123,14 @@ def ranked(task: Task, machine: Machine) -> tuple[Choice, ...]:
     """
     if task.backend:
         machine = replace(machine, backends=(task.backend,))
-    costs = Costs(machine, training=task.training, cached=not task.training)
+    costs = Costs(machine, training=task.training, cached=keeps(task))
     programs = [found.program for found in search(task.network, task.rows, costs)]
     size = dict(task.network.sizes) | {ROWS: task.rows}
     largest = max(costs.itemsize * extent(_made(step), size)
                   for program in programs for step in program.steps)  # fmt: skip
-    tiles = [tile for tile in TILES if tile < task.rows] if largest > TILED_FROM else []
+    tiles = [tile for tile in TILES[task.device] if tile < task.rows]
+    if largest <= TILED_FROM[task.device]:
+        tiles = []
     if tiles:
         half = tiles[len(tiles) // 2]
         programs += [found.program for found in search(task.network, half, costs)]
@@ -143,7 +153,8 @@ def priced(task: Task, program: Program, tile: int, costs: Costs) -> Choice:
     machine = costs.machine
     size = dict(program.sizes) | {ROWS: tile or task.rows}
     backends = tuple(costs.backend(step, size) for step in program.products)
-    way = Way(tile, backends if set(backends) != {DEFAULT} else (), task.rows == 1)
+    switched = set(backends) != {standard(task.device)}
+    way = Way(tile, backends if switched else (), task.rows == 1)
     seconds = costs.total(task.network, program, size)
     if tile:
         seconds = ceil(task.rows / tile) * (seconds + LOOP * machine.statement)
@@ -160,7 +171,7 @@ def handicapped(task: Task, choice: Choice) -> float:
     """Return the seconds that count: a dense weight kept for inference costs all of its memory."""
     seconds = choice.measured or choice.seconds
     dense = len(choice.program.operands) == 1 and _merges(choice.program)
-    return seconds / DENSE_GAIN if dense and not task.training else seconds
+    return seconds / DENSE_GAIN if dense and keeps(task) else seconds
 
 
 def _merges(program: Program) -> bool:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from tnc.derive.contraction import Contraction
+from tnc.kernels.device import CUBLAS
 from tnc.kernels.machine import Machine
 from tnc.kernels.program import (
     Copy,
@@ -98,7 +99,7 @@ class Costs:
         seconds = self.machine.gemm(backend, batch, m, n, k, shared=lone)
         touched = self.itemsize * batch * (m * k + k * n + m * n)
         seconds = max(seconds, touched / self.machine.bandwidth(touched))
-        if batch == 1:
+        if batch == 1 or backend == CUBLAS:  # it reads and writes batches by any strides
             return seconds
         apart = step.result.roles[0] != "b" and "b" in step.result.roles
         if backend != "onednn" and apart and min(m, n) > 1:  # torch takes them one by one
@@ -159,11 +160,11 @@ class Costs:
         return 3 * seconds if self.training else seconds
 
     def laying(self, legs: Axis, size: Mapping[str, int]) -> float:
-        """Seconds of writing a core in another order, and its gradient back."""
+        """Seconds of writing a core in another order, and where training its gradient back."""
         if self.cached:
             return 0.0
         moved = self.itemsize * extent(legs, size)
-        return 2 * self.machine.copy(moved, self.itemsize)
+        return (2 if self.training else 1) * self.machine.copy(moved, self.itemsize)
 
     def merging(
         self, network: Network, pieces: Sequence[tuple[str, tuple[str, ...], Axis]]
@@ -177,7 +178,8 @@ class Costs:
                 flops = merge(network, cores, legs).order.flops
                 best = max(self.machine.peak.values())
                 entries = self.itemsize * extent(legs, network.size)
-                seconds += 3 * (flops / (0.5 * best) + 2 * self.machine.copy(entries, entries))
+                once = flops / (0.5 * best) + 2 * self.machine.copy(entries, entries)
+                seconds += (3 if self.training else 1) * once
         return seconds
 
 

@@ -1,7 +1,8 @@
 """What is made of cores for many calls, and how it is known that a core has changed since.
 
 A write through `core.data` changes neither the version nor the address of a core. So where memory
-was copied, the core's memory is compared too: with a copy where it is small, else by its sum.
+was copied, the core's memory is compared too: with a copy where it is small, else by its sum. On
+other devices than the CPU the host would have to wait for that, so copies are never kept there.
 """
 
 from __future__ import annotations
@@ -106,6 +107,8 @@ def _stamp(cores: Iterable[Tensor]) -> list[object]:
 
 def _watch(core: Tensor) -> Callable[[], bool]:
     """Return a call that tells whether the memory of a core is still what it is now."""
+    if not core.is_cpu:
+        return lambda: False
     words = _words(core)
     if 0 < core.nbytes <= SMALL and words.is_contiguous():
         memory = memoryview(words.numpy()).cast("B")

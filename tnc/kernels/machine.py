@@ -1,7 +1,8 @@
 """Whose prices hold: this machine's in one dtype on a number of threads, or the shipped ones.
 
 A table is measured once (`tnc doctor --calibrate`) and kept in the user's cache; a machine without
-one uses the table shipped with the package, which says less about it.
+one uses the table shipped with the package, which says less about it. A CUDA device without one is
+estimated from a data sheet.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ from typing import Any
 
 from tnc.errors import KernelError
 from tnc.files import write_text
+from tnc.kernels.cuda_table import estimated
+from tnc.kernels.device import CPU, check_device, gpu
 from tnc.kernels.grid import Grid
 from tnc.kernels.price import ITEM_BYTES, Backend, Machine, from_data
 
@@ -32,25 +35,30 @@ FORK = 5e-6
 """Seconds to hand work to other threads and wait for them, in estimates."""
 
 
-def current(dtype: str = "float32", threads: int | None = None) -> Machine:
+def current(dtype: str = "float32", threads: int | None = None, device: str = CPU) -> Machine:
     """Return the calibrated table of this machine where there is one, else the shipped one.
 
-    `threads` are torch's unless given. A file that cannot be read is a warning, and the shipped
-    table serves. Raises KernelError for a dtype without prices.
+    `threads` are torch's unless given; on CUDA they do not count. A file that cannot be read is a
+    warning, and the shipped table serves. Raises KernelError for a dtype or device without prices.
     """
+    check_device(device)
     if dtype not in ITEM_BYTES:
         raise KernelError(
             f"no prices for the dtype {dtype!r}", hint=f"one of {', '.join(sorted(ITEM_BYTES))}"
         )
-    return _load(_folder(), dtype, threads or torch_threads())
+    return _load(_folder(), dtype, _threads(threads, device), device)
+
+
+def _threads(threads: int | None, device: str) -> int:
+    return threads or torch_threads() if device == CPU else 1
 
 
 @cache
-def _load(folder: str, dtype: str, threads: int) -> Machine:
-    file = _file(folder, dtype, threads)
+def _load(folder: str, dtype: str, threads: int, device: str) -> Machine:
+    file = _file(folder, dtype, threads, device)
     try:
         found = from_data(json.loads(file.read_text(encoding="utf-8")))
-        if found.key == fingerprint(dtype, threads):
+        if found.key == fingerprint(dtype, threads, device):
             return found
         raise ValueError(f"it is of {found.key}")
     except FileNotFoundError:
@@ -59,19 +67,23 @@ def _load(folder: str, dtype: str, threads: int) -> Machine:
         warnings.warn(
             f"the calibration of this machine cannot be read ({type(error).__name__}: {error}), "
             f"so kernels are chosen by the prices of another machine\n  at: {file}\n"
-            "  try: tnc doctor --calibrate, or remove the file",
+            f"  try: {_remedy(device)}, or remove the file",
             stacklevel=3,
         )
-    return generic(dtype, threads)
+    return generic(dtype, threads, device)
 
 
-def state(dtype: str = "float32", threads: int | None = None) -> str:
+def state(dtype: str = "float32", threads: int | None = None, device: str = CPU) -> str:
     """Return when this machine was calibrated, or that it was not, for people."""
-    machine = current(dtype, threads)
+    machine = current(dtype, threads, device)
     if machine.made:
         return f"{machine.made} on {machine.key}"
-    found = "not readable" if path(dtype, threads).exists() else "not calibrated"
-    return f"{found}: prices of another machine ({machine.key}); run tnc doctor --calibrate"
+    found = "not readable" if path(dtype, threads, device).exists() else "not calibrated"
+    return f"{found}: prices of another machine ({machine.key}); run {_remedy(device)}"
+
+
+def _remedy(device: str) -> str:
+    return "tnc doctor --calibrate" + ("" if device == CPU else " --device cuda")
 
 
 def forget() -> None:
@@ -79,12 +91,14 @@ def forget() -> None:
     _load.cache_clear()
 
 
-def generic(dtype: str, threads: int) -> Machine:
-    """Return the shipped table of a dtype: one thread measured, more estimated.
+def generic(dtype: str, threads: int, device: str = CPU) -> Machine:
+    """Return the shipped table of a dtype: one thread measured, more estimated; CUDA is estimated.
 
     Backends that a probe on this machine refuses are not among its `backends`; one that is good
     only here has the prices of another.
     """
+    if device != CPU:
+        return from_data(estimated(dtype, device))
     from tnc.kernels.backend import available_backends
 
     machine = from_data(shipped(dtype))
@@ -130,9 +144,9 @@ def _tables() -> dict[str, dict[str, Any]]:
     return {table["dtype"]: table for table in tables}
 
 
-def path(dtype: str = "float32", threads: int | None = None) -> Path:
+def path(dtype: str = "float32", threads: int | None = None, device: str = CPU) -> Path:
     """Return where this machine's table of a dtype and a number of threads is kept."""
-    return _file(_folder(), dtype, threads or torch_threads())
+    return _file(_folder(), dtype, _threads(threads, device), device)
 
 
 def _folder() -> str:
@@ -140,8 +154,8 @@ def _folder() -> str:
     return own or os.path.join(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "tnc")
 
 
-def _file(folder: str, dtype: str, threads: int) -> Path:
-    return Path(folder).expanduser() / f"machine-{fingerprint(dtype, threads)}.json"
+def _file(folder: str, dtype: str, threads: int, device: str) -> Path:
+    return Path(folder).expanduser() / f"machine-{fingerprint(dtype, threads, device)}.json"
 
 
 def store(data: Mapping[str, Any], file: Path) -> None:
@@ -151,9 +165,14 @@ def store(data: Mapping[str, Any], file: Path) -> None:
 
 
 @cache
-def fingerprint(dtype: str, threads: int) -> str:
-    """Return what a table depends on: processor, torch, threads and dtype, fit for a file name."""
-    words = (_processor(), f"torch-{_torch_version()}", f"{threads}t", dtype)
+def fingerprint(dtype: str, threads: int, device: str = CPU) -> str:
+    """Return what a table depends on: processor, torch, threads and dtype, fit for a file name.
+
+    On CUDA the GPU, torch, dtype, and whether float32 is rounded to tf32.
+    """
+    torch = f"torch-{_torch_version()}"
+    on_cpu = device == CPU
+    words = (_processor(), torch, f"{threads}t", dtype) if on_cpu else (gpu(), torch, device, dtype)
     return "-".join(re.sub(r"[^a-z0-9.+]+", "-", word.lower()).strip("-") for word in words)
 
 

@@ -14,13 +14,16 @@ import torch
 from torch import Tensor
 
 from tnc.files import write_text
+from tnc.kernels.applied import readied
 from tnc.kernels.check import wrong
-from tnc.kernels.choose import DEFAULT, Choice, Task, choose, handicapped, looped, may_loop
+from tnc.kernels.choose import Choice, Task, choose, handicapped, looped, may_loop
 from tnc.kernels.codec import choice_from, choice_to
 from tnc.kernels.compiled import Kernel
+from tnc.kernels.device import CPU, standard
 from tnc.kernels.loops.rates import made, stamp
-from tnc.kernels.machine import current, path
+from tnc.kernels.machine import current, fingerprint, path
 from tnc.kernels.operands import keep, lay, lays
+from tnc.kernels.timing import torch_device
 from tnc.kernels.turns import Run, Turns, block, clock, interleaved, typical
 
 TURNS = Turns(seconds=0.004)
@@ -31,6 +34,7 @@ VERSION = 2
 @lru_cache(maxsize=4096)
 def measured(task: Task) -> tuple[Choice, ...]:
     """Return the ways to do a task as timed here, fastest first; kept on disk per machine."""
+    torch_device(task.device)
     file = path(task.dtype, task.threads).parent / "kernels" / f"{_digest(task)}.json"
     with suppress(OSError, ValueError, KeyError, TypeError):
         kept = tuple(choice_from(item) for item in json.loads(file.read_text("utf-8")))
@@ -43,17 +47,19 @@ def measured(task: Task) -> tuple[Choice, ...]:
 
 
 def _digest(task: Task) -> str:
-    machine = current(task.dtype, task.threads)
+    place = (task.dtype, task.threads, task.device)
+    machine = current(*place)
     text = json.dumps(
-        [VERSION, machine.key, machine.made, torch.__version__, stamp(), asdict(task)]
-    )
+        [VERSION, machine.key, machine.made, fingerprint(*place), torch.__version__, stamp(),
+         asdict(task)]
+    )  # fmt: skip
     return hashlib.sha256(text.encode()).hexdigest()[:24]
 
 
 def _contenders(task: Task) -> list[Choice]:
     """Return the predicted short list, with every product by one library as alternatives."""
     found: list[Choice] = []
-    backends = (task.backend,) if task.backend else current(task.dtype, task.threads).backends
+    backends = (task.backend,) if task.backend else _backends(task)
     chosen = [choice for choice in choose(task) if choice.way.emitter == "torch"]
     rates = made(task.dtype) if may_loop(task) else None
     if rates is not None:
@@ -62,15 +68,20 @@ def _contenders(task: Task) -> list[Choice]:
         count = len(choice.program.products)
         ways = [choice.way]
         for name in backends:
-            ways.append(replace(choice.way, backends=() if name == DEFAULT else (name,) * count))
+            other = () if name == standard(task.device) else (name,) * count
+            ways.append(replace(choice.way, backends=other))
         found += [replace(choice, way=way) for way in dict.fromkeys(ways)]
     return found
+
+
+def _backends(task: Task) -> tuple[str, ...]:
+    return current(task.dtype, task.threads, task.device).backends
 
 
 def timed(task: Task, choices: Sequence[Choice]) -> tuple[Choice, ...]:
     """Time ways beside each other, in turns; those that are far behind at first sit out."""
     runs = [_runner(task, choice) for choice in choices]
-    now = clock(torch.get_num_threads())
+    now = clock(torch.get_num_threads(), task.device)
     with torch.no_grad():
         guesses = [min(block(run, 1, now), block(run, 1, now)) for run in runs]
         order = sorted(range(len(runs)), key=guesses.__getitem__)[:FINALISTS]
@@ -81,20 +92,22 @@ def timed(task: Task, choices: Sequence[Choice]) -> tuple[Choice, ...]:
 
 
 def _runner(task: Task, choice: Choice) -> Run:
-    dtype = getattr(torch, task.dtype)
+    dtype, device = getattr(torch, task.dtype), torch_device(task.device)
     made = torch.Generator().manual_seed(0)
     network = task.network
 
     def draw(*shape: int) -> Tensor:
-        return torch.randn(shape, generator=made).to(dtype)
+        return torch.randn(shape, generator=made).to(device, dtype)
 
     cores = {core.name: draw(*network.shape(core)) for core in network.equation.cores}
     x = draw(task.rows, prod(network.signature.inputs))
     kernel = Kernel(choice)
     ways = lays(network, choice.program)
-    operands = [keep(how, cores) for how in ways]
     if not task.training:
-        call = kernel.bind(operands, None, task.rows)
+        if task.device != CPU:
+            ready = readied(network, choice)
+            return lambda: ready.run(cores, x, None)
+        call = kernel.bind([keep(how, cores) for how in ways], None, task.rows)
         return lambda: call(x)
     dy = draw(task.rows, prod(network.signature.outputs))
     backward = kernel.backward(("input", *(step.right.value for step in choice.program.products)))

@@ -7,11 +7,15 @@ from dataclasses import dataclass
 from math import prod
 
 from tnc.derive.dense import ROWS
-from tnc.kernels.choose import DEFAULT, DENSE_GAIN, Choice, Task
+from tnc.kernels.choose import DENSE_GAIN, Choice, Task
 from tnc.kernels.compiled import Kernel
 from tnc.kernels.costs import same_memory
+from tnc.kernels.device import CPU, precision, standard
 from tnc.kernels.machine import current
 from tnc.kernels.program import Copy, Step, dimensions, extent, product_flops
+
+COMPILED = {"numba": "as loops over memory, compiled by numba"}
+"""What is compiled in the place of calls of a library, in words."""
 
 
 @dataclass(frozen=True)
@@ -75,11 +79,20 @@ def outcome(task: Task, choices: Sequence[Choice]) -> Outcome:
     return Outcome(task, best, _lines(best, task), contenders, _dense_seconds(task))
 
 
-def libraries(choice: Choice) -> tuple[str, ...]:
-    """Return the library of every product; loops that numba compiles call none."""
-    if Kernel(choice).looped:
-        return ("numba",) * len(choice.program.products)
-    return choice.way.backends or (DEFAULT,) * len(choice.program.products)
+def libraries(choice: Choice, device: str = CPU) -> tuple[str, ...]:
+    """Return the library of every product, or what compiles them where none is called."""
+    count = len(choice.program.products)
+    if choice.way.emitter != "torch":
+        return (choice.way.emitter,) * count
+    return choice.way.backends or (standard(device),) * count
+
+
+def where(task: Task) -> str:
+    """Say on what a task runs, and how float32 is rounded there."""
+    if task.device == CPU:
+        return f"{task.threads} {'thread' if task.threads == 1 else 'threads'}"
+    said = precision(task.device, task.dtype)
+    return f"CUDA, {said}" if said else "CUDA"
 
 
 def differences(best: Choice, other: Choice) -> tuple[str, ...]:
@@ -120,8 +133,8 @@ def _tile(tile: int) -> str:
 def _other_libraries(best: Choice, other: Choice) -> list[str]:
     if libraries(best) == libraries(other):
         return []
-    if Kernel(other).looped:
-        return ["as loops over memory, compiled by numba"]
+    if other.way.emitter in COMPILED:
+        return [COMPILED[other.way.emitter]]
     if len(set(libraries(other))) == 1:
         return [] if set(libraries(best)) == set(libraries(other)) else [
             f"by {libraries(other)[0]}"]  # fmt: skip
@@ -131,7 +144,7 @@ def _other_libraries(best: Choice, other: Choice) -> list[str]:
 def _lines(choice: Choice, task: Task) -> tuple[Line, ...]:
     program, size = choice.program, dict(task.network.sizes) | {ROWS: task.rows}
     heads = str(program).splitlines()[: -len(program.steps) or None]
-    names = iter(libraries(choice))
+    names = iter(libraries(choice, task.device))
     return (*map(Line, heads), *(_line(step, size, names) for step in program.steps))
 
 
@@ -150,7 +163,7 @@ def _flops(choice: Choice, task: Task) -> int:
 
 def _dense_seconds(task: Task) -> float:
     """Seconds of a dense layer: one product, and the two of its gradients where training."""
-    machine = current(task.dtype, task.threads)
+    machine = current(task.dtype, task.threads, task.device)
     names = (task.backend,) if task.backend else machine.backends
     signature = task.network.signature
     n, k = prod(signature.outputs), prod(signature.inputs)

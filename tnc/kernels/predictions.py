@@ -43,9 +43,9 @@ def fits(
         for sizes in drawn[kind]
     ]
     with alone(machine.threads):
-        room = Room(torch_dtype(machine.dtype))
+        room = Room(torch_dtype(machine.dtype), machine.device)
         points = [product_point(room, *each) for each in asked]
-        read_all(points, seconds_limit)
+        read_all(points, seconds_limit, device=room.device)
     ratios: dict[tuple[str, str], list[float]] = {}
     for (backend, kind, sizes), point in zip(asked, points, strict=True):
         ratio = _price(machine, backend, kind, sizes) / point.best

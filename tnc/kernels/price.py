@@ -120,6 +120,7 @@ class Machine:
     """Seconds that a fresh buffer of so many bytes costs more than one that was used before."""
     streams: Grid
     """Seconds per byte, read and written, of streaming over a working set of so many bytes."""
+    device: str = "cpu"
     _gemms: dict[tuple[object, ...], float] = field(default_factory=dict, init=False, repr=False)
 
     @property
@@ -209,6 +210,7 @@ def from_data(data: Mapping[str, Any]) -> Machine:
         copies=_copies(data["copy"], data["turn"]),
         faults=_grid(data["fresh"], _positive),
         streams=_grid(data["bandwidth"], lambda rate: 1.0 / _positive(rate)),
+        device=str(data.get("device", "cpu")),
     )
 
 

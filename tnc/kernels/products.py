@@ -7,6 +7,7 @@ from math import prod
 
 import torch
 
+from tnc.kernels.device import CUBLAS
 from tnc.kernels.timing import Point, Room
 from tnc.kernels.turns import Run
 
@@ -15,7 +16,8 @@ Sizes = tuple[int, ...]
 
 def product_point(room: Room, backend: str, kind: str, sizes: Sizes) -> Point:
     """Return a product to time: sizes (m, n, k) of `mm`, (batch, m, n, k) of the others."""
-    return Point(_prepared(room, kind, sizes), backend)
+    switched = "" if backend == CUBLAS else backend
+    return Point(_prepared(room, kind, sizes), switched)
 
 
 def needed(kind: str, sizes: Sizes) -> tuple[float, int]:

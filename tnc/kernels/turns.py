@@ -8,6 +8,8 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from statistics import median
 
+from tnc.kernels.device import CPU
+
 LEAST = 1e-9
 """Seconds that no call is faster than: clocks step."""
 PROBES = 6
@@ -28,9 +30,21 @@ class Turns:
     slow: float = float("inf")
 
 
-def clock(threads: int) -> Clock:
-    """Return the clock: the process's CPU time for one thread, the wall's for more."""
+def clock(threads: int, device: str = CPU) -> Clock:
+    """Return the clock: the process's CPU time for one thread, the wall's for more.
+
+    On CUDA the wall's, read when the device has done all that it was given.
+    """
+    if device != CPU:
+        return _after_the_device
     return time.process_time if threads == 1 else time.perf_counter
+
+
+def _after_the_device() -> float:
+    import torch
+
+    torch.cuda.synchronize()
+    return time.perf_counter()
 
 
 def block(run: Run, calls: int, now: Clock) -> float:

@@ -16,7 +16,7 @@ from torch.autograd import forward_ad
 from torch.compiler import is_compiling
 from torch.nn import functional
 
-from tnc.kernels.applied import DTYPES, Applied
+from tnc.kernels.applied import CUDA_DTYPES, DTYPES, Applied
 from tnc.net import Structure
 
 _BINDINGS: Any = torch._C
@@ -77,7 +77,8 @@ class GeneratedLinear:
         return None if structure.stored else GeneratedLinear(structure)
 
     def takes(self, x: Tensor) -> bool:
-        """Whether generated kernels run here: a plain CPU tensor, neither traced nor transformed.
+        """Whether generated kernels run here: a plain tensor on the CPU or a CUDA device, neither
+        traced nor transformed.
 
         Everything else takes the layer's program of plain torch calls, which compilers, exporters,
         function transforms, autocast, dispatch modes (such as FLOP counters) and tensor subclasses
@@ -85,10 +86,9 @@ class GeneratedLinear:
         """
         return (
             type(x) is Tensor
-            and x.dtype in DTYPES
-            and x.is_cpu
+            and (x.dtype in DTYPES if x.is_cpu else x.is_cuda and x.dtype in CUDA_DTYPES)
             and not is_compiling()
-            and not is_autocast_enabled("cpu")
+            and not is_autocast_enabled("cpu" if x.is_cpu else "cuda")
             and _transforms() is None
             and _tracing() is None
             and forward_ad._current_level < 0
@@ -131,6 +131,13 @@ class GeneratedLinear:
                 total = total + y
         assert total is not None
         return total if x.dim() == 2 else total.view(*x.shape[:-1], want)
+
+
+def beside(core: Tensor | None, x: Tensor) -> bool:
+    """Whether a core has the input's dtype and device."""
+    if core is None or core.dtype != x.dtype:
+        return False
+    return core.is_cpu if x.is_cpu else core.device == x.device
 
 
 def kernels_of(layer: Any) -> Sequence[Applied]:

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from tnc.kernels.applied import DTYPES, choices, task_of, tuning
+from tnc.kernels.applied import choices, dtypes, task_of, tuning
+from tnc.kernels.device import CPU
 from tnc.kernels.outcome import Outcome, outcome
 from tnc.net import Network, Structure
 from tnc.nn.layer import StructuredLayer
@@ -26,11 +27,12 @@ class Use:
     dtype: torch.dtype
     bias: bool
     read: bool = False
+    device: str = CPU
 
 
 @dataclass(frozen=True)
 class Kind:
-    """Layers of one structure, view, dtype and bias.
+    """Layers of one structure, view, dtype and bias on one type of device.
 
     `reason` says why they take no generated kernels; empty where they do, and then `parts` has
     their networks, each with whether the bias is added with it.
@@ -43,6 +45,7 @@ class Kind:
     bias: bool
     reason: str
     parts: tuple[tuple[Network, bool], ...]
+    device: str = CPU
 
     def outcomes(
         self, rows: Sequence[int], training: bool = False, how: str = "model"
@@ -50,7 +53,7 @@ class Kind:
         """Choose for every network and number of rows; each outcome with the network's bias."""
         with tuning(how):
             tasks = [
-                (task_of(network, count, training, self.dtype), bias)
+                (task_of(network, count, training, self.dtype, self.device), bias)
                 for network, bias in self.parts
                 for count in rows
             ]
@@ -61,7 +64,7 @@ def kinds(uses: Iterable[Use]) -> tuple[Kind, ...]:
     """Gather layers into kinds, in the order in which they are first met."""
     found: dict[tuple[object, ...], list[Use]] = {}
     for use in uses:
-        key = (use.structure, use.view.name, use.dtype, use.bias, use.read)
+        key = (use.structure, use.view.name, use.dtype, use.bias, use.read, use.device)
         found.setdefault(key, []).append(use)
     return tuple(_kind(group) for group in found.values())
 
@@ -69,17 +72,16 @@ def kinds(uses: Iterable[Use]) -> tuple[Kind, ...]:
 def kinds_of(model: nn.Module) -> tuple[Kind, ...]:
     """Return the kinds of a model's structured layers."""
     return kinds(
-        Use(
-            path.removesuffix(SUFFIX),
-            layer.structure,
-            layer.view,
-            next(layer.cores.parameters()).dtype,
-            layer.bias is not None,
-            path.endswith(SUFFIX),
-        )
+        _use(path, layer)
         for path, layer in model.named_modules()
         if isinstance(layer, StructuredLayer)
     )
+
+
+def _use(path: str, layer: StructuredLayer) -> Use:
+    core, read = next(layer.cores.parameters()), path.endswith(SUFFIX)
+    path, bias = path.removesuffix(SUFFIX), layer.bias is not None
+    return Use(path, layer.structure, layer.view, core.dtype, bias, read, core.device.type)
 
 
 def _kind(uses: Sequence[Use]) -> Kind:
@@ -94,7 +96,8 @@ def _kind(uses: Sequence[Use]) -> Kind:
             for place, part in enumerate(generated.parts)
         )
     paths = tuple(each.path for each in uses)
-    return Kind(paths, use.structure, use.view.name, use.dtype, use.bias, reason, parts)
+    view = use.view.name
+    return Kind(paths, use.structure, view, use.dtype, use.bias, reason, parts, use.device)
 
 
 def why_plain(use: Use) -> str:
@@ -105,7 +108,10 @@ def why_plain(use: Use) -> str:
         if use.structure.stored:
             return "sparse cores are read by place, not multiplied whole"
         return f"kernels are generated for linear layers, this one is of the kind {use.view.name}"
-    if use.dtype not in DTYPES:
-        known = ", ".join(DTYPES.values())
-        return f"kernels are generated for {known}, not for {str(use.dtype).split('.')[-1]}"
+    known = dtypes(use.device)
+    if not known:
+        return f"kernels are generated for the CPU and CUDA, not for {use.device}"
+    if use.dtype not in known:
+        listed = ", ".join(known.values())
+        return f"kernels are generated for {listed}, not for {str(use.dtype).split('.')[-1]}"
     return ""

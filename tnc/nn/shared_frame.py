@@ -20,6 +20,7 @@ from torch import Tensor
 from tnc.derive.cost import Work, cost
 from tnc.derive.halves import halves
 from tnc.net import Structure
+from tnc.nn.generated import beside
 from tnc.nn.sparse import Kept
 from tnc.nn.view import View
 
@@ -35,8 +36,7 @@ class Half:
         """Apply the half."""
         if self.generated is not None and x.numel() and self.generated.takes(x):
             own: dict[str, Any] = {name: cores[name] for name in self.structure.shapes}
-            first = next(iter(own.values()))
-            if first.dtype == x.dtype and first.is_cpu:
+            if beside(next(iter(own.values())), x):
                 return self.generated.run(own, bias, x)
         return self.view.apply(self.prepared, cores, bias, x)  # type: ignore[arg-type]
 

@@ -48,8 +48,9 @@ def tune(
     machine's prices, `tnc doctor --calibrate`) or 'measure' (the predicted short list is timed,
     tens of milliseconds a choice; kept in the user's cache). With `training` kernels are chosen for
     forward and backward together, else for inference, where merged cores are kept as long as
-    weights do not change. Kernels are chosen for torch's present number of threads; layers that
-    were used before take the new ones from their next call on. Outputs change by rounding only.
+    weights do not change. Kernels are chosen for the device that the model is on, on the CPU for
+    torch's present number of threads; layers that were used before take the new ones from their
+    next call on. Outputs change by rounding only.
 
     Returns what was chosen, with predicted and measured seconds. Raises KernelError for another
     `how`, and for rows that are no positive whole numbers.
@@ -75,7 +76,7 @@ def tune(
             for path in kind.paths:
                 for applied in kernels_of(model.get_submodule(path)):
                     for count in rows:
-                        applied.prepare(count, training, kind.dtype)
+                        applied.prepare(count, training, kind.dtype, kind.device)
     plain = tuple(kind for kind in found if kind.reason)
     return Tuned(tuple(tuned), plain, time.perf_counter() - started)
 
@@ -105,7 +106,7 @@ def _told(found: Outcome) -> str:
         [
             "absorbs " + ", ".join("*".join(o.cores) for o in choice.program.operands),
             *([f"tiles of {choice.way.tile} rows"] if choice.way.tile else []),
-            "by " + ", ".join(dict.fromkeys(libraries(choice))),
+            "by " + ", ".join(dict.fromkeys(libraries(choice, found.task.device))),
         ]
     )
     return f"rows {found.task.rows}: predicted {1e6 * choice.seconds:.1f} us{measured}; {used}"

@@ -7,8 +7,9 @@ from hashlib import sha256
 from textwrap import indent
 from typing import Any
 
+from tnc.kernels.choose import Task
 from tnc.kernels.machine import state
-from tnc.kernels.outcome import Contender, Outcome, libraries
+from tnc.kernels.outcome import Contender, Outcome, libraries, where
 from tnc.nn.kinds import Kind
 
 LEGEND = (
@@ -24,8 +25,8 @@ def kernels_text(chosen: Chosen, training: bool, how: str) -> str:
     """Write what was chosen for every kind of layer, and why."""
     blocks = [f"Kernels for {_purpose(training)}, chosen by {_told(how)}.\n{LEGEND}"]
     blocks += [
-        f"{dtype}, {threads} {'thread' if threads == 1 else 'threads'}: {state(dtype, threads)}"
-        for dtype, threads in _machines(chosen)
+        f"{task.dtype}, {where(task)}: {state(task.dtype, task.threads, task.device)}"
+        for task in _machines(chosen)
     ]
     for kind, outcomes in chosen:
         head = f"{_paths(kind)}\n  {kind.structure}"
@@ -60,12 +61,13 @@ def _as_json(found: Outcome, bias: bool) -> dict[str, Any]:
         "rows": [found.fewest, task.rows],
         "training": task.training,
         "threads": task.threads,
+        "device": task.device,
         "predicted": choice.seconds,
         "measured": choice.measured,
         "dense": found.dense,
         "flops": found.flops,
         "tile": choice.way.tile,
-        "libraries": list(libraries(choice)),
+        "libraries": list(libraries(choice, task.device)),
         "steps": [
             {"text": line.text, "shape": list(line.shape), "flops": line.flops}
             | ({"library": line.backend} if line.backend else {})
@@ -129,9 +131,10 @@ def _dense_flops(found: Outcome) -> int:
     return 2 * found.task.rows * found.task.network.signature.parameters
 
 
-def _machines(chosen: Chosen) -> list[tuple[str, int]]:
+def _machines(chosen: Chosen) -> list[Task]:
+    """Return one task for each table of prices."""
     tasks = [found.task for _, outcomes in chosen for found, _ in outcomes]
-    return list(dict.fromkeys((task.dtype, task.threads) for task in tasks))
+    return list({(task.dtype, task.threads, task.device): task for task in tasks}.values())
 
 
 def _paths(kind: Kind) -> str:

@@ -77,7 +77,7 @@ def test_what_is_told_is_what_runs(how: str, training: bool) -> None:
             held = ready(made, path)
             assert len(held) == 2
             chosen = {each.task.rows: each.choice for each in outcomes}
-            for (bits, _, _), one in held.items():
+            for (bits, *_), one in held.items():
                 assert one.kernel.choice == chosen[1 << bits]  # type: ignore[operator]
         assert all((each.choice.measured > 0) == (how == "measure") for each in outcomes)
     told = str(report)
