@@ -316,7 +316,7 @@ def test_doctor_calibrates(capsys, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setenv("TNC_CACHE", str(tmp_path))
     monkeypatch.setattr(predictions, "fits", lambda machine: ())
 
-    def calibrated(dtype: str, threads: int, report: Any) -> dict[str, Any]:
+    def calibrated(dtype: str, threads: int, report: Any, device: str) -> dict[str, Any]:
         return {**machine.shipped(dtype), "key": machine.fingerprint(dtype, threads)}
 
     monkeypatch.setattr(calibrate, "calibrate", calibrated)
@@ -330,6 +330,10 @@ def test_doctor_calibrates(capsys, tmp_path: Path, monkeypatch) -> None:
     assert "not calibrated" not in found["calibration"]["measured"]
     assert "refused" in found["prices"]["mkl"] and "GFLOP/s" in found["prices"]["onednn"]
     assert main(["doctor", "--calibrate", "--dtype", "int4"]) == 1
+    assert main(["doctor", "--json", "--device", "cuda"]) == 0
+    found = document(capsys)["calibration"]
+    assert "--device cuda" in found["measured"] and "tf32" in found["products"]
+    assert main(["doctor", "--device", "tpu"]) == 1
 
 
 def importers(commands: tuple[list[str], ...], first: str = "") -> list[str]:

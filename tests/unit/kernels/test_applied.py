@@ -18,7 +18,7 @@ def test_buckets_of_rows_share_operands_that_are_laid_alike() -> None:
         for rows in (40, 100, 200):
             x = torch.randn(rows, 6)
             torch.testing.assert_close(applied(cores, x, None, False), x @ weight.T)
-            ready = applied._ready[(rows - 1).bit_length(), False, torch.float32]
+            ready = applied._ready[(rows - 1).bit_length(), False, torch.float32, False]
             assert ready.kept is not None
             for how, operand in zip(ready.lays, ready.kept.made):
                 assert seen.setdefault(how, operand) is operand
