@@ -58,8 +58,12 @@ class Spectra:
             ranks = np.min([self._ranks(topology, mask) for mask in _masks(topology)], axis=0)
         else:
             ranks = self._ranks(topology, 0)
-        last = self._lengths - 1
-        found: Array = self._table[np.arange(len(self.cuts)), np.minimum(ranks, last).astype(int)]
+        return self.at(ranks)
+
+    def at(self, ranks: Array) -> Array:
+        """Return the tails of all cuts at given ranks, (..., cuts)."""
+        held = np.minimum(ranks, self._lengths - 1).astype(np.int64)
+        found: Array = self._table[np.arange(len(self.cuts)), held]
         return found
 
     def _ranks(self, topology: Topology, inner: int) -> Array:

@@ -171,15 +171,9 @@ def _canonical(
             f"{len(inner)} vertices without modes are too many to compare topologies",
             hint="at most 6 of them",
         )
-    numbered = []
+    forms: list[tuple[Bond, ...]] = []
     for order in permutations(range(modes, modes + len(inner))):
         place = dict(zip(inner, order))
-        numbered.append(
-            tuple(
-                sorted(
-                    (*sorted((place.get(a, a), place.get(b, b))), size)
-                    for (a, b), size in joined.items()
-                )
-            )
-        )
-    return min(numbered)
+        moved = [(place.get(a, a), place.get(b, b), size) for (a, b), size in joined.items()]
+        forms.append(tuple(sorted((min(a, b), max(a, b), size) for a, b, size in moved)))
+    return min(forms)
