@@ -8,16 +8,18 @@ from dataclasses import dataclass
 from typing import Any
 
 from tnc.explore.record import Cores
+from tnc.explore.topology import Topology
 from tnc.explore.trial import Outcome, Trial
 from tnc.registry import Registry
 
 
 @dataclass(frozen=True)
 class Task:
-    """One trial for a worker, with the cores it starts from."""
+    """One trial for a worker, with the cores it starts from and the topology that they are of."""
 
     trial: Trial
     start: Cores | None = None
+    origin: Topology | None = None
 
 
 Done = tuple[Outcome, Cores | None]

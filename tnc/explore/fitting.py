@@ -10,6 +10,7 @@ from math import isfinite
 import numpy as np
 
 from tnc.explore.bounds import Spectra
+from tnc.explore.carrying import carried
 from tnc.explore.engine import Done, Task
 from tnc.explore.evaluator import Array, Evaluator
 from tnc.explore.trial import Outcome
@@ -30,13 +31,17 @@ class FitTopology:
         begun = time.perf_counter()
         trial = task.trial
         floor = self.spectra.floor(trial.topology) if self.spectra else 0.0
+        seed = seed_of(self.seed, trial.key)
+        start = task.start
+        if start is not None and task.origin is not None:
+            start = carried(start, task.origin, trial.topology, seed)
         try:
             fit = self.evaluator.fit(
                 self.tensor,
                 trial.topology,
-                seed=seed_of(self.seed, trial.key),
+                seed=seed,
                 effort=trial.effort,
-                start=task.start,
+                start=start,
                 enough=floor * (1 + self.slack),
             )
         except (ArithmeticError, np.linalg.LinAlgError, MemoryError) as error:

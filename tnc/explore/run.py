@@ -105,7 +105,7 @@ def search(
             new = _new(problem, batch.trials, told, found.counts)
             left = None if limits.evaluations is None else limits.evaluations - len(found.trials)
             cut = left is not None and len(new) > left
-            for scored in _evaluate(problem, new[:left], pool, record, found, watch):
+            for scored in _evaluate(problem, new[:left], told, pool, record, found, watch):
                 told[scored.trial.key] = scored
                 before = found.best
                 found.trials.append(scored)
@@ -127,8 +127,8 @@ def search(
             watch(found)
             if not found.ended:
                 batch = asking.send(tuple(_told(problem, t, told) for t in batch.trials))
-    except StopIteration:
-        found.ended = "the strategy has nothing more to ask"
+    except StopIteration as end:
+        found.ended = end.value or "the strategy has nothing more to ask"
     found.seconds = time.monotonic() - begun
     return found
 
@@ -149,15 +149,19 @@ def _new(
 
 
 def _evaluate(
-    problem: Problem, trials: list[Trial], pool: Pool, record: Record, found: Found, watch: Watch
+    problem: Problem,
+    trials: list[Trial],
+    told: dict[str, Scored],
+    pool: Pool,
+    record: Record,
+    found: Found,
+    watch: Watch,
 ) -> list[Scored]:
     """Return the outcomes in order, from the record or from workers."""
     counts = found.counts
     missing = [k for k, trial in enumerate(trials) if record.outcome(trial.key) is None]
     counts.evaluations += len(trials)
-    tasks = [
-        Task(trials[k], record.cores(trials[k].start) if trials[k].start else None) for k in missing
-    ]
+    tasks = [_task(trials[k], told, record) for k in missing]
     for number, (outcome, cores) in pool.run(tasks):
         record.write(tasks[number].trial, outcome, cores)
         counts.fitted += 1
@@ -170,6 +174,13 @@ def _evaluate(
         counts.starts += int(known.metrics.get("starts", 0))
         scored.append(problem.scored(trial, known))
     return scored
+
+
+def _task(trial: Trial, told: dict[str, Scored], record: Record) -> Task:
+    """Return the work of a trial, with the cores of the trial that it starts from if it has any."""
+    if trial.start not in told:
+        return Task(trial)
+    return Task(trial, record.cores(trial.start), told[trial.start].trial.topology)
 
 
 def _told(problem: Problem, trial: Trial, told: dict[str, Scored]) -> Scored:

@@ -13,7 +13,7 @@ from tnc.errors import SearchError
 from tnc.explore.axes import Axis, Places, Point, Rank, Value
 from tnc.explore.topology import Topology
 
-BONDS = ("ring", "chain", "tree", "full")
+BONDS = ("ring", "chain", "tree", "star", "full")
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,8 @@ class Space:
     """Every topology on `modes` whose bonds are among `pairs`, of sizes 1 to `rank`.
 
     With `places`, modes may sit at any vertex: a ring then stands for all rings. `hidden`
-    vertices hold no mode. Candidates above `ratio` times the dense size are refused unfitted.
+    vertices hold no mode. Candidates above `ratio` times the dense size, of more than `params`
+    parameters, or with more than `degree` bonds at a vertex are refused unfitted.
     """
 
     modes: tuple[int, ...]
@@ -30,6 +31,16 @@ class Space:
     places: bool = False
     hidden: int = 0
     ratio: float = 10.0
+    params: int | None = None
+    degree: int | None = None
+
+    def __post_init__(self) -> None:
+        why = self.refuses(Topology.of(self.modes, (), 0))
+        if why:
+            raise SearchError(
+                f"the space is empty: even without bonds a network on {self.modes} has {why}",
+                hint=f"allow {sum(self.modes)} parameters or more",
+            )
 
     @classmethod
     def of(
@@ -39,11 +50,14 @@ class Space:
         rank: int = 4,
         places: bool | None = None,
         ratio: float = 10.0,
+        params: int | None = None,
+        degree: int | None = None,
     ) -> Space:
         """Build by the name of a graph, or by its pairs. Raises SearchError.
 
         `ring`, `chain` and `tree` (balanced and binary, modes at its leaves) search for the place
-        of every mode too unless `places` says otherwise; `full` has a bond between every two.
+        of every mode too unless `places` says otherwise; `full` has a bond between every two, and
+        `star` (Tucker) one vertex without a mode that is joined to every mode.
         """
         if len(modes) < 2 or min(modes) < 1 or rank < 1:
             raise SearchError(
@@ -60,6 +74,8 @@ class Space:
             pairs = (*((k, k + 1) for k in range(count - 1)), (0, count - 1))
         elif bonds == "tree":
             pairs, hidden = _binary(count)
+        elif bonds == "star":
+            pairs, hidden = tuple((k, count) for k in range(count)), 1
         elif isinstance(bonds, str):
             raise SearchError(
                 f"no graph is named {bonds!r}",
@@ -67,14 +83,18 @@ class Space:
             )
         else:
             pairs = tuple((min(pair), max(pair)) for pair in bonds)
-            hidden = max(max(pair) for pair in pairs) + 1 - count
-            if hidden < 0 or len(set(pairs)) != len(pairs) or any(a == b for a, b in pairs):
+            hidden = max((max(pair) for pair in pairs), default=-1) + 1 - count
+            if (
+                {v for pair in pairs for v in pair} != set(range(count + max(hidden, 0)))
+                or len(set(pairs)) != len(pairs)
+                or any(a == b for a, b in pairs)
+            ):
                 raise SearchError(
                     f"the pairs {pairs} are no graph on {count} modes",
                     hint="every mode in a pair, every pair once, vertices without modes last",
                 )
-        moves = named and bonds != "full" if places is None else places
-        return cls(tuple(modes), pairs, rank, moves, hidden, ratio)
+        moves = named and bonds not in ("full", "star") if places is None else places
+        return cls(tuple(modes), pairs, rank, moves, hidden, ratio, params, degree)
 
     @cached_property
     def axes(self) -> tuple[Axis, ...]:
@@ -101,11 +121,32 @@ class Space:
         """Return why a topology is not evaluated; empty when it is."""
         if topology.ratio > self.ratio:
             return f"{topology.ratio:.3g} times the dense size, at most {self.ratio:g} is asked"
+        if self.params is not None and topology.parameters > self.params:
+            return f"{topology.parameters} parameters, at most {self.params} are asked"
+        most = max(map(len, topology.legs))
+        if self.degree is not None and most > self.degree:
+            return f"{most} bonds at a vertex, at most {self.degree} are asked"
         return ""
 
     def draw(self, rng: Random) -> Point:
         """Return any point, each as likely."""
         return tuple(axis.draw(rng) for axis in self.axes)
+
+    def allowed(self, rng: Random, tries: int = 20) -> Point:
+        """Return a point that is not refused: the first of `tries` draws, or the last cut down.
+
+        Cutting down lowers one rank after another, drawn at random, which ends at no bonds at all.
+        """
+        for _ in range(tries):
+            point = self.draw(rng)
+            if not self.refuses(self.topology(point)):
+                return point
+        cut = list(point)
+        while self.refuses(self.topology(tuple(cut))):
+            wide = [(k, size) for k, size in enumerate(cut) if isinstance(size, int) and size > 1]
+            k, size = rng.choice(wide)
+            cut[k] = size - 1
+        return tuple(cut)
 
     def all(self) -> Iterator[Point]:
         """Yield every point, last axis fastest."""

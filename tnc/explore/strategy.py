@@ -15,7 +15,7 @@ class Strategy(ABC):
     """A frozen dataclass whose fields are its options.
 
     `search` is the paper's loop written as a generator: it yields a batch, is sent the scored
-    trials in the same order, and ends when it has nothing more to ask. It draws from `rng` only,
+    trials in the same order, and returns why it ends, if it does. It draws from `rng` only,
     so what it asks next is a function of problem, history and seed (`propose`), and a run that was
     killed goes on by being asked again, with what is on record for answers.
     """

@@ -16,20 +16,25 @@ class Trial:
     """One candidate to evaluate: where it is, with how much effort, from which fit it starts.
 
     `effort` is 1 for a full fit and less for a quick look (successive halving). `start` is the key
-    of an earlier trial whose cores, cut or widened, are one more start of the fit.
+    of an earlier trial of this search whose cores, cut or widened, are one more start of the fit.
+    `gates` above 0 is the threshold of a joint fit with sparse diagonal gates on every bond
+    (`gating`), whose metrics tell how much of each bond is left.
     """
 
     point: Point
     topology: Topology
     effort: float = 1.0
     start: str = ""
+    gates: float = 0.0
 
     @property
     def key(self) -> str:
         """A digest of what is evaluated: equal topologies at equal effort are evaluated once."""
-        if self.effort == 1.0 and not self.start:
+        if self.effort == 1.0 and not self.start and not self.gates:
             return self.topology.key
         told = f"{self.topology} effort={self.effort:g} start={self.start}"
+        if self.gates:
+            told += f" gates={self.gates:g}"
         return sha256(told.encode()).hexdigest()[:32]
 
 
@@ -74,6 +79,7 @@ class Batch:
     interpolated: int = 0
 
 
-Asking = Generator[Batch, tuple[Scored, ...], None]
-"""A strategy at work: it yields batches and is sent what became of them, in their order."""
+Asking = Generator[Batch, tuple[Scored, ...], str]
+"""A strategy at work: it yields batches, is sent what became of them in their order, and returns
+why it ends."""
 Told = dict[str, Any]
