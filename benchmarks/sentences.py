@@ -30,6 +30,7 @@ SETTINGS: dict[str, object] = {
     "layerwise": 0.0,
     "blocks": 0.0,
     "freeze": "embeddings.*",
+    "precision": "bfloat16",
 }
 BATCH = 16
 REPEATS = 3

@@ -74,6 +74,16 @@ def test_the_error_falls(form: str) -> None:
     assert not found.model.training
 
 
+def test_it_trains_in_half_precision() -> None:
+    small, teacher = pair()
+    seen: set[torch.dtype] = set()
+    small.head.register_forward_hook(lambda _, __, output: seen.add(output.dtype))
+    found = tnc.distill(small, teacher, BATCHES, steps=150, precision="bfloat16").model
+    assert torch.bfloat16 in seen
+    assert {p.dtype for p in found.parameters()} == {torch.float32}
+    assert error(found, teacher) < 0.95 * error(small, teacher)
+
+
 @pytest.mark.parametrize("blocks, asked", [(0.0, len(BATCHES)), (1.0, 3 * len(BATCHES))])
 def test_a_list_of_batches_is_asked_once(blocks: float, asked: int) -> None:
     small, teacher = pair()

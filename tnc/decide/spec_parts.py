@@ -135,7 +135,8 @@ class Distill(Part):
     held out is never trained on. `layerwise` is the share of the run in which the blocks alone are
     matched, `blocks` their weight beside the evaluation's loss afterwards, `match` the modules that
     count as blocks, `freeze` the parameters that stay as they are. With `scaled` each parameter's
-    rate is `rate` times its root mean square.
+    rate is `rate` times its root mean square. `precision` is what the trained model computes in
+    (torch.autocast); its parameters, the loss and the optimizer keep theirs.
     """
 
     data: Annotated[DataSource, Choice(datas)] | None = None
@@ -153,6 +154,7 @@ class Distill(Part):
     match: Annotated[tuple[str, ...], OneOrMore()] = ()
     freeze: Annotated[tuple[str, ...], OneOrMore()] = ()
     batch_norm: Literal["train", "fixed"] = "train"
+    precision: Literal["float32", "bfloat16"] = "float32"
 
     @classmethod
     def of(cls, **data: Any) -> Self:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -188,12 +189,12 @@ class _Run:
         watched = self.paths if layerwise or settings.blocks > 0 else []
         with recorded(self.teacher, watched) as theirs:
             answer = self._asked(batch) if watched else self.answers(batch)
-        with recorded(self.student, watched) as mine:
+        with recorded(self.student, watched) as mine, self._precision():
             output = call(self.student, batch)
         loss = torch.zeros(()) if not watched else inner_distance(mine, theirs, batch)
         if not layerwise or not watched:
             features = self.evaluation.features(output, batch)
-            outer = self.evaluation.loss(features, answer, settings.temperature)
+            outer = self.evaluation.loss(features.to(answer.dtype), answer, settings.temperature)
             loss = outer + settings.blocks * loss
         value = float(loss.detach())
         if value != value or value == float("inf"):
@@ -207,6 +208,13 @@ class _Run:
             nn.utils.clip_grad_norm_(self.trained, settings.clip)
         self.optimizer.step()
         return value
+
+    def _precision(self) -> AbstractContextManager[Any]:
+        """Return the context that the student is called in."""
+        if self.settings.precision == "float32":
+            return nullcontext()
+        kind = next(iter(self.trained)).device.type
+        return torch.autocast(kind, torch.bfloat16)
 
     @torch.no_grad()
     def _asked(self, batch: Any) -> Tensor:
