@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import prod
-from typing import Any
 
 import numpy as np
 
 from tnc.explore.evaluator import Array, Evaluator, Fit, evaluators
 from tnc.explore.topology import Topology
+
+_MOST = 1 << 27
+"""Entries of the memory of a fit: 1 GiB."""
 
 
 @evaluators.register("als")
@@ -17,11 +19,15 @@ from tnc.explore.topology import Topology
 class ALS(Evaluator):
     """One core after another solves its least squares; the best of `starts` random ones.
 
-    A start ends after `sweeps` or when a sweep gains less than `gain` of the error.
+    Every start makes `race` sweeps; the best goes on to `sweeps`, then those whose error was within
+    `factor` of its. A start ends when a sweep gains less than `gain` of the error.
     """
 
+    version = 2
     starts: int = 3
     sweeps: int = 100
+    race: int = 10
+    factor: float = 2.0
     gain: float = 1e-4
 
     def fit(
@@ -34,52 +40,29 @@ class ALS(Evaluator):
         start: tuple[Array, ...] | None = None,
         enough: float = 0.0,
     ) -> Fit:
+        from tnc.explore.alternating import plan, sweeps
+
+        norm = float(np.square(tensor).sum())
+        shapes = topology.shapes
+        if norm == 0.0 or len(shapes) == 1:
+            cores = (np.array(tensor),) if len(shapes) == 1 else map(np.zeros, shapes)
+            return Fit(0.0, tuple(cores), {"sweeps": 0, "starts": 1})
         rng = np.random.default_rng(seed)
-        begun = [] if start is None else [list(start)]
-        begun += [
-            [
-                rng.standard_normal(shape) / np.sqrt(prod(shape[1:]) or 1)
-                for shape in topology.shapes
-            ]
-            for _ in range(self.starts)
-        ]
-        best, swept = Fit(float("inf"), ()), 0
-        for cores in begun:
-            last = float("inf")
-            for _ in range(max(1, round(self.sweeps * effort))):
-                swept += 1
-                error = _sweep(tensor, cores, topology)
-                if error <= max(enough, 1e-13) or last - error <= self.gain * error:
-                    last = min(last, error)
-                    break
-                last = error
-            if last < best.rse:
-                best = Fit(last, tuple(cores))
-            if best.rse <= max(enough, 1e-13):
-                break
-        return Fit(best.rse, best.cores, {"sweeps": swept, "starts": len(begun)})
-
-
-def _sweep(tensor: Array, cores: list[Array], topology: Topology) -> float:
-    order = len(topology.modes)
-    norm = float(np.square(tensor).sum()) or 1.0
-    error = float("inf")
-    for v, legs in enumerate(topology.legs):
-        operands: list[Any] = []
-        for other, held in enumerate(topology.legs):
-            if other != v:
-                mode = [other] if other < order else []
-                operands += [cores[other], [*mode, *(order + k for k in held)]]
-        modes = [k for k in range(order) if k != v]
-        outer = [order + k for k in legs] + modes
-        rest = np.einsum(*operands, outer, optimize="greedy") if operands else np.ones(())
-        rest = rest.reshape(int(prod(rest.shape[: len(legs)])), -1)
-        if v < order:
-            goal = np.moveaxis(tensor, v, 0).reshape(topology.modes[v], -1)
-            solved = np.linalg.lstsq(rest.T, goal.T, rcond=1e-12)[0].T
-            error = float(np.square(goal - solved @ rest).sum()) / norm
-        else:
-            solved = np.linalg.lstsq(rest.T, tensor.reshape(-1), rcond=1e-12)[0]
-            error = float(np.square(tensor.reshape(-1) - solved @ rest).sum()) / norm
-        cores[v] = solved.reshape(topology.shapes[v])
-    return error
+        drawn = [rng.standard_normal(topology.parameters) for _ in range(self.starts)]
+        if start is not None:
+            drawn.insert(0, np.concatenate([core.reshape(-1) for core in start]))
+        begun = np.stack(drawn)
+        modes = np.array([*topology.modes, *[1] * topology.hidden], dtype=np.int64)
+        bonds = np.array(topology.bonds, dtype=np.int64).reshape(-1, 3)
+        steps, tables, marks, order, places, back = plan.plan(modes, bonds)
+        if marks[3] > _MOST:
+            raise MemoryError(f"{topology} needs {8 * marks[3] / 2**30:.1f} GiB to be fitted")
+        turned = tensor.transpose(order[order < tensor.ndim]).reshape(-1)
+        most = max(1, round(self.sweeps * effort))
+        cores, rse, swept = sweeps.fit(
+            turned, begun, steps, tables, marks, order, places, back, norm,
+            most, self.race, self.gain, max(enough, 1e-13), self.factor,
+        )  # fmt: skip
+        ends = np.cumsum([prod(shape) for shape in shapes])[:-1]
+        parts = [part.reshape(shape) for part, shape in zip(np.split(cores, ends), shapes)]
+        return Fit(float(rse), tuple(parts), {"sweeps": int(swept), "starts": len(begun)})
