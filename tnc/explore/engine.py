@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -45,7 +46,8 @@ class Pool(ABC):
         """Yield every task's number and answer, in the order of their ends.
 
         A task whose worker dies is given to another; one that kills several workers, or hangs, is
-        answered by an outcome with an error.
+        answered by an outcome with an error. What the work raises is raised here: it stops the
+        search, since the next candidate would fare no better.
         """
 
     @abstractmethod
@@ -60,3 +62,17 @@ class Pool(ABC):
 
 
 engines: Registry[type[Engine]] = Registry("engine", "tnc.explore.engines")
+
+
+def threads(count: int) -> dict[str, str]:
+    """Return the variables that bound the threads of a process, read when its libraries load."""
+    names = ("OMP", "MKL", "OPENBLAS", "NUMBA", "VECLIB")
+    last = {"VECLIB": "MAXIMUM_THREADS"}
+    return {f"{name}_{last.get(name, 'NUM_THREADS')}": str(count) for name in names}
+
+
+def processors() -> int:
+    """Return how many processors this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

@@ -43,13 +43,15 @@ class Outcome:
     """What became of one trial: numbers by name, or the reason why there are none.
 
     `metrics` has at least `rse` (squared relative error), `ratio` (size over dense size) and
-    `params`. `seconds` is what the fit took. A `refused` trial was not fitted at all.
+    `params`. `seconds` is what the fit took, `attempts` how often it was begun: more than once
+    when a worker died. A `refused` trial was not fitted at all.
     """
 
     metrics: Mapping[str, float] = field(default_factory=dict)
     error: str = ""
     refused: bool = False
     seconds: float = 0.0
+    attempts: int = 1
 
     @property
     def ok(self) -> bool:
