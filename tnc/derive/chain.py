@@ -93,10 +93,11 @@ def is_chain(network: Network) -> bool:
 def orders(network: Network) -> tuple[tuple[Absorb, ...], ...]:
     """Return the stages of every order of the cores."""
     names = [core.name for core in network.equation.cores]
-    return tuple(_stages(network, order) for order in permutations(names))
+    return tuple(stages_in(network, order) for order in permutations(names))
 
 
-def _stages(network: Network, names: tuple[str, ...]) -> tuple[Absorb, ...]:
+def stages_in(network: Network, names: tuple[str, ...]) -> tuple[Absorb, ...]:
+    """Return the stages of one order of the cores."""
     equation = network.equation
     kernel = {name for axis in equation.inputs[1:] for name in axis}
     indices = {core.name: core.indices for core in equation.cores}

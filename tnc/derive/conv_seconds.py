@@ -77,6 +77,14 @@ def ways(network: Network, load: Load, rates: Rates = Rates(), count: int = 4) -
     return tuple(sorted(found, key=lambda way: way.seconds)[:count])
 
 
+def dense_way(
+    groups: int, inside: int, outside: int, taps: int, load: Load, rates: Rates = Rates()
+) -> float:
+    """Return the seconds of one convolution; channels are those of a group."""
+    whole = Extent(1, groups, inside, outside, taps, True, False)
+    return _seconds(Sketch((), (whole,)), load, rates)
+
+
 @dataclass(frozen=True)
 class Extent:
     """The sizes of one stage: what it ignores, its groups, what it sums and makes, its kernel.

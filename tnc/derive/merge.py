@@ -70,11 +70,12 @@ def partitions(network: Network) -> Iterator[Groups]:
                 yield (*smaller[:place], (rest[0], *group), *smaller[place + 1 :])
 
     for found in ways(cores):
-        if all(map(_hangs_together, found)):
+        if all(map(hangs_together, found)):
             yield tuple(tuple(core.name for core in group) for group in found)
 
 
-def _hangs_together(group: tuple[Core, ...]) -> bool:
+def hangs_together(group: tuple[Core, ...]) -> bool:
+    """Whether cores are connected by indices."""
     reached, rest = set(group[0].indices), list(group[1:])
     while rest:
         near = [core for core in rest if reached & set(core.indices)]

@@ -212,9 +212,14 @@ def tuning(how: str) -> Iterator[None]:
         _TUNE.reset(token)
 
 
+def measures() -> bool:
+    """Whether kernels are chosen by timing here."""
+    return _TUNE.get() == "measure"
+
+
 def choices(task: Task) -> tuple[Choice, ...]:
     """Return the ways to do a task, fastest first, by the tuning that is in force."""
-    if _TUNE.get() == "model":
+    if not measures():
         return choose(task)
     from tnc.kernels.measure import measured
 

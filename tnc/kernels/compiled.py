@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import linecache
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
-from hashlib import sha256
 from math import prod
 from typing import Any
 
@@ -19,6 +17,7 @@ from tnc.derive.dense import ROWS
 from tnc.kernels.choose import LOOPED, Choice
 from tnc.kernels.emitters.numba_source import emit as loops_of
 from tnc.kernels.emitters.torch_source import emit
+from tnc.kernels.execute import execute
 from tnc.kernels.loops.nest import nests
 from tnc.kernels.loops.table import bound
 from tnc.kernels.switch import switching, use
@@ -34,12 +33,8 @@ _NAMES: dict[str, Any] = {
 
 @lru_cache(maxsize=8192)
 def functions(source: str) -> dict[str, Any]:
-    """Execute emitted source; tracebacks show its lines."""
-    name = f"<tnc kernel {sha256(source.encode()).hexdigest()[:12]}>"
-    linecache.cache[name] = (len(source), None, source.splitlines(True), name)
-    namespace = dict(_NAMES)
-    exec(compile(source, name, "exec"), namespace)
-    return namespace
+    """Return what emitted source defines."""
+    return execute(source, _NAMES)
 
 
 def _plain(tensors: Sequence[Tensor]) -> bool:

@@ -111,7 +111,7 @@ def _watch(core: Tensor) -> Callable[[], bool]:
         return lambda: False
     words = _words(core)
     if 0 < core.nbytes <= SMALL and words.is_contiguous():
-        memory = memoryview(words.numpy()).cast("B")
+        memory = words.numpy().data.cast("B")
         return partial(bytearray(memory).__eq__, memory)
     total = int(words.sum())
     return lambda: int(words.sum()) == total

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import asdict, replace
 from functools import lru_cache
 from math import prod
@@ -13,7 +10,6 @@ from math import prod
 import torch
 from torch import Tensor
 
-from tnc.files import write_text
 from tnc.kernels.applied import readied
 from tnc.kernels.check import wrong
 from tnc.kernels.choose import Choice, Task, choose, handicapped, looped, may_loop
@@ -21,39 +17,27 @@ from tnc.kernels.codec import choice_from, choice_to
 from tnc.kernels.compiled import Kernel
 from tnc.kernels.device import CPU, standard
 from tnc.kernels.loops.rates import made, stamp
-from tnc.kernels.machine import current, fingerprint, path
+from tnc.kernels.machine import current
 from tnc.kernels.operands import keep, lay, lays
+from tnc.kernels.remembered import remembered
 from tnc.kernels.timing import torch_device
 from tnc.kernels.turns import Run, Turns, block, clock, interleaved, typical
 
 TURNS = Turns(seconds=0.004)
 FINALISTS = 5
-VERSION = 2
 
 
 @lru_cache(maxsize=4096)
 def measured(task: Task) -> tuple[Choice, ...]:
     """Return the ways to do a task as timed here, fastest first; kept on disk per machine."""
     torch_device(task.device)
-    file = path(task.dtype, task.threads).parent / "kernels" / f"{_digest(task)}.json"
-    with suppress(OSError, ValueError, KeyError, TypeError):
-        kept = tuple(choice_from(item) for item in json.loads(file.read_text("utf-8")))
-        if kept and not any(wrong(task.network, choice.program) for choice in kept):
-            return kept
-    found = timed(task, _contenders(task))
-    file.parent.mkdir(parents=True, exist_ok=True)
-    write_text(file, json.dumps([choice_to(choice) for choice in found]) + "\n")
-    return found
-
-
-def _digest(task: Task) -> str:
-    place = (task.dtype, task.threads, task.device)
-    machine = current(*place)
-    text = json.dumps(
-        [VERSION, machine.key, machine.made, fingerprint(*place), torch.__version__, stamp(),
-         asdict(task)]
-    )  # fmt: skip
-    return hashlib.sha256(text.encode()).hexdigest()[:24]
+    return remembered(
+        (task.dtype, task.threads, task.device),
+        [stamp(), asdict(task)],
+        lambda: timed(task, _contenders(task)),
+        (choice_to, choice_from),
+        lambda choice: not wrong(task.network, choice.program),
+    )
 
 
 def _contenders(task: Task) -> list[Choice]:

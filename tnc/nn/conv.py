@@ -1,28 +1,22 @@
-"""A convolution's options, axis by axis, and one call of the library's convolution."""
+"""A convolution's options, axis by axis, and those of one call of the library."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 from torch import Tensor
 from torch.nn import functional
 
 from tnc.errors import KernelError
-from tnc.nn.packed import Packed
-
-_PLAIN: tuple[Any, ...] = (functional.conv1d, functional.conv2d, functional.conv3d)
-_TURNED: tuple[Any, ...] = (
-    functional.conv_transpose1d,
-    functional.conv_transpose2d,
-    functional.conv_transpose3d,
-)
 
 
 @dataclass(frozen=True)
 class Call:
-    """One call of the library: a convolution, or where it is `turned` a transposed one."""
+    """One call of the library: a convolution, or where it is `turned` a transposed one.
+
+    The weight is (o, i / groups, ..), where it is turned (i, o / groups, ..).
+    """
 
     stride: tuple[int, ...]
     padding: tuple[int, ...]
@@ -38,19 +32,6 @@ class Call:
         if not self.turned:
             return self
         return replace(self, extra=tuple(e if used else 0 for e, used in zip(extra, self.on)))
-
-    def run(self, x: Tensor, weight: Tensor | Packed, bias: Tensor | None = None) -> Tensor:
-        """Convolve. The weight is (o, i / groups, ..), where it is turned (i, o / groups, ..)."""
-        if isinstance(weight, Packed):
-            return weight.run(x, bias)
-        n = len(self.stride) - 1
-        if self.turned:
-            found: Tensor = _TURNED[n](
-                x, weight, bias, self.stride, self.padding, self.extra, self.groups, self.dilation
-            )
-            return found
-        found = _PLAIN[n](x, weight, bias, self.stride, self.padding, self.dilation, self.groups)
-        return found
 
 
 @dataclass(frozen=True)

@@ -2,33 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from math import prod
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
-import torch
 from torch import Tensor
 
-from tnc.derive.conv_seconds import Load, ways
+from tnc.derive.conv_seconds import Load, dense_way, ways
 from tnc.derive.cost import Work, conv_chain
 from tnc.derive.grouped import grouped
 from tnc.derive.merge import Merged
 from tnc.net import Network, Structure
 from tnc.nn.conv import Options
+from tnc.nn.conv_source import emit, function
 from tnc.nn.conv_stage import (
     FORMATS,
     AnyLine,
     Line,
     RebuiltLine,
-    Stage,
-    Weights,
     Whole,
     is_last,
+    laid_last,
     line,
 )
 from tnc.nn.dense import Rebuild, plan_rebuild
-from tnc.nn.packed import Packed, pack, worth_packing
+from tnc.nn.packed import can_pack, pack, worth_packing
 
 if TYPE_CHECKING:
     from tnc.nn.conv_view import ConvView
@@ -72,8 +72,7 @@ def _term(view: ConvView, structure: Structure, term: Network, options: Options)
     return ConvTerm(line(options, whole, Merged(network, ()), found[1].stages), rebuild, whole)
 
 
-@dataclass(frozen=True)
-class Asked:
+class Asked(NamedTuple):
     """What a way is chosen for: the shape of the inputs and whether their channels are last.
 
     `keeps` tells that weights are made once for many calls.
@@ -91,123 +90,155 @@ class Choice:
     """The lines of all terms. For every stage of a line whether its weight is packed.
 
     `between`: inputs with channels first enter the only line by a matrix product and leave it by
-    one; between, channels are last, and no activation is ever permuted.
+    one; between, channels are last, and no activation is ever permuted. `seconds` are predicted,
+    `measured` timed (0: not measured).
     """
 
     lines: tuple[AnyLine, ...]
     packed: tuple[tuple[bool, ...], ...]
     last: bool
     between: bool
+    seconds: float = field(default=0.0, compare=False)
+    measured: float = field(default=0.0, compare=False)
 
-    def weights(self, cores: Mapping[str, Tensor]) -> tuple[tuple[Tensor, ...], ...]:
+    @classmethod
+    def plain(cls, terms: tuple[ConvTerm, ...]) -> Choice:
+        """Return the way by the library's calls alone, which compilers and transforms follow."""
+        lines = tuple(term.line for term in terms)
+        return cls(lines, tuple((False,) * len(one.stages) for one in lines), False, False)
+
+    def weights(self, cores: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
         """Make the weights of all stages, differentiable, as views of the cores where they can be.
 
         A weight that happens to lie with channels last would lay out the result so.
         """
-        made = (one.weights(cores) for one in self.lines)
-        if self.last:
-            return tuple(made)
-        return tuple(tuple([w.contiguous() if is_last(w) else w for w in own]) for own in made)
+        made = [weight for one in self.lines for weight in one.weights(cores)]
+        return tuple(made if self.last else [w.contiguous() if is_last(w) else w for w in made])
 
-    def laid_out(self, cores: Mapping[str, Tensor], shape: tuple[int, ...]) -> tuple[Weights, ...]:
+    def laid_out(self, cores: Mapping[str, Tensor], shape: tuple[int, ...]) -> tuple[Tensor, ...]:
         """Make the weights of all stages as the library wants them."""
         # a core's own layout is to leave no trace in the rounding of what is made of it
         cores = {name: core.contiguous() for name, core in cores.items()}
         found = []
         for one, packed in zip(self.lines, self.packed):
-            own: list[Tensor | Packed] = []
             for place, (stage, weight) in enumerate(zip(one.stages, one.weights(cores))):
                 if packed[place]:
                     seen = (shape[0], weight.shape[1] * stage.call.groups, *shape[2:])
-                    own.append(pack(weight, stage.call, seen))
+                    found.append(pack(weight, stage.call, seen))
                 elif self.last or (self.between and 0 < place < len(packed) - 1):
-                    own.append(_last(weight))
+                    found.append(laid_last(weight))
                 else:
-                    own.append(weight.contiguous())
-            found.append(tuple(own))
+                    found.append(weight.contiguous())
         return tuple(found)
 
-    def run(self, n: int, weights: Sequence[Weights], bias: Tensor | None, x: Tensor) -> Tensor:
-        """Run all lines on an input of `n` axes beside batch and channels, and add them up."""
-        if self.between:
-            return _between(self.lines[0].stages, weights[0], bias, x)
-        found = run_lines(self.lines, n, weights, bias, x)
-        return _last(found) if self.last else found
+    def run(self, weights: tuple[Tensor, ...], bias: Tensor | None, x: Tensor) -> Tensor:
+        """Run all lines on `x[b, i, ..]` and add them up."""
+        if bias is None:
+            return self._unbiased(x, *weights)
+        return self._biased(x, *weights, bias)
+
+    def source(self, bias: bool) -> str:
+        """Return the source that runs."""
+        return emit(self, len(self.lines[0].stages[0].call.stride), bias)
+
+    @cached_property
+    def _biased(self) -> Callable[..., Tensor]:
+        return function(self.source(True))
+
+    @cached_property
+    def _unbiased(self) -> Callable[..., Tensor]:
+        return function(self.source(False))
 
 
-def run_lines(
-    lines: Sequence[AnyLine], n: int, weights: Sequence[Weights], bias: Tensor | None, x: Tensor
-) -> Tensor:
-    """Run lines and add them up; the bias rides on the first that takes one."""
-    total: Tensor | None = None
-    for one, own in zip(lines, weights):
-        rides = bias is not None and one.takes_bias
-        part = one.run(x, own, bias if rides else None)
-        bias = None if rides else bias
-        total = part if total is None else total + part
-    assert total is not None
-    return total if bias is None else total + bias.view(-1, *[1] * n)
+def ranked(options: Options, terms: tuple[ConvTerm, ...], asked: Asked) -> tuple[Choice, ...]:
+    """Return the ways that are predicted to be fastest, fastest first; they differ in one term.
+
+    A dense weight is rebuilt where one convolution is fastest.
+    """
+    offers = [_offers(options, term, asked) for term in terms]
+    best = tuple(own[0] for own in offers)
+    sets = [best]
+    for place, own in enumerate(offers):
+        sets += [(*best[:place], other, *best[place + 1 :]) for other in own[1:]]
+    found = [_choice(options, each, asked) for each in sets]
+    return (found[0], *sorted(dict.fromkeys(found[1:]), key=lambda choice: choice.seconds))
 
 
-def choose(options: Options, terms: tuple[ConvTerm, ...], asked: Asked) -> Choice:
-    """Choose by predicted time. A dense weight is rebuilt where one convolution is fastest."""
-    lines = tuple(_line(options, term, asked) for term in terms)
-    first = lines[0]
-    between = (
-        len(lines) == 1
-        and asked.packs
-        and not asked.last
-        and options.n in FORMATS
-        and isinstance(first, Line)
-        and first.enters
-        and (asked.shape[0] == 1 or prod(asked.shape[2:]) >= MANY_PIXELS)
-    )
+def varied(options: Options, choice: Choice, asked: Asked) -> Iterator[Choice]:
+    """Yield a choice, and what else its weights and formats could be."""
+    yield choice
+    betweens = {choice.between, not choice.between and _may_go_between(options, choice, asked)}
+    for between in sorted(betweens):
+        for packs in (_packed, _all_packed, _none_packed):
+            packed = tuple(packs(one, asked, between) for one in choice.lines)
+            yield replace(choice, between=between, packed=packed)
+
+
+Offer = tuple[AnyLine, float]
+"""A line with its predicted seconds."""
+
+
+def _choice(options: Options, offers: tuple[Offer, ...], asked: Asked) -> Choice:
+    lines = tuple(line for line, _ in offers)
+    found = Choice(lines, (), asked.last, False, sum(seconds for _, seconds in offers))
+    enough = asked.shape[0] == 1 or prod(asked.shape[2:]) >= MANY_PIXELS
+    between = enough and _may_go_between(options, found, asked)
     packed = tuple(_packed(one, asked, between) for one in lines)
-    return Choice(lines, packed, asked.last, between)
+    return replace(found, packed=packed, between=between)
 
 
-def _line(options: Options, term: ConvTerm, asked: Asked) -> AnyLine:
+def _may_go_between(options: Options, choice: Choice, asked: Asked) -> bool:
+    first = choice.lines[0]
+    free = len(choice.lines) == 1 and asked.packs and not asked.last and options.n in FORMATS
+    return free and isinstance(first, Line) and first.enters
+
+
+def _offers(options: Options, term: ConvTerm, asked: Asked) -> list[Offer]:
+    load = load_of(options, asked)
     if term.whole is None:
-        return term.line
+        return [(term.line, dense_seconds(options, term, asked))]
+    found: list[Offer] = []
+    for way in ways(term.whole.network, load):
+        if len(way.stages) == 1 and options.groups == 1:  # the dense weight needs no padding
+            found.append((RebuiltLine.of(term.rebuild, options), way.seconds))
+        else:
+            found.append((line(options, term.whole, way.merged, way.stages), way.seconds))
+    return found or [(term.line, dense_seconds(options, term, asked))]
+
+
+def load_of(options: Options, asked: Asked) -> Load:
+    """Return what a chain has to do, in powers of two."""
     sizes = asked.shape[2:]
     rounded = (prod(sizes), prod(options.sizes(sizes)), asked.shape[0])
     before, after, images = (1 << max(count - 1, 0).bit_length() for count in rounded)
-    load = Load(images, before, after, options.transposed, asked.keeps)
-    best = ways(term.whole.network, load)[:1]
-    if not best:
-        return term.line
-    if len(best[0].stages) == 1 and options.groups == 1:
-        return RebuiltLine.of(term.rebuild, options)  # it needs no padding of channels
-    return line(options, term.whole, best[0].merged, best[0].stages)
+    return Load(images, before, after, options.transposed, asked.keeps)
+
+
+def dense_seconds(options: Options, term: ConvTerm, asked: Asked) -> float:
+    """Return the predicted seconds of one convolution by the dense weight."""
+    outputs, inputs, *kernel = term.rebuild.terms[0].shape
+    each = outputs // options.groups, inputs
+    if options.transposed:
+        each = outputs, inputs // options.groups
+    return dense_way(options.groups, each[1], each[0], prod(kernel), load_of(options, asked))
 
 
 def _packed(one: AnyLine, asked: Asked, between: bool) -> tuple[bool, ...]:
-    def pays(place: int) -> bool:
+    may = _all_packed(one, asked, between)
+    return tuple(
+        can and worth_packing(stage.shape, asked.shape) for can, stage in zip(may, one.stages)
+    )
+
+
+def _all_packed(one: AnyLine, asked: Asked, between: bool) -> tuple[bool, ...]:
+    def may(place: int) -> bool:
         stage = one.stages[place]
         inside = not between or 0 < place < len(one.stages) - 1
         plain = not stage.call.turned and stage.passengers == 1
-        return asked.packs and inside and plain and worth_packing(stage.shape, asked.shape)
+        return asked.packs and inside and plain and can_pack(stage.shape)
 
-    return tuple(pays(place) for place in range(len(one.stages)))
-
-
-def _last(x: Tensor) -> Tensor:
-    """Bring a weight or an activation into the memory format with channels last."""
-    wanted = FORMATS.get(x.dim() - 2)
-    return x.contiguous() if wanted is None else x.contiguous(memory_format=wanted)
+    return tuple(may(place) for place in range(len(one.stages)))
 
 
-def _between(stages: Sequence[Stage], weights: Weights, bias: Tensor | None, x: Tensor) -> Tensor:
-    first, last = weights[0].flatten(1), weights[-1].flatten(1)  # type: ignore[union-attr]
-    count = x.shape[0]
-    y = torch.bmm(x.flatten(2).transpose(1, 2), first.t().expand(count, -1, -1))
-    y = torch.unflatten(y, 1, x.shape[2:]).movedim(-1, 1)
-    for stage, weight in zip(stages[1:-1], weights[1:-1]):
-        y = stage.run(y, weight)
-    flat = y.movedim(1, -1).flatten(1, -2).transpose(1, 2)
-    wide = last.expand(count, -1, -1)
-    if bias is None:
-        found = torch.bmm(wide, flat)
-    else:
-        found = torch.baddbmm(bias.view(-1, 1), wide, flat)
-    return torch.unflatten(found, 2, y.shape[2:])
+def _none_packed(one: AnyLine, asked: Asked, between: bool) -> tuple[bool, ...]:
+    return (False,) * len(one.stages)

@@ -9,9 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from tnc.kernels.kept import Shelf
+from tnc.net import Structure
 from tnc.nn.conv import Options
-from tnc.nn.conv_choice import Asked, Choice, ConvTerm, choose, run_lines
-from tnc.nn.conv_stage import Weights, is_last
+from tnc.nn.conv_choice import Asked, Choice, ConvTerm
+from tnc.nn.conv_source import function
+from tnc.nn.conv_stage import is_last
+from tnc.nn.conv_tuning import ConvTask, choices
 
 MOST = 16
 """How many choices and how many sets of weights one layer holds, of different inputs."""
@@ -26,14 +29,29 @@ class ConvKernel:
     saved or copied with the layer.
     """
 
-    def __init__(self, options: Options, terms: tuple[ConvTerm, ...]) -> None:
-        self.options, self.terms = options, terms
-        self._choices: dict[tuple[tuple[int, ...], bool, bool, bool], Choice] = {}
-        self._kept: Shelf[tuple[Weights, ...]] = Shelf(MOST)
+    def __init__(self, structure: Structure, options: Options, terms: tuple[ConvTerm, ...]) -> None:
+        self.structure, self.options, self.terms = structure, options, terms
+        self._choices: dict[Asked, Choice] = {}
+        self._plain = Choice.plain(terms)
+        # made now: compilers do not follow the making of functions
+        self._calls = tuple(function(self._plain.source(bias)) for bias in (False, True))
+        self._kept: Shelf[tuple[Tensor, ...]] = Shelf(MOST)
 
     def sized(self, options: Options) -> ConvKernel:
         """Return a kernel for other options, such as another size of the result."""
-        return ConvKernel(options, tuple(term.sized(options) for term in self.terms))
+        return ConvKernel(
+            self.structure, options, tuple(term.sized(options) for term in self.terms)
+        )
+
+    def task(self, asked: Asked, dtype: torch.dtype) -> ConvTask:
+        """Return what is chosen for when inputs come here and now."""
+        name, threads = str(dtype).removeprefix("torch."), torch.get_num_threads()
+        return ConvTask(self.structure, self.options, self.terms, asked, name, threads)
+
+    def prepare(self, asked: Asked, dtype: torch.dtype) -> None:
+        """Choose the way for such inputs now, by the tuning in force, and use it from now on."""
+        self._choices.pop(asked, None)
+        self._choice(asked, dtype)
 
     def forget(self) -> None:
         """Drop what is kept."""
@@ -46,9 +64,8 @@ class ConvKernel:
         if _may_choose(x):
             found = self._chosen(cores, bias, x)
         else:
-            lines = [term.line for term in self.terms]
-            weights = [one.weights(cores) for one in lines]
-            found = run_lines(lines, self.options.n, weights, bias, x)
+            given = (*self._plain.weights(cores), *(() if bias is None else (bias,)))
+            found = self._calls[bias is not None](x, *given)
         return found.squeeze(0) if single else found
 
     def _chosen(self, cores: Mapping[str, Tensor], bias: Tensor | None, x: Tensor) -> Tensor:
@@ -62,33 +79,31 @@ class ConvKernel:
         if packs:
             packs = x.dtype is values[0].dtype is torch.float32
             packs &= not (recorded and x.requires_grad) and not torch.is_autocast_enabled("cpu")
-        key = (x.shape, is_last(x), keeps, packs)
-        choice = self._choices.get(key)
-        if choice is None:
-            choice = self._choice(key)
+        asked = Asked(x.shape, is_last(x), keeps, packs)
+        choice = self._choices.get(asked) or self._choice(asked, values[0].dtype)
         if not keeps:
-            return choice.run(self.options.n, choice.weights(cores), bias, x)
+            return choice.run(choice.weights(cores), bias, x)
         # several lines may read one core, and what is packed is a copy: all memory is watched
         weights = self._kept.take(
             id(choice), values, partial(_made, choice, cores, x.shape), lambda made: values
         )
-        return choice.run(self.options.n, weights, bias, x)
+        return choice.run(weights, bias, x)
 
-    def _choice(self, key: tuple[tuple[int, ...], bool, bool, bool]) -> Choice:
+    def _choice(self, asked: Asked, dtype: torch.dtype) -> Choice:
         if len(self._choices) >= MOST:
             self._choices.clear()
             self._kept.forget()
-        choice = choose(self.options, self.terms, Asked(*key))
+        choice = choices(self.task(asked, dtype))[0]
         for other in self._choices.values():  # inputs of several sizes share weights
             if other == choice:
                 choice = other
-        self._choices[key] = choice
+        self._choices[asked] = choice
         return choice
 
 
 def _made(
     choice: Choice, cores: Mapping[str, Tensor], shape: tuple[int, ...]
-) -> tuple[Weights, ...]:
+) -> tuple[Tensor, ...]:
     with torch.inference_mode(False), torch.no_grad(), torch.autocast("cpu", enabled=False):
         return choice.laid_out(cores, shape)
 

@@ -7,14 +7,13 @@ transposed convolution the stages that carry kernel axes are transposed, the oth
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import ClassVar
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from tnc.derive.chain import Absorb
 from tnc.derive.merge import Merged
@@ -22,7 +21,6 @@ from tnc.kernels.einsums import Program, lower
 from tnc.net import Axis, Network
 from tnc.nn.conv import Call, Options
 from tnc.nn.dense import Rebuild
-from tnc.nn.packed import Packed
 
 FORMATS = {2: torch.channels_last, 3: torch.channels_last_3d}
 """The memory format with channels last, by the number of kernel axes."""
@@ -34,21 +32,6 @@ class Move:
 
     legs: tuple[int, ...]
     places: tuple[int, ...]
-
-    def run(self, x: Tensor) -> Tensor:
-        """Permute; what is in the format with channels last stays in it."""
-        last = is_last(x)
-        if last:
-            x = x.movedim(1, -1)
-        axis = x.dim() - 1 if last else 1
-        split = torch.unflatten(x, axis, self.legs)
-        order = [
-            *range(axis),
-            *(axis + place for place in self.places),
-            *range(axis + len(self.legs), split.dim()),
-        ]
-        found = split.permute(order).flatten(axis, axis + len(self.legs) - 1)
-        return found.movedim(-1, 1) if last else found
 
 
 @dataclass(frozen=True)
@@ -72,15 +55,6 @@ class Stage:
         plain = self.passengers == self.call.groups == 1 and self.moved is None
         return plain and not any(self.call.on)
 
-    def run(self, x: Tensor, weight: Tensor | Packed, bias: Tensor | None = None) -> Tensor:
-        """Convolve by the library."""
-        x = self.moved.run(x) if self.moved else x
-        if self.passengers == 1:
-            return self.call.run(x, weight, bias)
-        x = split(x, self.passengers).flatten(0, 1)
-        made = self.call.run(x, weight)
-        return torch.unflatten(made, 0, (-1, self.passengers)).flatten(1, 2)
-
 
 @dataclass(frozen=True)
 class Whole:
@@ -100,6 +74,8 @@ class Whole:
 class Line:
     """Stages one after another, and what is made of the cores before: merged cores, weights."""
 
+    merges: tuple[tuple[str, ...], ...]
+    """All cores, in the groups that are one core each."""
     made: tuple[tuple[str, Program], ...]
     shapes: tuple[tuple[str, tuple[int, ...]], ...]
     stages: tuple[Stage, ...]
@@ -113,6 +89,10 @@ class Line:
         plain = self.moved is None and self.whole.covers == self.whole.crop
         return plain and self.stages[-1].passengers == 1
 
+    def made_of(self, stage: Stage) -> tuple[str, ...]:
+        """Return the cores that the weight of a stage is made of."""
+        return next(group for group in self.merges if group[0] == stage.core)
+
     def weights(self, cores: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
         """Make the weight of every stage, differentiable."""
         held = {name: cores[name].reshape(shape) for name, shape in self.shapes}
@@ -121,16 +101,6 @@ class Line:
         return tuple(
             held[stage.core].permute(stage.order).reshape(stage.shape) for stage in self.stages
         )
-
-    def run(
-        self, x: Tensor, weights: Sequence[Tensor | Packed], bias: Tensor | None = None
-    ) -> Tensor:
-        """Run all stages; a bias is for lines that take one."""
-        x = self.filled(x)
-        last = len(self.stages) - 1
-        for place, (stage, weight) in enumerate(zip(self.stages, weights)):
-            x = stage.run(x, weight, bias if place == last else None)
-        return self.finished(x)
 
     def sized(self, options: Options) -> Line:
         """Return the line for another size of the result of a transposed convolution."""
@@ -141,21 +111,6 @@ class Line:
         """Whether the line begins and ends with a matrix over all channels, with more between."""
         ends = len(self.stages) > 2 and self.stages[0].pointwise and self.stages[-1].pointwise
         return ends and self.takes_bias and not self.whole.pad
-
-    def filled(self, x: Tensor) -> Tensor:
-        """Fill the channels up to what the network covers."""
-        if not self.whole.pad:
-            return x
-        # only the side that does not tell the group can be padded where there are groups
-        wide = (0, 0) * (x.dim() - 2) + (0, self.whole.pad)
-        return functional.pad(split(x, self.groups), wide).flatten(1, 2)
-
-    def finished(self, x: Tensor) -> Tensor:
-        """Bring the channels into the wanted order, and crop them."""
-        x = self.moved.run(x) if self.moved else x
-        if self.whole.covers == self.whole.crop:
-            return x
-        return split(x, self.groups).narrow(2, 0, self.whole.crop).flatten(1, 2)
 
 
 @dataclass(frozen=True)
@@ -180,12 +135,6 @@ class RebuiltLine:
         weight = self.rebuild.run(cores)
         return (weight.transpose(0, 1) if self.transposed else weight,)
 
-    def run(
-        self, x: Tensor, weights: Sequence[Tensor | Packed], bias: Tensor | None = None
-    ) -> Tensor:
-        """Convolve."""
-        return self.stages[0].run(x, weights[0], bias)
-
     def sized(self, options: Options) -> RebuiltLine:
         """Return the line for another size of the result of a transposed convolution."""
         return replace(self, stages=_sized(self.stages, options))
@@ -196,18 +145,18 @@ def _sized(stages: tuple[Stage, ...], options: Options) -> tuple[Stage, ...]:
 
 
 AnyLine = Line | RebuiltLine
-Weights = Sequence[Tensor | Packed]
-
-
-def split(x: Tensor, groups: int) -> Tensor:
-    """Split channels into groups: `x[b, (g c), ..]` to `x[b, g, c, ..]`."""
-    return torch.unflatten(x, 1, (groups, -1))
 
 
 def is_last(x: Tensor) -> bool:
     """Whether an activation lies in memory with channels last, and in no other way."""
     wanted = FORMATS.get(x.dim() - 2)
     return wanted is not None and not x.is_contiguous() and x.is_contiguous(memory_format=wanted)
+
+
+def laid_last(x: Tensor) -> Tensor:
+    """Bring a weight or an activation into the memory format with channels last."""
+    wanted = FORMATS.get(x.dim() - 2)
+    return x.contiguous() if wanted is None else x.contiguous(memory_format=wanted)
 
 
 @lru_cache(maxsize=4096)
@@ -221,7 +170,9 @@ def line(options: Options, whole: Whole, fewer: Merged, chain: tuple[Absorb, ...
         after = chain[place + 1] if place + 1 < len(chain) else None
         made, legs = _stage(options, network, stage, after, legs)
         stages.append(made)
+    groups = {name: contraction.names for name, contraction in fewer.made}
     return Line(
+        tuple(groups.get(core.name, (core.name,)) for core in network.equation.cores),
         tuple((name, lower(contraction)) for name, contraction in fewer.made),
         tuple(shapes),
         tuple(stages),

@@ -39,7 +39,7 @@ class ConvView(View):
 
     def prepare(self, structure: Structure) -> ConvKernel:
         options = self.options(structure.signature.inputs[1:])
-        return ConvKernel(options, conv_terms(self, structure, options))
+        return ConvKernel(structure, options, conv_terms(self, structure, options))
 
     def apply(self, prepared: ConvKernel, cores: Cores, bias: Tensor | None, x: Tensor) -> Tensor:
         return prepared.run(cores, bias, x)

@@ -7,12 +7,13 @@ it is missing nothing is packed.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from math import prod
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from tnc.nn.conv import Call
 
 WORTH = 1 << 14
 """Entries of a weight with a kernel of two axes from which packing it pays."""
@@ -24,37 +25,13 @@ SMALL_IMAGE = 20480
 """Entries of a single image up to which the library does not use oneDNN."""
 
 
-@dataclass(frozen=True, eq=False)
-class Packed:
-    """A weight in oneDNN's layout with the options of its convolution."""
-
-    weight: Tensor
-    padding: tuple[int, ...]
-    stride: tuple[int, ...]
-    dilation: tuple[int, ...]
-    groups: int
-
-    def run(self, x: Tensor, bias: Tensor | None) -> Tensor:
-        """Convolve; no gradient is known of it."""
-        found: Tensor = _OPS[0](
-            x,
-            self.weight,
-            bias,
-            self.padding,
-            self.stride,
-            self.dilation,
-            self.groups,
-            "none",
-            (),
-            "",
-        )
-        return found
+def can_pack(weight: tuple[int, ...]) -> bool:
+    """Whether a float32 weight of a shape can be packed."""
+    return bool(OPS and len(weight) == 4 and torch.backends.mkldnn.enabled)
 
 
 def worth_packing(weight: tuple[int, ...], shape: tuple[int, ...]) -> bool:
     """Whether packing pays for a weight of a shape, and float32 inputs of about a `shape`."""
-    if not _OPS or len(weight) != 4 or not torch.backends.mkldnn.enabled:
-        return False
     count, taps = prod(weight), prod(weight[2:])
     if count >= (WORTH if taps > 3 else WORTH_PLAIN):
         return True
@@ -62,10 +39,10 @@ def worth_packing(weight: tuple[int, ...], shape: tuple[int, ...]) -> bool:
     return small and taps > 3 and count * prod(shape[2:]) >= WORTH_SMALL
 
 
-def pack(weight: Tensor, call: Any, shape: tuple[int, ...]) -> Packed:
-    """Lay a weight out for a call on inputs of a `shape`."""
-    options = (call.padding, call.stride, call.dilation, call.groups)
-    return Packed(_OPS[1](weight, *options, shape), *options)
+def pack(weight: Tensor, call: Call, shape: tuple[int, ...]) -> Tensor:
+    """Lay a weight out for a call on inputs of a `shape`; no gradient is known of it."""
+    packed: Tensor = OPS[1](weight, call.padding, call.stride, call.dilation, call.groups, shape)
+    return packed
 
 
 def _found() -> tuple[Any, ...]:
@@ -76,4 +53,5 @@ def _found() -> tuple[Any, ...]:
         return ()
 
 
-_OPS = _found()
+OPS = _found()
+"""The convolution with a packed weight, and what packs one; empty where torch has none."""
