@@ -23,8 +23,10 @@ from tnc.net import Axis, Network
 ITEMSIZE = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
 TURNED = 0.9
 """A core is held a second time, in another order, where that takes at most this part."""
-TURNED_MKL = 0.5
-"""What MKL spends on matrices that lie otherwise, as a part of the time to copy them."""
+TURNED_MKL, LONG_MKL = 0.5, 3.0
+"""What MKL spends on matrices that lie otherwise, as a part of the time to copy them: on any, and
+on an activation whose columns lie one after another, so many bytes apart or more:"""
+LONG = 2048
 
 
 @dataclass
@@ -67,15 +69,15 @@ class Costs:
     def turned(self, step: Multiply, legs: Axis, size: Mapping[str, int]) -> Multiply:
         """Return a step, its operand laid otherwise where that is worth it; its core has `legs`."""
         groups = dict(zip(step.right.roles, step.right.groups))
-        if "b" not in groups:
+        batch = ("b",) if "b" in groups else ()
+        roles = "".join((*batch, *_wanted(step, step.right)))
+        if not self.cached or roles == step.right.roles:
             return step
-        roles = "".join(role for role in ("b", *_wanted(step, step.right)))
         right = Matrix(step.right.value, tuple(groups[role] for role in roles), roles)
         other = Multiply(step.result, step.left, right)
-        if roles == step.right.roles or not same_memory(step.right.layout, legs, size):
-            return step
-        seconds = self.product(other, size) + self.laying(legs, size)
-        return other if seconds < TURNED * self.product(step, size) else step
+        if not same_memory(step.right.layout, legs, size):
+            return other
+        return other if self.product(other, size) < TURNED * self.product(step, size) else step
 
     def backend(self, step: Multiply, size: Mapping[str, int]) -> str:
         """Return the backend that is predicted to be the fastest for a product."""
@@ -99,10 +101,11 @@ class Costs:
         seconds = self.machine.gemm(backend, batch, m, n, k, shared=lone)
         touched = self.itemsize * batch * (m * k + k * n + m * n)
         seconds = max(seconds, touched / self.machine.bandwidth(touched))
-        if batch == 1 or backend == CUBLAS:  # it reads and writes batches by any strides
+        if backend == CUBLAS:  # it reads and writes batches by any strides
             return seconds
         apart = step.result.roles[0] != "b" and "b" in step.result.roles
-        if backend != "onednn" and apart and min(m, n) > 1:  # torch takes them one by one
+        if batch > 1 and backend != "onednn" and apart and min(m, n) > 1:
+            # torch takes them one by one
             seconds = batch * self.machine.gemm(backend, 1, m, n, k)
         reading = [self._reading(step, matrix, size, backend) for matrix in (step.left, step.right)]
         return seconds + sum(reading)
@@ -110,24 +113,28 @@ class Costs:
     def _reading(
         self, step: Multiply, matrix: Matrix, size: Mapping[str, int], backend: str
     ) -> float:
-        """Seconds beyond those of a batch of matrices that lie one by one, rows after rows.
+        """Seconds beyond those of matrices that lie one by one, rows after rows.
 
-        oneDNN brings others into this order, MKL reads them slower. An item at a time is taken of
-        those that are turned and lie apart too.
+        oneDNN brings others into this order, MKL reads them slower. Of a batch that is turned and
+        does not lie one by one, oneDNN copies an item at a time.
         """
-        if "b" not in matrix.roles:
-            return 0.0
         rows, columns = _wanted(step, matrix)
-        wanted = tuple(name for role in ("b", rows, columns) for name in matrix.group(role))
+        batch = ("b",) if "b" in matrix.roles else ()
+        wanted = tuple(name for role in (*batch, rows, columns) for name in matrix.group(role))
         if same_memory(matrix.layout, wanted, size):
             return 0.0
         moved = self.itemsize * extent(matrix.layout, size)
-        if backend != "onednn":
-            return TURNED_MKL * self.machine.copy(moved, moved)
-        inner = tuple(role for role in matrix.roles if role != "b")
-        long = all(extent(matrix.group(role), size) > 1 for role in inner)
-        apart = matrix.roles[0] != "b" and inner == (columns, rows) and long
-        return self.machine.copy(moved, self.itemsize if apart else moved)
+        turned = tuple(role for role in matrix.roles if role != "b") == (columns, rows)
+        count = extent(matrix.group(rows), size)
+        if backend == "onednn":
+            long = min(count, extent(matrix.group(columns), size)) > 1
+            apart = batch and matrix.roles[0] != "b" and turned and long
+            return self.machine.copy(moved, self.itemsize if apart else moved)
+        if turned and matrix is step.left:
+            after = matrix.layout[len(matrix.groups[0]) :]
+            if self.itemsize * extent(after, size) >= LONG:
+                return LONG_MKL * self.machine.copy(moved, moved)
+        return TURNED_MKL * self.machine.copy(moved, moved)
 
     def summing(self, step: Multiply, size: Mapping[str, int]) -> float:
         """Seconds of an operand's gradient."""

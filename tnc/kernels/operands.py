@@ -37,12 +37,8 @@ def lays(network: Network, program: Program) -> tuple[Lay, ...]:
 
 
 def keep(how: Lay, cores: Mapping[str, Tensor]) -> Tensor:
-    """Make an operand for many calls: merged ones and batches lie in memory as products read them.
-
-    A single turned matrix stays a view, which libraries read as fast.
-    """
-    made = lay(how, cores).detach()
-    return made.contiguous() if how.merged is not None or len(how.shape) > 2 else made
+    """Make an operand for many calls: it lies in memory as products read it."""
+    return lay(how, cores).detach().contiguous()
 
 
 def lay(how: Lay, cores: Mapping[str, Tensor]) -> Tensor:

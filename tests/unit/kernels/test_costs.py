@@ -49,7 +49,7 @@ def test_onednn_takes_long_over_turned_matrices_that_lie_apart(roles: tuple[str,
     assert costs("onednn").product(product(*roles), SIZE) > 1.5 * plain
     assert costs("onednn").product(product("kbm", "nbk", "nbm"), SIZE) < 1.5 * plain
     same = costs("mkl").product(product("bmk", "bkn"), SIZE)
-    assert costs("mkl").product(product(*roles), SIZE) < 1.1 * same
+    assert costs("mkl").product(product(*roles), SIZE) < 1.5 * same
 
 
 def test_one_row_of_a_block_train_on_onednn_lays_its_cores() -> None:
