@@ -61,7 +61,7 @@ def _multiply(room, step, tables, scratch):
 
 
 def _multiply_by_numpy(room, step, tables, scratch):
-    _, out, x, y, m, q, n, tm, tk, uk, un, _, _, _ = (int(word) for word in step)
+    _, out, x, y, m, q, n, tm, tk, uk, un, _, _ = (int(word) for word in step)
     left = room[x + tables[tm : tm + m, None] + tables[tk : tk + q]]
     right = room[y + tables[uk : uk + q, None] + tables[un : un + n]]
     room[out : out + m * n] = (left @ right).reshape(-1)
@@ -140,7 +140,7 @@ def _solve(room, step, tables, scratch, norm):
 
 
 def _solve_by_numpy(room, step, tables, scratch, norm):
-    _, core, gram, right, m, q, _, tn, tp, tm, tb, _, _, _ = (int(word) for word in step)
+    _, core, gram, right, m, q, _, tn, tp, tm, tb, _, _ = (int(word) for word in step)
     n = room[gram + tables[tn : tn + q, None] + tables[tp : tp + q]]
     b = room[right + tables[tm : tm + m, None] + tables[tb : tb + q]]
     old = room[core : core + m * q].reshape(m, q)
@@ -196,61 +196,57 @@ def sweep(room, steps, tables, first, last, scratch, norm, order, places):
 
 
 @compiled
-def fit(tensor, starts, steps, tables, marks, order, places, back, norm,
-        sweeps, race, gain, enough, factor):  # fmt: skip
-    """Return the cores of the best start, its error, the sweeps of all and the starts that raced.
+def descend(room, steps, tables, marks, order, places, norm, cores, sweeps, enough, gain, reach):
+    """Sweep from `cores` and leave the best found there; return its error and the sweeps made.
 
-    Every start gets `race` sweeps; then the best of them goes on to its end, and after it those
-    whose error was within `factor` of its. All end at an error of `enough`, after `sweeps`, or when
-    a sweep gains less than `gain` of the error.
+    Ends at an error of `enough`, after `sweeps`, or when ten of them gain less than `gain` of the
+    error. Between sweeps all cores go on by up to `reach` times what the last one changed; a sweep
+    from there that ends above the best is undone.
     """
-    before, swept, number, length, scratch, entries = marks
-    room = np.zeros(length)
-    room[: len(tensor)] = tensor
-    cores = room[places[0] : places[0] + entries]
-    count = len(starts)
-    errors = np.full(count, np.inf)
-    best, least = starts[0].copy(), np.inf
-    total = 0
-    for s in range(count):
-        cores[:] = starts[s]
-        prepare(room, steps, tables, 0, before, scratch)
-        for _ in range(min(race, sweeps)):
-            errors[s] = sweep(room, steps, tables, before, swept, scratch, norm, order, places)
-            total += 1
-            if errors[s] <= enough:
-                break
-        starts[s] = cores
-        if errors[s] < least:
-            least = errors[s]
-            best[:] = cores
-        if errors[s] <= enough:
-            break
-    ahead = least
-    left = errors.copy()
-    while sweeps > race and least > enough:
-        s = np.argmin(left)
-        if not left[s] <= factor * ahead:
-            break
-        left[s] = np.inf
-        cores[:] = starts[s]
-        prepare(room, steps, tables, 0, before, scratch)
-        error = errors[s]
-        for _ in range(sweeps - race):
-            last = error
-            error = sweep(room, steps, tables, before, swept, scratch, norm, order, places)
-            total += 1
-            if error <= enough or last - error <= gain * error:
-                break
-        if error < least:
-            least = error
-            best[:] = cores
-    cores[:] = best
+    before, swept, scratch = marks[0], marks[1], marks[4]
+    here = room[places[0] : places[-1]]
+    here[:] = cores
+    earlier = cores.copy()
     prepare(room, steps, tables, 0, before, scratch)
-    prepare(room, steps, tables, swept, number, scratch)
-    built = steps[number - 1, 1]
+    error, last, since = np.inf, np.inf, 0
+    ahead, grown = 0.0, 0.5 * reach
+    made = 0
+    while made < sweeps:
+        found = sweep(room, steps, tables, before, swept, scratch, norm, order, places)
+        made += 1
+        if found > error and ahead > 0.0:
+            grown *= 0.5
+            ahead = 0.0
+            here[:] = cores
+            prepare(room, steps, tables, 0, before, scratch)
+            continue
+        earlier[:] = cores
+        cores[:] = here
+        error = found
+        if error <= enough:
+            break
+        since += 1
+        if since == 10:
+            if last - error <= gain * error:
+                break
+            last, since = error, 0
+        if reach > 0.0:
+            ahead = grown
+            grown = min(reach, grown * 1.1)
+            here += ahead * (cores - earlier)
+            prepare(room, steps, tables, 0, before, scratch)
+    return error, made
+
+
+@compiled
+def rebuilt(room, steps, tables, marks, places, back, norm, cores):
+    """Return the squared relative error of cores from the tensor that they are."""
+    room[places[0] : places[-1]] = cores
+    prepare(room, steps, tables, 0, marks[0], marks[4])
+    prepare(room, steps, tables, marks[1], marks[2], marks[4])
+    built = steps[marks[2] - 1, 1]
     gap = 0.0
-    for k in range(len(tensor)):
-        away = tensor[k] - room[built + back[k]]
+    for k in range(len(back)):
+        away = room[k] - room[built + back[k]]
         gap += away * away
-    return best, gap / norm, total
+    return gap / norm
