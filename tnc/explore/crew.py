@@ -165,7 +165,7 @@ class Crew(Pool):
                 hint="evaluators and what they hold must be importable: define them in a module",
             )
         elif report.kind == "dead":
-            return self._died(post)
+            return self._died(post, report.text)
         else:
             took = time.monotonic() - post.since
             self._seconds = took if self._seconds == float("inf") else (self._seconds + took) / 2
@@ -179,15 +179,16 @@ class Crew(Pool):
                 return [(report.ticket, (self._counted(report.ticket, outcome), cores))]
         return []
 
-    def _died(self, post: _Post) -> list[tuple[int, Done]]:
+    def _died(self, post: _Post, text: str) -> list[tuple[int, Done]]:
         """Take a dead worker off and its tasks back; answer the one that has killed too many."""
         self._posts.remove(post)
         post.worker.stop()
         self._stillborn += not post.ready
         if self._stillborn >= KILLS:
             raise SearchError(
-                f"{KILLS} workers in a row died before they were ready",
-                hint="their last words are above; `engine: serial` runs without workers",
+                f"{KILLS} workers in a row died before they were ready"
+                + (f": {text}" if text else ""),
+                hint="mend what they say; `engine: serial` runs without workers",
             )
         self._deaths.update(list(post.held)[:1])
         fatal = [ticket for ticket in list(post.held)[:1] if self._deaths[ticket] >= KILLS]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from functools import cached_property
 from hashlib import sha256
 from math import isfinite
 
@@ -26,6 +27,17 @@ class FitTopology:
     seed: int = 0
     slack: float = 1e-3
     """A fit within this share of its lower bound is as good as it gets."""
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of all that an outcome depends on besides its trial; records go by it."""
+        told = (
+            digest_of(self.tensor),
+            f"{self.evaluator!r} {self.evaluator.version}",
+            f"seed={self.seed} slack={self.slack!r}",
+            f"cuts={len(self.spectra.cuts) if self.spectra else 0}",
+        )
+        return sha256("\n".join(told).encode()).hexdigest()
 
     def __call__(self, task: Task) -> Done:
         begun = time.perf_counter()
@@ -56,6 +68,12 @@ class FitTopology:
             **fit.counts,
         }
         return Outcome(metrics, seconds=seconds), fit.cores
+
+
+def digest_of(tensor: Array) -> str:
+    """Return the SHA-256 of a tensor's shape and entries (float64, C order)."""
+    entries = np.ascontiguousarray(tensor, dtype=np.float64)
+    return sha256(f"{entries.shape} ".encode() + entries.tobytes()).hexdigest()
 
 
 def seed_of(seed: int, key: str) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from hashlib import sha256
 from typing import Any
 
@@ -36,6 +36,18 @@ class Trial:
         if self.gates:
             told += f" gates={self.gates:g}"
         return sha256(told.encode()).hexdigest()[:32]
+
+    def to_json(self) -> dict[str, Any]:
+        """Write as plain data; `from_json` reads it back."""
+        plain = {item.name: getattr(self, item.name) for item in fields(self)}
+        return plain | {"topology": self.topology.to_json()}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Trial:
+        """Read what `to_json` wrote."""
+        point = tuple(tuple(v) if isinstance(v, list) else v for v in data["point"])
+        topology = Topology.from_json(data["topology"])
+        return cls(**{**data, "point": point, "topology": topology})
 
 
 @dataclass(frozen=True)

@@ -14,13 +14,14 @@ from random import Random
 import pytest
 
 from tests.unit.explore.toys import answers, tasks, work
-from tnc.errors import SearchError
+from tnc.errors import MissingExtra, SearchError
 from tnc.explore import Engine, engines
 from tnc.explore.engines.processes import Processes
 from tnc.explore.engines.serial import Serial
 
 ROOT = Path(__file__).resolve().parents[3]
-DATA = {"serial": [{}], "processes": [{"workers": count} for count in (1, 2, 4)]}
+DATA = {"serial": [{}], "processes": [{"workers": count} for count in (1, 2, 4)],
+        "ray": [{"workers": 2}]}  # fmt: skip
 """Options of engines; one that is not here is tried with none."""
 
 
@@ -67,10 +68,19 @@ def test_a_mistake_in_an_evaluator_is_raised(engine: Engine) -> None:
         answers(pool, given)
 
 
-def test_what_a_dead_worker_held_is_given_to_another(tmp_path: Path) -> None:
+SAFE = pytest.mark.parametrize(
+    "kind",
+    [pytest.param(name, marks=[pytest.mark.ray] if name == "ray" else [])
+     for name in engines.all() if name != "serial"],
+)  # fmt: skip
+"""Engines that survive their workers: all but the one that has none."""
+
+
+@SAFE
+def test_what_a_dead_worker_held_is_given_to_another(kind: str, tmp_path: Path) -> None:
     given = tasks(20)
     once = {"bad": str(given[4].trial.topology), "how": "die once", "once": str(tmp_path / "died")}
-    with Processes(workers=2).open(work(**once)) as pool:
+    with engines.get(kind)(workers=2).open(work(**once)) as pool:  # type: ignore[call-arg]
         outcomes = dict(pool.run(given))
     assert (tmp_path / "died").exists()
     assert [outcomes[k][0].attempts for k in range(20)] == [2 if k == 4 else 1 for k in range(20)]
@@ -78,18 +88,21 @@ def test_what_a_dead_worker_held_is_given_to_another(tmp_path: Path) -> None:
     assert all(outcomes[k][0].metrics == wanted[k][0].metrics for k in range(20))
 
 
-def test_a_candidate_that_kills_and_one_that_hangs_are_answered() -> None:
+@SAFE
+def test_a_candidate_that_kills_and_one_that_hangs_are_answered(kind: str) -> None:
     given = tasks(8)
+    options = {"workers": 2, "timeout": 2.0 if kind == "ray" else 0.5}
+    engine = engines.get(kind)(**options)
     bad = str(given[1].trial.topology)
     wanted = answers(Serial().open(work()), given)
-    with Processes(workers=2).open(work(bad=bad, how="die")) as pool:
+    with engine.open(work(bad=bad, how="die")) as pool:
         outcomes = dict(pool.run(given))
         assert outcomes[1][0].error == "killed 3 workers, one after another"
         assert outcomes[1][0].attempts == 3
         assert [outcomes[k][0].metrics for k in (0, 7)] == [wanted[0][0], wanted[7][0]]
-    with Processes(workers=2, timeout=0.5).open(work(bad=bad, how="hang")) as pool:
+    with engine.open(work(bad=bad, how="hang")) as pool:
         found = answers(pool, given)
-    assert found[1] == ({}, "hung: no answer in 0.5 seconds", [])
+    assert found[1] == ({}, f"hung: no answer in {options['timeout']:g} seconds", [])
     assert found[:1] + found[2:] == wanted[:1] + wanted[2:]
 
 
@@ -203,3 +216,16 @@ def test_a_signal_of_the_terminal_does_not_reach_workers() -> None:
         assert os.getsid(post.worker.process.pid) != os.getsid(0)
         os.kill(post.worker.process.pid, signal.SIGKILL)
         assert answers(pool, tasks(2)) == answers(Serial().open(work()), tasks(2))
+
+
+def test_ray_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(MissingExtra, match="needs ray"):
+        engines.get("ray")().open(work())
+
+
+@pytest.mark.parametrize("kind", ["processes", "ray"])
+def test_options_that_make_no_sense(kind: str) -> None:
+    for options in ({"workers": 0}, {"timeout": 0.0}, {"timeout": float("nan")}):
+        with pytest.raises(SearchError, match=f"{kind}: {next(iter(options))} is"):
+            engines.get(kind)(**options)
