@@ -3,6 +3,10 @@
 No torch. `search` is the loop; everything it is given is registered in a folder of its own.
 """
 
+import tnc.explore.engines  # folders first: each shares its name with the registry that walks it
+import tnc.explore.evaluators
+import tnc.explore.objectives
+import tnc.explore.strategies  # noqa: F401
 from tnc.explore.axes import Choice, Places, Point, Rank
 from tnc.explore.bounds import Spectra
 from tnc.explore.engine import Engine, Pool, Task, engines

@@ -26,10 +26,11 @@ import numpy as np
 from tnc.explore.alternating.compiled import compiled
 
 EXACT = 12
-JOIN, SOLVE = 0, 1
+SOLVE, OUTER, INNER, OTHER = range(4)
+"""Kinds of steps: a core is solved; products that give M, that give P, and all others."""
 WORDS = 13
-"""Of a join: kind, places of result, x, y, then m k n, places in `tables` of x (m, k) and y (k, n),
-then how x and y lie: 1 as a matrix (m k; k n), 2 as its transpose, 0 neither.
+"""Of a product: kind, places of result, x, y, then m k n, places in `tables` of x (m, k) and of y
+(k, n), then how x and y lie: 1 as a matrix (m k; k n), 2 as its transpose, 0 neither.
 Of a solve: kind, places of core, N, M, then modes, bonds, -, places of N (bonds, bonds), M (modes,
 bonds)."""
 
@@ -203,7 +204,7 @@ def join(size, legs, held, x, y, out, row, tables, used):
                 total += 1
     held[out] = total
     m, k, n = sizes
-    row[0], row[4], row[5], row[6] = 0, m, k, n
+    row[4], row[5], row[6] = m, k, n
     row[7] = used
     row[8] = spread(wide[0], strides[0], counts[0], tables, row[7])
     row[9] = spread(wide[1], strides[1], counts[1], tables, row[8])
@@ -232,7 +233,7 @@ def solve(size, legs, held, vertex, core, gram, right, edges, row, tables, used)
         strides[3, count] = stride_of(size, legs[right], held[right], leg)
         count += 1
     strides[2, 0] = stride_of(size, legs[right], held[right], vertex)
-    row[0], row[4], row[5] = 1, size[vertex], total
+    row[4], row[5] = size[vertex], total
     row[7] = used
     row[8] = spread(wide, strides[0], count, tables, row[7])
     row[9] = spread(wide, strides[1], count, tables, row[8])
@@ -320,9 +321,8 @@ def plan(modes, bonds):
     `modes` has one entry for every vertex, 1 where it holds none; `bonds` are rows (a, b, size).
     Returned are `steps`, `tables`; `marks`: the numbers of steps before a sweep, to its end and of
     all (the last one rebuilds the tensor), the length of the flat array, where in it scratch memory
-    begins, and the multiply-adds of a sweep; the order of the vertices in a sweep; the place of
-    every core, and of their end; the place of every entry of the given tensor, whose modes are in
-    that order, in the rebuilt one.
+    begins, and the multiply-adds of a sweep; the order of the vertices in a sweep, which is that of
+    the modes of the given tensor and of the rebuilt one; the place of every core, and of their end.
     """
     count, edges = len(modes), len(bonds)
     nodes = 2 * count - 1
@@ -372,7 +372,7 @@ def plan(modes, bonds):
         offset[1 + v] = places[v] = room
         room += entries(size, legs[1 + v], held[1 + v])
     places[count] = room
-    steps = np.zeros((todo, 13), np.int64)
+    steps = np.zeros((todo, WORDS), np.int64)
     tables = np.zeros(4096, np.int64)
     number, used, scratch = 0, 0, 0
     marks = np.zeros(6, np.int64)
@@ -400,10 +400,16 @@ def plan(modes, bonds):
             used = solve(
                 size, legs, held, out - 1, out, x, y, edges, row, tables, used
             )  # fmt: skip
+            row[0] = SOLVE
             scratch = max(scratch, 2 * row[5] * (row[4] + row[5]))
             marks[5] += row[5] * row[5] * row[5] // 6
         else:
             used = join(size, legs, held, x, y, out, row, tables, used)
+            row[0] = OTHER
+            if out < 1 + nodes:
+                row[0] = INNER
+            elif 1 + 2 * nodes <= out < 1 + 3 * nodes:
+                row[0] = OUTER
             if offset[out] < 0:
                 offset[out] = room
                 room += row[4] * row[6]
@@ -412,12 +418,4 @@ def plan(modes, bonds):
                 marks[5] += row[4] * row[5] * row[6]
         row[1], row[2], row[3] = offset[out], offset[x], offset[y]
     marks[2], marks[3], marks[4] = number, room + scratch, room
-    last = nodes
-    wide = np.empty(count, np.int64)
-    strides = np.empty(count, np.int64)
-    for place in range(held[0]):
-        wide[place] = size[legs[0, place]]
-        strides[place] = stride_of(size, legs[last], held[last], legs[0, place])
-    back = np.zeros(places[0], np.int64)
-    spread(wide, strides, held[0], back, 0)
-    return steps[:number], tables[:used], marks, order, places, back
+    return steps[:number], tables[:used], marks, order, places

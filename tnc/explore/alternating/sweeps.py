@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from tnc.explore.alternating.compiled import NUMBA, compiled
+from tnc.explore.alternating.plan import INNER, OUTER, SOLVE
 
 SMALL = 1 << 14
 """Multiply-adds below which loops are faster than a call of BLAS."""
@@ -12,52 +13,54 @@ RIDGE = 1e-12
 """Of the mean of the diagonal, added to it; it holds a core where it is, and biases nothing."""
 
 
+def _gather(room, at, rows, columns, m, n, out):
+    """Lay a strided matrix down row by row; the tables say where its rows and columns are."""
+    for i in range(m):
+        row = room[at + rows[i] :]
+        into = out[i * n : i * n + n]
+        for j in range(n):
+            into[j] = row[columns[j]]
+
+
 def _multiply(room, step, tables, scratch):
-    """Contract two tensors: C[i, j] = sum_k X[tm[i] + tk[k]] Y[uk[k] + un[j]]."""
+    """Contract two tensors: C[i, j] = sum_k X[rows[i] + deep[k]] Y[high[k] + columns[j]]."""
     m, q, n = step[4], step[5], step[6]
-    result = room[step[1] : step[1] + m * n].reshape(m, n)
+    rows, deep = tables[step[7] : step[7] + m], tables[step[8] : step[8] + q]
+    high, columns = tables[step[9] : step[9] + q], tables[step[10] : step[10] + n]
+    out = room[step[1] : step[1] + m * n]
+    x = room[step[2] : step[2] + m * q]
+    y = room[step[3] : step[3] + q * n]
+    spare = room[scratch : scratch + (m + n) * q]
     if m * q * n < SMALL:
-        y, ahead = step[3], n
         if step[12] != 1:
-            y = scratch
-            for k in range(q):
-                base = step[3] + tables[step[9] + k]
-                for j in range(n):
-                    room[y + k * n + j] = room[base + tables[step[10] + j]]
+            y = spare[: q * n]
+            gather(room, step[3], high, columns, q, n, y)
         for i in range(m):
-            row = step[2] + tables[step[7] + i]
-            c = step[1] + i * n
+            row = room[step[2] + rows[i] :]
+            into = out[i * n : i * n + n]
             for j in range(n):
-                room[c + j] = 0.0
+                into[j] = 0.0
             for k in range(q):
-                value = room[row + tables[step[8] + k]]
-                at = y + k * ahead
+                value = row[deep[k]]
+                from_y = y[k * n : k * n + n]
                 for j in range(n):
-                    room[c + j] += value * room[at + j]
+                    into[j] += value * from_y[j]
         return
-    x, y = step[2], step[3]
     if step[11] == 0:
-        x = scratch
-        for i in range(m):
-            base = step[2] + tables[step[7] + i]
-            for k in range(q):
-                room[x + i * q + k] = room[base + tables[step[8] + k]]
+        x = spare[: m * q]
+        gather(room, step[2], rows, deep, m, q, x)
     if step[12] == 0:
-        y = scratch + m * q
-        for k in range(q):
-            base = step[3] + tables[step[9] + k]
-            for j in range(n):
-                room[y + k * n + j] = room[base + tables[step[10] + j]]
-    flat_x, flat_y = room[x : x + m * q], room[y : y + q * n]
+        y = spare[m * q : (m + n) * q]
+        gather(room, step[3], high, columns, q, n, y)
     if step[11] == 2:
         if step[12] == 2:
-            result[:] = np.dot(flat_x.reshape(q, m).T, flat_y.reshape(n, q).T)
+            np.dot(x.reshape(q, m).T, y.reshape(n, q).T, out.reshape(m, n))
         else:
-            np.dot(flat_x.reshape(q, m).T, flat_y.reshape(q, n), result)
+            np.dot(x.reshape(q, m).T, y.reshape(q, n), out.reshape(m, n))
     elif step[12] == 2:
-        np.dot(flat_x.reshape(m, q), flat_y.reshape(n, q).T, result)
+        np.dot(x.reshape(m, q), y.reshape(n, q).T, out.reshape(m, n))
     else:
-        np.dot(flat_x.reshape(m, q), flat_y.reshape(q, n), result)
+        np.dot(x.reshape(m, q), y.reshape(q, n), out.reshape(m, n))
 
 
 def _multiply_by_numpy(room, step, tables, scratch):
@@ -160,6 +163,7 @@ def _solve_by_numpy(room, step, tables, scratch, norm):
 
 if NUMBA:
     _substitute = compiled(_substitute)
+    gather = compiled(_gather)
     multiply, solve = compiled(_multiply), compiled(_solve)
 else:
     multiply, solve = _multiply_by_numpy, _solve_by_numpy
@@ -181,7 +185,7 @@ def sweep(room, steps, tables, first, last, scratch, norm, order, places):
     error, solved = np.inf, 0
     for number in range(first, last):
         step = steps[number]
-        if step[0] == 0:
+        if step[0] != SOLVE:
             multiply(room, step, tables, scratch)
             continue
         error = solve(room, step, tables, scratch, norm)
@@ -239,14 +243,67 @@ def descend(room, steps, tables, marks, order, places, norm, cores, sweeps, enou
 
 
 @compiled
-def rebuilt(room, steps, tables, marks, places, back, norm, cores):
+def rebuilt(room, steps, tables, marks, places, norm, cores):
     """Return the squared relative error of cores from the tensor that they are."""
     room[places[0] : places[-1]] = cores
     prepare(room, steps, tables, 0, marks[0], marks[4])
     prepare(room, steps, tables, marks[1], marks[2], marks[4])
     built = steps[marks[2] - 1, 1]
     gap = 0.0
-    for k in range(len(back)):
-        away = room[k] - room[built + back[k]]
+    for k in range(places[0]):
+        away = room[k] - room[built + k]
         gap += away * away
     return gap / norm
+
+
+@compiled
+def move(room, step, tables, entry, norm, first, second, made, rate):
+    """Make one step of Adam on a core, from what its M says of the gradient."""
+    core, right, m, q = step[1], step[3], step[4], step[5]
+    size = rate * np.sqrt(1.0 - 0.999**made) / (1.0 - 0.9**made)
+    for i in range(m):
+        base = right + tables[step[9] + i]
+        for j in range(q):
+            at = core + i * q + j
+            slope = 2.0 * room[base + tables[step[10] + j]] / norm
+            first[at - entry] += 0.1 * (slope - first[at - entry])
+            second[at - entry] += 0.001 * (slope * slope - second[at - entry])
+            room[at] -= size * first[at - entry] / (np.sqrt(second[at - entry]) + 1e-8)
+
+
+@compiled
+def follow(room, goal, steps, tables, marks, places, norm, cores, most, rate, enough):
+    """Follow the gradient of the error from `cores`, by Adam (Kingma and Ba, 2015, algorithm 1).
+
+    The error is the squared relative one. `goal` is the tensor, in whose place lies what is too
+    much. The cores of the least error are left; returned are that error and the steps made, `most`
+    of them unless one is at `enough`.
+    """
+    before, swept, number, scratch = marks[0], marks[1], marks[2], marks[4]
+    entry = places[0]
+    here = room[entry : places[-1]]
+    here[:] = cores
+    first, second = np.zeros_like(cores), np.zeros_like(cores)
+    built = steps[number - 1, 1]
+    least = np.inf
+    for made in range(most + 1):
+        for k in range(before):
+            if steps[k, 0] == INNER:
+                multiply(room, steps[k], tables, scratch)
+        multiply(room, steps[number - 1], tables, scratch)
+        total = 0.0
+        for k in range(len(goal)):
+            room[k] = room[built + k] - goal[k]
+        total = np.dot(room[: len(goal)], room[: len(goal)])
+        if total < least * norm:
+            least = total / norm
+            cores[:] = here
+        if least <= enough or made == most:
+            break
+        for k in range(before, swept):
+            if steps[k, 0] == OUTER:
+                multiply(room, steps[k], tables, scratch)
+        for k in range(before, swept):
+            if steps[k, 0] == SOLVE:
+                move(room, steps[k], tables, entry, norm, first, second, made + 1, rate)
+    return least, made

@@ -3,16 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import prod
 
 import numpy as np
 
 from tnc.explore.evaluator import Array, Evaluator, Fit, evaluators
 from tnc.explore.topology import Topology
-
-_MOST = 1 << 27
-"""Entries of the memory of a fit: 1 GiB."""
-_EXACT = 1e-13
 
 
 @evaluators.register("als")
@@ -21,7 +16,8 @@ class ALS(Evaluator):
     """One core after another solves its least squares; the best of `starts` random ones.
 
     Every start makes `race` sweeps; the best goes on to `sweeps`, then those whose error was within
-    `factor` of its. A start ends when ten sweeps gain less than `gain` of the error.
+    `factor` of its. A start ends when ten sweeps gain less than `gain` of the error. Between sweeps
+    all cores go on by up to `reach` times what the last one changed, and back where that failed.
     """
 
     version = 2
@@ -42,49 +38,25 @@ class ALS(Evaluator):
         start: tuple[Array, ...] | None = None,
         enough: float = 0.0,
     ) -> Fit:
-        from tnc.explore.alternating import plan, sweeps
+        from tnc.explore.alternating.bench import Bench, trivial
 
-        norm = float(np.square(tensor).sum())
-        shapes = topology.shapes
-        if norm == 0.0 or len(shapes) == 1:
-            cores = (np.array(tensor),) if len(shapes) == 1 else map(np.zeros, shapes)
-            return Fit(0.0, tuple(cores), {"sweeps": 0, "starts": 1})
-        rng = np.random.default_rng(seed)
-        drawn = [rng.standard_normal(topology.parameters) for _ in range(self.starts)]
-        if start is not None:
-            drawn.insert(0, np.concatenate([core.reshape(-1) for core in start]))
-        modes = np.array([*topology.modes, *[1] * topology.hidden], dtype=np.int64)
-        bonds = np.array(topology.bonds, dtype=np.int64).reshape(-1, 3)
-        steps, tables, marks, order, places, back = plan.plan(modes, bonds)
-        if marks[3] > _MOST:
-            raise MemoryError(f"{topology} needs {8 * marks[3] / 2**30:.1f} GiB to be fitted")
-        room = np.zeros(marks[3])
-        room[: tensor.size] = tensor.transpose(order[order < tensor.ndim]).reshape(-1)
+        known = trivial(tensor, topology)
+        if known is not None:
+            return known
+        bench = Bench.of(tensor, topology)
+        drawn = bench.starts(self.starts, seed, start)
         most = max(1, round(self.sweeps * effort))
-        enough = max(enough, _EXACT)
-        swept = 0
-
-        def descend(cores: Array, count: int) -> float:
-            nonlocal swept
-            error, made = sweeps.descend(
-                room, steps, tables, marks, order, places, norm, cores,
-                count, enough, self.gain, self.reach,
-            )  # fmt: skip
-            swept += made
-            return float(error)
-
-        errors = np.full(len(drawn), np.inf)
+        race = min(self.race, most)
+        errors, swept = np.full(len(drawn), np.inf), 0
         for k, cores in enumerate(drawn):
-            errors[k] = descend(cores, min(self.race, most))
+            errors[k], made = bench.descend(cores, race, enough, self.gain, self.reach)
+            swept += made
             if errors[k] <= enough:
                 break
         bound = self.factor * errors.min()
         for k in np.argsort(errors, kind="stable"):
-            if errors.min() <= enough or errors[k] > bound or most <= self.race:
+            if errors.min() <= enough or errors[k] > bound or most == race:
                 break
-            errors[k] = descend(drawn[k], most - self.race)
-        best = drawn[int(errors.argmin())]
-        rse = sweeps.rebuilt(room, steps, tables, marks, places, back, norm, best)
-        ends = np.cumsum([prod(shape) for shape in shapes])[:-1]
-        parts = [part.reshape(shape) for part, shape in zip(np.split(best, ends), shapes)]
-        return Fit(float(rse), tuple(parts), {"sweeps": float(swept), "starts": len(drawn)})
+            errors[k], made = bench.descend(drawn[k], most - race, enough, self.gain, self.reach)
+            swept += made
+        return bench.fit(drawn[int(errors.argmin())], sweeps=swept, starts=len(drawn))
