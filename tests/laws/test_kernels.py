@@ -24,6 +24,10 @@ LOW_RANK, TRAIN = (
 )
 
 
+KEEP = (0.0, float("inf"))
+"""What training may keep beyond the input."""
+
+
 def made(name: str, dtype: torch.dtype = torch.float64) -> tnc.StructuredLayer:
     structure = STRUCTURES[name]
     generator = torch.Generator().manual_seed(0)
@@ -76,11 +80,13 @@ def test_strides(name: str) -> None:
 
 @pytest.mark.parametrize("name", STRUCTURES)
 @pytest.mark.parametrize("rows", [1, 6])
-def test_gradients(name: str, rows: int) -> None:
+@pytest.mark.parametrize("keep", KEEP)
+def test_gradients(name: str, rows: int, keep: float) -> None:
     layer = made(name)
     x = drawn(layer, rows).requires_grad_()
     asked = [x, *layer.parameters()]
-    found = torch.autograd.grad(layer(x).pow(2).sum(), asked)
+    with tuning("model", keep):
+        found = torch.autograd.grad(layer(x).pow(2).sum(), asked)
     with plain_kernels():
         want = torch.autograd.grad(layer(x).pow(2).sum(), asked)
     for one, other in zip(found, want):
@@ -88,7 +94,42 @@ def test_gradients(name: str, rows: int) -> None:
 
 
 @pytest.mark.parametrize("name", STRUCTURES)
-def test_second_gradients(name: str) -> None:
+@pytest.mark.parametrize("keep", KEEP)
+def test_gradients_through_the_dense_weight(name: str, keep: float) -> None:
+    """The oracle: a dense layer whose weight is rebuilt from the cores, and its autograd."""
+    layer = made(name)
+    x = drawn(layer, 7).requires_grad_()
+    asked = [x, *layer.parameters()]
+    seed = torch.randn(7, layer.structure.signature.outputs[0], dtype=torch.float64)
+    want = torch.autograd.grad(functional.linear(x, layer.weight, layer.bias), asked, seed)
+    with tuning("model", keep):
+        y = layer(x)
+    found = torch.autograd.grad(y, asked, seed, retain_graph=True)
+    again = torch.autograd.grad(y, asked, seed, retain_graph=True)
+    alone = torch.autograd.grad(y, x, seed)
+    for one, twice, other in zip(found, again, want):
+        torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-10)
+        torch.testing.assert_close(twice, one, rtol=0, atol=0)
+    torch.testing.assert_close(alone[0], want[0], rtol=1e-10, atol=1e-10)
+
+
+def test_the_cases_keep_values() -> None:
+    """Without this the laws about kept values could be about none."""
+    keeping = []
+    for name in STRUCTURES:
+        layer = made(name)
+        with tuning("model", KEEP[-1]):
+            layer(drawn(layer, 6).requires_grad_())
+        ready = [r for applied in kernels_of(layer) for r in applied._ready.values()]
+        if any(r.kernel.choice.way.back.kept for r in ready):
+            keeping.append(name)
+        assert any(len(r.kernel.choice.program.products) < 2 for r in ready) or name in keeping
+    assert LOW_RANK in keeping and len(keeping) > 8
+
+
+@pytest.mark.parametrize("name", STRUCTURES)
+@pytest.mark.parametrize("keep", KEEP)
+def test_second_gradients(name: str, keep: float) -> None:
     layer = made(name)
     names = list(layer.cores)
     x = drawn(layer, 5).requires_grad_()
@@ -98,7 +139,8 @@ def test_second_gradients(name: str) -> None:
         return torch.func.functional_call(layer, given, (x,))
 
     cores = [layer.cores[n].detach().requires_grad_() for n in names]
-    y = apply(x, *cores).pow(2).sum()
+    with tuning("model", keep):
+        y = apply(x, *cores).pow(2).sum()
     first = torch.autograd.grad(y, [x, *cores], create_graph=True)
     second = torch.autograd.grad(sum(g.pow(2).sum() for g in first), [x, *cores])
     with plain_kernels():
@@ -116,13 +158,18 @@ def test_gradcheck(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", STRUCTURES)
-def test_frozen_cores_get_no_gradient(name: str) -> None:
+@pytest.mark.parametrize("keep", KEEP)
+def test_frozen_cores_get_no_gradient(name: str, keep: float) -> None:
     layer = made(name)
     first, *rest = layer.cores.values()
     first.requires_grad_(False)
-    layer(drawn(layer, 6)).sum().backward()
+    x = drawn(layer, 6)
+    want = torch.autograd.grad(functional.linear(x, layer.weight, layer.bias).pow(2).sum(), rest)
+    with tuning("model", keep):
+        layer(x).pow(2).sum().backward()
     assert first.grad is None
-    assert all(core.grad is not None for core in rest)
+    for core, gradient in zip(rest, want):
+        torch.testing.assert_close(core.grad, gradient, rtol=1e-10, atol=1e-10)
 
 
 @pytest.mark.parametrize("name", STRUCTURES)
@@ -210,34 +257,57 @@ def test_checkpointing_and_inference_mode() -> None:
     layer = made(TRAIN)
     x = drawn(layer, 5).requires_grad_()
     (want,) = torch.autograd.grad(layer(x).sum(), x)
-    (found,) = torch.autograd.grad(checkpoint(layer, x, use_reentrant=False).sum(), x)
-    torch.testing.assert_close(found, want)
+    for keep in KEEP:
+        layer = made(TRAIN)
+        with tuning("model", keep):
+            y = checkpoint(layer, x, use_reentrant=False)
+            (found,) = torch.autograd.grad(y.sum(), x)
+        torch.testing.assert_close(found, want)
     with torch.inference_mode():
         torch.testing.assert_close(layer(x), layer(x.clone()))
         other = made(LOW_RANK)
         assert other(drawn(other, 2)).shape == (2, other.structure.signature.outputs[0])
 
 
+def held(layer: tnc.StructuredLayer, rows: int, keep: float) -> int:
+    """Return the entries that autograd holds beside the input."""
+    seen: dict[int, int] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        seen[tensor.data_ptr()] = tensor.numel()
+        return tensor
+
+    hooks = torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor)
+    with tuning("model", keep), hooks:
+        x = drawn(layer, rows).requires_grad_()
+        layer(x).sum().backward()
+    seen.pop(x.data_ptr())
+    return sum(seen.values())
+
+
+def tall() -> tnc.StructuredLayer:
+    text = "A[o1 i1 r] B[r o2 i2] : (i1 i2) -> (o1 o2) | o1=3 o2=4 i1=4 i2=5 r=6"
+    return tnc.StructuredLayer.initialised(Structure.of(parse_network(text)), LinearView(), std=0.1)
+
+
 def test_nothing_but_the_input_is_kept() -> None:
     """Of what autograd holds, only the input grows with the rows."""
-    text = "A[o1 i1 r] B[r o2 i2] : (i1 i2) -> (o1 o2) | o1=3 o2=4 i1=4 i2=5 r=6"
-    structure = Structure.of(parse_network(text))
-    layer = tnc.StructuredLayer.initialised(structure, LinearView(), std=0.1)
+    layer = tall()
+    assert held(layer, 256, 0.0) == held(layer, 64, 0.0)
 
-    def held(rows: int) -> int:
-        seen: dict[int, int] = {}
 
-        def pack(tensor: Tensor) -> Tensor:
-            seen[tensor.data_ptr()] = tensor.numel()
-            return tensor
-
-        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-            x = drawn(layer, rows).requires_grad_()
-            layer(x)
-        seen.pop(x.data_ptr())
-        return sum(seen.values())
-
-    assert held(256) == held(64)
+def test_what_is_kept_stays_below_its_bound() -> None:
+    (width,) = tall().structure.signature.inputs
+    grown = {}
+    for keep in (0.5, float("inf")):
+        layer = tall()
+        grown[keep] = (held(layer, 256, keep) - held(layer, 64, keep)) / (256 - 64)
+        assert grown[keep] <= keep * width
+    assert grown[float("inf")] > 0
+    layer = tall()
+    for core in layer.cores.values():
+        core.requires_grad_(False)
+    assert held(layer, 256, float("inf")) == held(layer, 64, float("inf")), "no core needs them"
 
 
 def test_modules_around_a_layer() -> None:

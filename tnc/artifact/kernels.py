@@ -26,7 +26,7 @@ from tnc.kernels.codec import choice_from, choice_to
 from tnc.kernels.compiled import Kernel
 from tnc.kernels.device import CPU
 from tnc.kernels.machine import current, state
-from tnc.kernels.outcome import Outcome, libraries, where
+from tnc.kernels.outcome import Outcome, libraries, tiling, where
 from tnc.net import Network, from_json
 from tnc.nn import view_from_json
 from tnc.nn.kinds import Kind, Use, kinds, kinds_of
@@ -79,7 +79,7 @@ def write_kernels(folder: Path, model: nn.Module, wanted: Kernels | None) -> lis
     entries: list[dict[str, Any]] = []
     (folder / FOLDER).mkdir(exist_ok=True)
     for kind in kinds_of(model):
-        for found, bias in kind.outcomes(wanted.rows, wanted.training, wanted.tune):
+        for found, bias in kind.outcomes(wanted.rows, wanted.training, wanted.tune, wanted.keep):
             file = _write(folder, kind, found, bias)
             entries.append(_entry(file, kind, found, bias))
     index = {"tnc": tnc.__version__, "tune": wanted.tune, "kernels": entries}
@@ -112,7 +112,8 @@ def _header(kind: Kind, found: Outcome, bias: bool) -> str:
         f"machine    {state(task.dtype, task.threads, task.device)}",
         f"predicted  {1e6 * choice.seconds:.1f} us{measured}; "
         f"a dense layer: predicted {1e6 * found.dense:.1f} us",
-        f"libraries  {used}; tile: {choice.way.tile or 'none'}",
+        f"libraries  {used}; {tiling(choice.way)}",
+        *([f"keeps      {', '.join(choice.way.back.kept)}"] if choice.way.back.kept else []),
         f"FLOPs      {found.flops:,} in the forward",
         *(f"step       {line.text}" for line in found.lines),
         f"sha256     {sha256(found.source(bias).encode()).hexdigest()} of the source below",
@@ -132,6 +133,7 @@ def _entry(file: str, kind: Kind, found: Outcome, bias: bool) -> dict[str, Any]:
         "device": task.device,
         "training": task.training,
         "library": task.backend,
+        "keep": task.keep,
         "bias": bias,
         "machine": current(task.dtype, task.threads, task.device).key,
         "choice": choice_to(found.choice),
@@ -199,5 +201,5 @@ def _entry_state(
 def _chosen_here(entry: Mapping[str, Any], network: Network) -> Choice:
     return choose(
         Task(network, entry["rows"], entry["dtype"], entry["threads"], entry["training"],
-             entry["library"], entry.get("device", CPU))
+             entry["library"], entry.get("device", CPU), entry.get("keep", 0.0))
     )[0]  # fmt: skip

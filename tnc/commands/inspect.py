@@ -43,6 +43,9 @@ def inspect(
     train: Annotated[
         bool, typer.Option("--train", help="With --kernels: forward and backward together.")
     ] = False,
+    keep: Annotated[
+        float, typer.Option(help="With --train: what may be kept, in bytes of the input.", min=0)
+    ] = 0.0,
     tune: Annotated[
         Tune, typer.Option(help="With --kernels: choose by predicted time, or by timing.")
     ] = Tune.model,
@@ -65,12 +68,15 @@ def inspect(
                 f"{what} is no artifact, and kernels are chosen for one",
                 hint="`tnc compile SPEC --out DIR` makes one; for a model in memory, tnc.tune",
             )
+        if keep and not train:
+            raise SpecError("--keep is about training", hint="add --train")
         from tnc.commands.kernels import show_kernels
 
-        show_kernels(what, rows, train, tune.value, layer, device.value, as_json)
+        show_kernels(what, rows, train, keep, tune.value, layer, device.value, as_json)
         return
-    if rows != ROWS or train or layer or tune is not Tune.model or device is not Device.cpu:
-        raise SpecError("--rows, --train, --tune, --layer and --device are about kernels",
+    asked = rows != ROWS or train or keep or layer
+    if asked or tune is not Tune.model or device is not Device.cpu:
+        raise SpecError("--rows, --train, --keep, --tune, --layer and --device are about kernels",
                         hint="add --kernels")  # fmt: skip
     if svg and not draw:
         raise SpecError("--svg needs a site to draw", hint="add --draw SITE")

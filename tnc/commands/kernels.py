@@ -17,6 +17,7 @@ def show_kernels(
     what: str,
     rows: str,
     training: bool,
+    keep: float,
     how: str,
     layer: str | None,
     device: str,
@@ -35,7 +36,7 @@ def show_kernels(
         chosen = []
         for number, kind in enumerate(wanted):
             progress("kernels", number, len(wanted))
-            chosen.append((kind, kind.outcomes(counts, training, how)))
+            chosen.append((kind, kind.outcomes(counts, training, how, keep)))
     if as_json:
         print_json("kernels", {"training": training, "tune": how, "layers": kernels_json(chosen)})
     else:

@@ -136,5 +136,6 @@ Amount = Annotated[
 Whole = Annotated[int, Field(strict=True, ge=0)]
 Rank = Annotated[int, Field(strict=True, ge=1)]
 Positive = Annotated[float, Field(strict=True, gt=0)]
+Multiple = Annotated[float, Field(strict=True, ge=0)]
 Fraction = Annotated[float, Field(strict=True, gt=0, le=1)]
 Flag = Annotated[bool, Field(strict=True)]

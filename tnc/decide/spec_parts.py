@@ -21,6 +21,7 @@ from tnc.decide.spec_fields import (
     Amount,
     Flag,
     Fraction,
+    Multiple,
     OneOrMore,
     Positive,
     Rank,
@@ -175,10 +176,18 @@ class Kernels(Part):
     """Whether the sources of the kernels that are chosen for the compiled layers are saved.
 
     `tune` chooses them by predicted time (`model`) or by timing (`measure`), for each number of
-    `rows` that a layer meets at once (batch x tokens), for inference or for `training`. They are
-    there to be read: what runs is generated anew wherever the model is loaded.
+    `rows` that a layer meets at once (batch x tokens), for inference or for `training`, which may
+    `keep` that many times the bytes of the input for the backward. They are there to be read: what
+    runs is generated anew wherever the model is loaded.
     """
 
     tune: Literal["off", "model", "measure"] = "model"
     rows: Annotated[tuple[Rank, ...], AfterValidator(not_empty), OneOrMore()] = (1, 32, 1024)
     training: Flag = False
+    keep: Multiple = 0.0
+
+    @model_validator(mode="after")
+    def _trained(self) -> Self:
+        if self.keep and not self.training:
+            raise problem("value", "only training keeps values; add training: true", key="keep")
+        return self

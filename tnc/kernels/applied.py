@@ -140,31 +140,44 @@ def readied(network: Network, choice: Choice, laid: Shelf[Tensor] | None = None)
 
 
 class _Apply(torch.autograd.Function):
-    """A kernel with its gradients. Nothing but the input and the operands is kept."""
+    """A kernel with its gradients. Input, operands and the values that its way keeps are kept."""
 
     @staticmethod
     def forward(
         ctx: Any, ready: Ready, x: Tensor, bias: Tensor | None, *operands: Tensor
     ) -> Tensor:
         ctx.ready = ready
+        kernel, last = ready.kernel, () if bias is None else (bias,)
+        if kernel.choice.way.back.kept:
+            _, wants_x, _, *wants = ctx.needs_input_grad
+            needs = kernel.needs(wants_x, wants)
+            ctx.kept = kernel.kept(needs)
+            if ctx.kept:
+                y, *kept = kernel.keeping(needs, bias is not None)(x, *operands, *last)
+                ctx.save_for_backward(x, *operands, *kept)
+                return y
+        ctx.kept = ()
         ctx.save_for_backward(x, *operands)
         if bias is None:
-            return ready.kernel.forward(x, *operands)
-        return ready.kernel.forward_bias(x, *operands, bias)
+            return kernel.forward(x, *operands)
+        return kernel.forward_bias(x, *operands, bias)
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        x, *operands = ctx.saved_tensors
-        _, wants_x, wants_bias, *wants = ctx.needs_input_grad
         ready: Ready = ctx.ready
+        kernel = ready.kernel
+        x, *given = ctx.saved_tensors
+        count = len(given) - len(ctx.kept)
+        operands, kept = given[:count], dict(zip(ctx.kept, given[count:]))
+        _, wants_x, wants_bias, *wants = ctx.needs_input_grad
         if torch.is_grad_enabled():
             found = _differentiable(ready, dy, x, operands, (wants_x, *wants))
         else:
-            names = [step.right.value for step in ready.kernel.choice.program.products]
-            needs = [n for n, want in zip(("input", *names), (wants_x, *wants)) if want]
-            given = iter(ready.kernel.backward(tuple(needs))(dy.contiguous(), x, *operands)
-                         if needs else ())  # fmt: skip
-            found = [next(given) if want else None for want in (wants_x, *wants)]
+            needs = kernel.needs(wants_x, wants)
+            values = [kept[name] for name in kernel.kept(needs)] if kept else ()
+            made = iter(kernel.backward(needs)(dy.contiguous(), x, *values, *operands)
+                        if needs else ())  # fmt: skip
+            found = [next(made) if want else None for want in (wants_x, *wants)]
         return None, found[0], dy.sum(0) if wants_bias else None, *found[1:]
 
 
@@ -197,15 +210,26 @@ def plain(ready: Ready, x: Tensor, operands: Sequence[Tensor]) -> Tensor:
 
 
 TUNES = ("model", "measure")
-_TUNE: ContextVar[str] = ContextVar("tnc_tune", default="model")
+_TUNE: ContextVar[tuple[str, float]] = ContextVar("tnc_tune", default=("model", 0.0))
 
 
 @contextmanager
-def tuning(how: str) -> Iterator[None]:
-    """Choose the kernels that are first needed in this block by the cost model, or by timing."""
+def tuning(how: str, keep: float = 0.0) -> Iterator[None]:
+    """Choose the kernels that are first needed in this block by the cost model, or by timing.
+
+    What kernels for training `keep` for the backward beyond the input is at most that many times
+    the bytes of the input, where that is faster; the rest is recomputed. Raises KernelError for
+    another `how` and for a `keep` below 0.
+    """
     if how not in TUNES:
         raise KernelError(f"kernels are chosen by {' or '.join(TUNES)}, not {how!r}")
-    token = _TUNE.set(how)
+    if not keep >= 0:
+        raise KernelError(
+            f"{keep!r} is no bound on what is kept for the backward",
+            where="keep",
+            hint="a part of the bytes of the input: 0 for nothing, 0.25, 1.0, inf for everything",
+        )
+    token = _TUNE.set((how, float(keep)))
     try:
         yield
     finally:
@@ -214,7 +238,7 @@ def tuning(how: str) -> Iterator[None]:
 
 def measures() -> bool:
     """Whether kernels are chosen by timing here."""
-    return _TUNE.get() == "measure"
+    return _TUNE.get()[0] == "measure"
 
 
 def choices(task: Task) -> tuple[Choice, ...]:
@@ -230,10 +254,12 @@ def task_of(
     network: Network, rows: int, training: bool, dtype: torch.dtype, device: str = CPU
 ) -> Task:
     """Return what is chosen for when a network meets `rows` inputs on a torch device type now."""
-    name = dtypes(device)[dtype]
+    name, keep = dtypes(device)[dtype], _TUNE.get()[1] if training else 0.0
     if device == CPU:
-        return Task(network, bucket(rows), name, torch.get_num_threads(), training, allowed())
-    return Task(network, bucket(rows), name, 1, training, device=device_name(device, name))
+        threads = torch.get_num_threads()
+        return Task(network, bucket(rows), name, threads, training, allowed(), keep=keep)
+    there = device_name(device, name)
+    return Task(network, bucket(rows), name, 1, training, device=there, keep=keep)
 
 
 @dataclass(eq=False)

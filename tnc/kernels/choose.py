@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from math import ceil
 
 from tnc.derive.dense import ROWS
 from tnc.kernels.check import require
@@ -14,10 +14,11 @@ from tnc.kernels.loops.costs import LoopCosts
 from tnc.kernels.loops.nest import nests
 from tnc.kernels.loops.rates import DTYPES, Rates, known
 from tnc.kernels.machine import Machine, current
-from tnc.kernels.program import Copy, Program, Step, extent
+from tnc.kernels.program import Program, extent, made
 from tnc.kernels.search import search
+from tnc.kernels.training import Runs, trained
 from tnc.kernels.way import Way
-from tnc.net import Axis, Network
+from tnc.net import Network
 
 TILES = {CPU: (16, 32, 64, 128, 256), CUDA: (1024, 4096), TF32: (1024, 4096)}
 TILED_FROM = {CPU: 256 << 10, CUDA: 16 << 20, TF32: 16 << 20}
@@ -28,8 +29,6 @@ LOOPS = 4
 """As many ways of them are considered."""
 VIEWS = 2
 """Views that a product of torch takes beside its call: they count against loops."""
-LOOP = 8
-"""Lines of Python that a tile takes beside its products."""
 SHORTLIST = 8
 LARGEST = 1 << 14
 DENSE_GAIN = 0.85
@@ -48,6 +47,8 @@ class Task:
     backend: str = ""
     """The one library that may multiply; empty where it is free."""
     device: str = CPU
+    keep: float = 0.0
+    """What training may keep beyond the input, as a part of the input's bytes."""
 
 
 @dataclass(frozen=True)
@@ -124,20 +125,20 @@ def ranked(task: Task, machine: Machine) -> tuple[Choice, ...]:
     if task.backend:
         machine = replace(machine, backends=(task.backend,))
     costs = Costs(machine, training=task.training, cached=keeps(task))
-    programs = [found.program for found in search(task.network, task.rows, costs)]
+    every = [costs, replace(costs, keeping=True)] if task.training and task.keep else [costs]
+    programs = _searched(task, task.rows, every)
     size = dict(task.network.sizes) | {ROWS: task.rows}
-    largest = max(costs.itemsize * extent(_made(step), size)
+    largest = max(costs.itemsize * extent(made(step), size)
                   for program in programs for step in program.steps)  # fmt: skip
     tiles = [tile for tile in TILES[task.device] if tile < task.rows]
     if largest <= TILED_FROM[task.device]:
         tiles = []
     if tiles:
-        half = tiles[len(tiles) // 2]
-        programs += [found.program for found in search(task.network, half, costs)]
+        programs += _searched(task, tiles[len(tiles) // 2], every)
     found = [
-        priced(task, program, tile, costs)
+        choice
         for program in dict.fromkeys(programs)
-        for tile in (0, *tiles)
+        for choice in ways(task, program, tiles, costs)
     ]
     found.sort(key=lambda choice: handicapped(task, choice))
     short = _spread(found)
@@ -148,23 +149,44 @@ def ranked(task: Task, machine: Machine) -> tuple[Choice, ...]:
     return chosen
 
 
-def priced(task: Task, program: Program, tile: int, costs: Costs) -> Choice:
-    """Price a program that takes `tile` rows at a time (0: all at once)."""
-    machine = costs.machine
+def _searched(task: Task, rows: int, every: Sequence[Costs]) -> list[Program]:
+    return [found.program for costs in every for found in search(task.network, rows, costs)]
+
+
+def ways(task: Task, program: Program, tiles: Sequence[int], costs: Costs) -> Iterator[Choice]:
+    """Yield how a program may be run, with prices."""
+    ahead = costs.preparing(task.network, program)
+    single = task.rows == 1
+    backends = {tile: _backends(task, program, tile, costs) for tile in (0, *tiles)}
+    if task.training:
+        for tile, back, seconds in trained(program, task.rows, tiles, task.keep, costs):
+            way = in_short(Way(tile, backends[tile], single, back=back), task.device)
+            yield Choice(program, way, ahead + seconds)
+        return
+    for tile, names in backends.items():
+        seconds = Runs(program, task.rows, costs).forward(tile)
+        yield Choice(program, in_short(Way(tile, names, single), task.device), ahead + seconds)
+
+
+def _backends(task: Task, program: Program, tile: int, costs: Costs) -> tuple[str, ...]:
     size = dict(program.sizes) | {ROWS: tile or task.rows}
-    backends = tuple(costs.backend(step, size) for step in program.products)
-    switched = set(backends) != {standard(task.device)}
-    way = Way(tile, backends if switched else (), task.rows == 1)
-    seconds = costs.total(task.network, program, size)
-    if tile:
-        seconds = ceil(task.rows / tile) * (seconds + LOOP * machine.statement)
-    for step in program.steps[:-1] if not tile else ():
-        seconds += machine.fresh(costs.itemsize * extent(_made(step), size))
-    return Choice(program, way, seconds)
+    return tuple(costs.backend(step, size) for step in program.products)
 
 
-def _made(step: Step) -> Axis:
-    return step.after if isinstance(step, Copy) else step.result.layout
+def in_short(way: Way, device: str) -> Way:
+    """Leave the libraries out where all are torch's standard: nothing is switched."""
+    gradients = [name for each in way.back.gradients for name in (each.input, each.operand)]
+    if {*way.backends, *gradients} - {standard(device)}:
+        return way
+    plain = tuple(replace(each, input="", operand="") for each in way.back.gradients)
+    return replace(way, backends=(), back=replace(way.back, gradients=plain))
+
+
+def by_one(way: Way, library: str, products: int, device: str) -> Way:
+    """Return a way whose every product, and its gradients, one library multiplies."""
+    gradients = tuple(replace(each, input=library, operand=library) for each in way.back.gradients)
+    back = replace(way.back, gradients=gradients)
+    return in_short(replace(way, backends=(library,) * products, back=back), device)
 
 
 def handicapped(task: Task, choice: Choice) -> float:

@@ -7,7 +7,7 @@ from typing import Any
 
 from tnc.kernels.choose import Choice
 from tnc.kernels.program import Copy, Matrix, Multiply, Operand, Program, Step
-from tnc.kernels.way import Way
+from tnc.kernels.way import Back, Gradients, Way
 
 
 def choice_to(choice: Choice) -> dict[str, Any]:
@@ -20,6 +20,11 @@ def choice_to(choice: Choice) -> dict[str, Any]:
         "steps": [_step_to(step) for step in program.steps],
         "sizes": [list(pair) for pair in program.sizes],
         "way": [way.tile, list(way.backends), way.single, way.emitter],
+        "back": [
+            way.back.tile,
+            list(way.back.kept),
+            [[each.input, each.operand, each.sum] for each in way.back.gradients],
+        ],
         "seconds": choice.seconds,
         "measured": choice.measured,
     }
@@ -35,7 +40,9 @@ def choice_from(data: Mapping[str, Any]) -> Choice:
         tuple((name, size) for name, size in data["sizes"]),
     )
     tile, backends, single, emitter = data["way"]
-    way = Way(tile, tuple(backends), single, emitter)
+    back_tile, kept, gradients = data.get("back", (tile, (), ()))
+    back = Back(back_tile, tuple(kept), tuple(Gradients(*each) for each in gradients))
+    way = Way(tile, tuple(backends), single, emitter, back)
     return Choice(program, way, data["seconds"], data["measured"])
 
 

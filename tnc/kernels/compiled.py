@@ -13,13 +13,14 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-from tnc.derive.dense import ROWS
+from tnc.derive.dense import INPUT, ROWS
 from tnc.kernels.choose import LOOPED, Choice
 from tnc.kernels.emitters.numba_source import emit as loops_of
 from tnc.kernels.emitters.torch_source import emit
 from tnc.kernels.execute import execute
 from tnc.kernels.loops.nest import nests
 from tnc.kernels.loops.table import bound
+from tnc.kernels.program import recomputed
 from tnc.kernels.switch import switching, use
 
 _NAMES: dict[str, Any] = {
@@ -65,15 +66,46 @@ class Kernel:
         found: Callable[..., Tensor] = functions(self._torch(bias=True))["forward"]
         return found
 
-    def backward(self, needs: tuple[str, ...]) -> Callable[..., tuple[Tensor, ...]]:
-        """`backward(dy, x, *operands)`; gradients in the order 'input', then products."""
-        found = self._backward.get(needs)
+    def needs(self, input: bool, operands: Sequence[bool]) -> tuple[str, ...]:
+        """Return the names of what needs a gradient: 'input', and operands."""
+        wants = zip(self._operands, operands)
+        return (*((INPUT,) if input else ()), *(name for name, want in wants if want))
+
+    @cached_property
+    def _operands(self) -> tuple[str, ...]:
+        return tuple(step.right.value for step in self.choice.program.products)
+
+    def kept(self, needs: tuple[str, ...]) -> tuple[str, ...]:
+        """Return the names of the values that the gradients of `needs` want from the forward."""
+        found = self._kept.get(needs)
         if found is None:
-            found = self._backward[needs] = functions(self._torch(needs=needs))["backward"]
+            found, _ = recomputed(self.choice.program, needs, self.choice.way.back.kept)
+            self._kept[needs] = found
         return found
 
     @cached_property
-    def _backward(self) -> dict[tuple[str, ...], Callable[..., tuple[Tensor, ...]]]:
+    def _kept(self) -> dict[tuple[str, ...], tuple[str, ...]]:
+        return {}
+
+    def keeping(self, needs: tuple[str, ...], bias: bool) -> Callable[..., tuple[Tensor, ...]]:
+        """`forward(x, *operands, bias)` that returns the output, then the kept values."""
+        return self._training("forward", needs, bias)
+
+    def backward(self, needs: tuple[str, ...]) -> Callable[..., tuple[Tensor, ...]]:
+        """`backward(dy, x, *kept, *operands)`; gradients in the order 'input', then products."""
+        return self._training("backward", needs)
+
+    def _training(
+        self, name: str, needs: tuple[str, ...], bias: bool = False
+    ) -> Callable[..., tuple[Tensor, ...]]:
+        found = self._made.get((name, needs, bias))
+        if found is None:
+            found = functions(self._torch(bias=bias, needs=needs))[name]
+            self._made[name, needs, bias] = found
+        return found
+
+    @cached_property
+    def _made(self) -> dict[tuple[str, tuple[str, ...], bool], Callable[..., tuple[Tensor, ...]]]:
         return {}
 
     def source(self, *, bias: bool = False, needs: tuple[str, ...] = ()) -> str:

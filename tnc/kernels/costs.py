@@ -13,11 +13,14 @@ from tnc.kernels.program import (
     Matrix,
     Multiply,
     Program,
+    Step,
     dimensions,
     extent,
     input_gradient,
     operand_gradient,
 )
+from tnc.kernels.sums import factors, flattened, summed
+from tnc.kernels.way import Gradients
 from tnc.net import Axis, Network
 
 ITEMSIZE = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
@@ -27,43 +30,56 @@ TURNED_MKL, LONG_MKL = 0.5, 3.0
 """What MKL spends on matrices that lie otherwise, as a part of the time to copy them: on any, and
 on an activation whose columns lie one after another, so many bytes apart or more:"""
 LONG = 2048
+EACH = 1
+"""Lines of Python of one product of a sum, beside its call."""
 
 
 @dataclass
 class Costs:
     """Costs on one machine. With `training`, products cost their gradients and a recomputation.
 
-    `cached` tells that merged cores are kept while weights do not change, so merging is free.
+    `cached` tells that merged cores are kept while weights do not change, so merging is free;
+    `keeping` that the forward keeps all values, so that nothing is recomputed.
     """
 
     machine: Machine
     training: bool = False
     cached: bool = True
-    _known: dict[object, float] = field(default_factory=dict)
+    keeping: bool = False
+    _known: dict[object, float] = field(default_factory=dict, init=False)
+    _gradients: dict[object, tuple[float, Gradients]] = field(default_factory=dict, init=False)
 
     def __post_init__(self) -> None:
         self.itemsize = ITEMSIZE[self.machine.dtype]
 
     def product(self, step: Multiply, size: Mapping[str, int]) -> float:
         """Seconds of a product, with what its gradients cost where training."""
-        summed = "b" in step.left.roles and "b" not in step.right.roles
-        dims = dimensions(step, size)
-        key = (dims, step.result.roles, step.left.roles, step.right.roles, summed)
+        key = self._key(step, size)
         if key not in self._known:
             self._known[key] = self._product(step, size)
         return self._known[key]
 
+    def _key(self, step: Multiply, size: Mapping[str, int]) -> tuple[object, ...]:
+        """Return what a product's costs depend on."""
+        roles = tuple(matrix.roles for matrix in (step.result, step.left, step.right))
+        return (dimensions(step, size), *roles)
+
     def total(self, network: Network, program: Program, size: Mapping[str, int]) -> float:
         """Seconds of all steps, without merging where merged operands are kept."""
-        pieces = [(o.name, o.cores, o.layout) for o in program.operands]
-        seconds = self.merging(network, pieces)
+        seconds = self.preparing(network, program)
         for step in program.steps:
             seconds += self.copy(step, size) if isinstance(step, Copy) else self.product(step, size)
+        return seconds
+
+    def preparing(self, network: Network, program: Program) -> float:
+        """Seconds of making the operands of a program; nothing where they are kept."""
+        pieces = [(o.name, o.cores, o.layout) for o in program.operands]
+        seconds = self.merging(network, pieces)
         for operand in program.operands:
             if len(operand.cores) == 1:
                 legs = network.equation.core(operand.cores[0]).indices
-                if not same_memory(operand.layout, legs, size):
-                    seconds += self.laying(legs, size)
+                if not same_memory(operand.layout, legs, network.size):
+                    seconds += self.laying(legs, network.size)
         return seconds
 
     def turned(self, step: Multiply, legs: Axis, size: Mapping[str, int]) -> Multiply:
@@ -87,7 +103,29 @@ class Costs:
         forward = self.call(step, size)
         if not self.training:
             return forward
-        return 2 * forward + self.call(input_gradient(step), size) + self.summing(step, size)
+        again = 0.0 if self.keeping else forward
+        return forward + again + self.gradients(step, size)[0]
+
+    def forward(self, step: Step, size: Mapping[str, int]) -> float:
+        """Seconds of a step alone, without its gradients."""
+        if isinstance(step, Copy):
+            return self.turning(step.before, step.after, size)
+        return self.call(step, size)
+
+    def again(self, step: Step, size: Mapping[str, int]) -> float:
+        """Seconds by which a step is cheaper where its result is not recomputed."""
+        return self.forward(step, size) if self.training and not self.keeping else 0.0
+
+    def gradients(self, step: Multiply, size: Mapping[str, int]) -> tuple[float, Gradients]:
+        """Return the seconds of a product's two gradients, and how they are taken."""
+        key = self._key(step, size)
+        if key not in self._gradients:
+            back = input_gradient(step)
+            name = self.backend(back, size)
+            seconds, own, how = self.summing(operand_gradient(step), size)
+            total = self._call(back, size, name) + seconds
+            self._gradients[key] = total, Gradients(name, own, how)
+        return self._gradients[key]
 
     def call(self, step: Multiply, size: Mapping[str, int]) -> float:
         """Seconds of one product alone, on the best backend."""
@@ -136,35 +174,60 @@ class Costs:
                 return LONG_MKL * self.machine.copy(moved, moved)
         return TURNED_MKL * self.machine.copy(moved, moved)
 
-    def summing(self, step: Multiply, size: Mapping[str, int]) -> float:
-        """Seconds of an operand's gradient."""
-        back = operand_gradient(step)
-        if "b" in back.result.roles or "b" not in back.left.roles:
-            return self.call(back, size)
-        return min(
-            [self.machine.gemm(name, *dimensions(back, size)) for name in self.machine.backends]
-        ) + self._moved(extent(back.left.group("b"), size) * extent(back.result.layout, size))
+    def summing(self, back: Multiply, size: Mapping[str, int]) -> tuple[float, str, str]:
+        """Return the seconds of an operand's gradient, its library, and how a batch is summed."""
+        names = self.machine.backends
+        if not summed(back):
+            return min([(self._call(back, size, name), name, "") for name in names])
+        pair, machine = factors(back), self.machine
+        own = pair[0].group("b")
+        batch, m = extent(own, size), extent(pair[0].group("m"), size)
+        rows, columns = (extent(group, size) for group in back.result.groups)
+        copied = sum(
+            [
+                self.turning(matrix.layout, [n for r in roles for n in matrix.group(r)], size)
+                for matrix, roles in zip(pair, flattened(back, size))
+            ]
+        )
+        whole = Matrix("", (own, *back.result.groups), "b" + back.result.roles)
+        several = Multiply(whole, back.left, back.right)
+        ways = []
+        for name in names:
+            one = machine.gemm(name, 1, rows, columns, m) + EACH * machine.statement
+            long = machine.gemm(name, 1, rows, columns, batch * m)
+            many = self._call(several, size, name) + self._moved(batch * rows * columns)
+            ways += [(batch * one, name, "each"), (long + copied, name, "flat")]
+            ways.append((many, name, "batch"))
+        return min(ways)
 
     def _moved(self, entries: int) -> float:
         moved = self.itemsize * entries
         return self.machine.copy(moved, moved)
 
     def copy(self, step: Copy, size: Mapping[str, int]) -> float:
-        """Seconds of a copy into another order; none where memory stays as it is."""
-        before, after = long_legs(step.before, size), long_legs(step.after, size)
+        """Seconds of a copy into another order, with what its gradient costs where training."""
+        seconds = self.turning(step.before, step.after, size)
+        if not self.training:
+            return seconds
+        again = 0.0 if self.keeping else seconds
+        return seconds + again + self.turning(step.after, step.before, size)
+
+    def turning(
+        self, before: Sequence[str], after: Sequence[str], size: Mapping[str, int]
+    ) -> float:
+        """Seconds of one copy into another order; none where memory stays as it is."""
+        before, after = long_legs(before, size), long_legs(after, size)
         if before == after:
             return 0.0
         moved, turned = self.itemsize * extent(before, size), halves(before, after)
         if turned is not None:
-            seconds = self.machine.turn(moved, min(extent(half, size) for half in turned))
-            return 3 * seconds if self.training else seconds
+            return self.machine.turn(moved, min(extent(half, size) for half in turned))
         run = self.itemsize
         for a, b in zip(reversed(before), reversed(after)):
             if a != b:
                 break
             run *= size[a]
-        seconds = self.machine.copy(moved, run)
-        return 3 * seconds if self.training else seconds
+        return self.machine.copy(moved, run)
 
     def laying(self, legs: Axis, size: Mapping[str, int]) -> float:
         """Seconds of writing a core in another order, and where training its gradient back."""
@@ -221,6 +284,6 @@ def same_memory(one: Axis, other: Axis, size: Mapping[str, int]) -> bool:
     return long_legs(one, size) == long_legs(other, size)
 
 
-def long_legs(layout: Axis, size: Mapping[str, int]) -> Axis:
+def long_legs(layout: Sequence[str], size: Mapping[str, int]) -> Axis:
     """Leave out legs of size 1: they have no place in memory."""
     return tuple(name for name in layout if size[name] != 1)

@@ -12,10 +12,10 @@ from torch import Tensor
 
 from tnc.kernels.applied import readied
 from tnc.kernels.check import wrong
-from tnc.kernels.choose import Choice, Task, choose, handicapped, looped, may_loop
+from tnc.kernels.choose import Choice, Task, by_one, choose, handicapped, looped, may_loop
 from tnc.kernels.codec import choice_from, choice_to
 from tnc.kernels.compiled import Kernel
-from tnc.kernels.device import CPU, standard
+from tnc.kernels.device import CPU
 from tnc.kernels.loops.rates import made, stamp
 from tnc.kernels.machine import current
 from tnc.kernels.operands import keep, lay, lays
@@ -51,9 +51,7 @@ def _contenders(task: Task) -> list[Choice]:
     for choice in chosen:
         count = len(choice.program.products)
         ways = [choice.way]
-        for name in backends:
-            other = () if name == standard(task.device) else (name,) * count
-            ways.append(replace(choice.way, backends=other))
+        ways += [by_one(choice.way, name, count, task.device) for name in backends]
         found += [replace(choice, way=way) for way in dict.fromkeys(ways)]
     return found
 
@@ -94,11 +92,13 @@ def _runner(task: Task, choice: Choice) -> Run:
         call = kernel.bind([keep(how, cores) for how in ways], None, task.rows)
         return lambda: call(x)
     dy = draw(task.rows, prod(network.signature.outputs))
-    backward = kernel.backward(("input", *(step.right.value for step in choice.program.products)))
+    needs = kernel.needs(True, [True] * len(ways))
+    forward, backward = kernel.keeping(needs, False), kernel.backward(needs)
+    keeps = bool(kernel.kept(needs))
 
     def run() -> None:
         made = [lay(how, cores) for how in ways]
-        kernel.forward(x, *made)
-        backward(dy, x, *made)
+        found = forward(x, *made)
+        backward(dy, x, *(found[1:] if keeps else ()), *made)
 
     return run

@@ -12,7 +12,8 @@ from tnc.kernels.compiled import Kernel
 from tnc.kernels.costs import same_memory
 from tnc.kernels.device import CPU, precision, standard
 from tnc.kernels.machine import current
-from tnc.kernels.program import Copy, Step, dimensions, extent, product_flops
+from tnc.kernels.program import Copy, Step, dimensions, extent, made, product_flops, written
+from tnc.kernels.way import Way
 
 COMPILED = {"numba": "as loops over memory, compiled by numba"}
 """What is compiled in the place of calls of a library, in words."""
@@ -95,6 +96,23 @@ def where(task: Task) -> str:
     return f"CUDA, {said}" if said else "CUDA"
 
 
+def tiling(way: Way) -> str:
+    """Say how many rows are taken at a time, forward and, where it is otherwise, backward."""
+    forward, back = (
+        f"{tile} rows at a time" if tile else "all rows at once"
+        for tile in (way.tile, way.back.tile)
+    )
+    return forward if forward == back or not way.back.gradients else f"{forward} (backward: {back})"
+
+
+def kept_share(choice: Choice) -> float:
+    """Return the bytes that a way keeps for the backward, as a part of the input's."""
+    program = choice.program
+    size = dict(program.sizes) | {ROWS: 1}
+    held = [step for step in program.steps if written(step) in choice.way.back.kept]
+    return sum(extent(made(step), size) for step in held) / extent(program.inputs, size)
+
+
 def differences(best: Choice, other: Choice) -> tuple[str, ...]:
     """Say in what a way differs from the one that was taken."""
     found = []
@@ -109,8 +127,9 @@ def differences(best: Choice, other: Choice) -> tuple[str, ...]:
         found.append(f"{counts[1]} {'copy' if counts[1] == 1 else 'copies'} instead of {counts[0]}")
     if not found and best.program != other.program:
         found.append("values lie otherwise in memory")
-    if best.way.tile != other.way.tile:
-        found.append(_tile(other.way.tile))
+    found += _tiles(best.way, other.way)
+    if best.way.back.kept != other.way.back.kept:
+        found.append(f"keeps {', '.join(other.way.back.kept) or 'nothing'} for the backward")
     if best.program == other.program or len(set(libraries(best) + libraries(other))) > 1:
         found += _other_libraries(best, other)
     return tuple(found) or ("nothing but chance",)
@@ -126,13 +145,27 @@ def _merged(choice: Choice) -> list[tuple[str, ...]]:
     return [tuple(sorted(o.cores)) for o in choice.program.operands if len(o.cores) > 1]
 
 
+def _tiles(best: Way, other: Way) -> list[str]:
+    pairs = [(way.tile, way.back.tile) for way in (best, other)]
+    if pairs[0] == pairs[1]:
+        return []
+    forward, back = pairs[1]
+    if forward == back or not (best.back.gradients or other.back.gradients):
+        return [_tile(forward)]
+    return [f"{_tile(forward)} forward, {_tile(back)} backward"]
+
+
 def _tile(tile: int) -> str:
     return f"tiles of {tile} rows" if tile else "all rows at once"
 
 
 def _other_libraries(best: Choice, other: Choice) -> list[str]:
     if libraries(best) == libraries(other):
-        return []
+        gradients = [
+            {name for each in way.back.gradients for name in (each.input, each.operand)}
+            for way in (best.way, other.way)
+        ]
+        return [] if gradients[0] == gradients[1] else ["gradients by other libraries"]
     if other.way.emitter in COMPILED:
         return [COMPILED[other.way.emitter]]
     if len(set(libraries(other))) == 1:

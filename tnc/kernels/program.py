@@ -12,7 +12,7 @@ are products of the same three values, by the same roles.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from math import prod
 
@@ -123,6 +123,44 @@ class Program:
 def extent(axis: Axis, size: Mapping[str, int]) -> int:
     """The product of the sizes of some legs."""
     return prod([size[name] for name in axis])
+
+
+def written(step: Step) -> str:
+    """Return the name of a step's result."""
+    return step.result if isinstance(step, Copy) else step.result.value
+
+
+def read(step: Step) -> str:
+    """Return the name of the activation that a step takes."""
+    return step.source if isinstance(step, Copy) else step.left.value
+
+
+def made(step: Step) -> Axis:
+    """Return the legs of a step's result, in the order of memory."""
+    return step.after if isinstance(step, Copy) else step.result.layout
+
+
+def recomputed(
+    program: Program, needs: Collection[str], kept: Collection[str] = ()
+) -> tuple[tuple[str, ...], tuple[Step, ...]]:
+    """Return what the gradients of some operands read of `kept` values, and what is recomputed.
+
+    `needs` are names of operands. Every value that such an operand met is wanted; one that was not
+    kept is made again from what its step read.
+    """
+    wanted = {step.left.value for step in program.products if step.right.value in needs}
+    given: list[str] = []
+    again: list[Step] = []
+    for step in reversed(program.steps):
+        result = written(step)
+        if result not in wanted:
+            continue
+        if result in kept:
+            given.append(result)
+            continue
+        again.append(step)
+        wanted.add(read(step))
+    return tuple(reversed(given)), tuple(reversed(again))
 
 
 def dimensions(step: Multiply, size: Mapping[str, int]) -> tuple[int, int, int, int]:

@@ -14,7 +14,7 @@ from tnc.errors import KernelError
 from tnc.files import write_text
 from tnc.kernels.machine import current, fingerprint, path
 
-VERSION = 3
+VERSION = 4
 Chosen = TypeVar("Chosen")
 
 

@@ -97,6 +97,8 @@ def _walk(
                 ):
                     key = (rest, layout)
                     total = state.seconds + seconds
+                    if not rest:
+                        total -= costs.again(steps[-1], size)
                     if total > limit:
                         continue
                     if key not in best or total < best[key].seconds:
@@ -113,10 +115,10 @@ def _walk(
     for state in states:
         if state.layout != wanted:
             copy = Copy("output", _last(state), state.layout, wanted)
+            seconds = costs.copy(copy, size) - costs.again(copy, size)
             state = _State(
-                wanted, state.left, state.seconds + costs.copy(copy, size),
-                (*state.steps, copy), state.operands,
-            )  # fmt: skip
+                wanted, state.left, state.seconds + seconds, (*state.steps, copy), state.operands
+            )
         done.append(state)
     return sorted(done, key=lambda state: state.seconds)[:4]
 

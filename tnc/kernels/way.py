@@ -4,6 +4,33 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+SUMS = ("each", "flat", "batch")
+"""How the gradient of an operand that a whole batch of products shares is summed: one product
+after another into one place, one long product, or a batch of products and then their sum."""
+
+
+@dataclass(frozen=True)
+class Gradients:
+    """How the gradients of one product are taken: a library each, and the sum of a batch."""
+
+    input: str = ""
+    operand: str = ""
+    sum: str = ""
+    """One of `SUMS` where a batch is summed."""
+
+
+@dataclass(frozen=True)
+class Back:
+    """How the backward runs: rows at a time (0: all), values that the forward keeps for it.
+
+    What is not kept is recomputed from what is, and from the input. Without `gradients` they are
+    taken by the libraries of the forward.
+    """
+
+    tile: int = 0
+    kept: tuple[str, ...] = ()
+    gradients: tuple[Gradients, ...] = ()
+
 
 @dataclass(frozen=True)
 class Way:
@@ -15,3 +42,4 @@ class Way:
     """Whether there is one row only, as in a bucket of its own."""
     emitter: str = "torch"
     """What runs the steps: 'torch', or 'numba' for loops over a few rows without gradients."""
+    back: Back = Back()

@@ -48,10 +48,13 @@ class Kind:
     device: str = CPU
 
     def outcomes(
-        self, rows: Sequence[int], training: bool = False, how: str = "model"
+        self, rows: Sequence[int], training: bool = False, how: str = "model", keep: float = 0.0
     ) -> tuple[tuple[Outcome, bool], ...]:
-        """Choose for every network and number of rows; each outcome with the network's bias."""
-        with tuning(how):
+        """Choose for every network and number of rows; each outcome with the network's bias.
+
+        Training may `keep` that many times the bytes of the input.
+        """
+        with tuning(how, keep):
             tasks = [
                 (task_of(network, count, training, self.dtype, self.device), bias)
                 for network, bias in self.parts

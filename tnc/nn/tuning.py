@@ -10,7 +10,7 @@ from torch import nn
 
 from tnc.errors import KernelError
 from tnc.kernels.applied import tuning
-from tnc.kernels.outcome import Outcome, libraries
+from tnc.kernels.outcome import Outcome, libraries, tiling
 from tnc.nn.generated import kernels_of
 from tnc.nn.kinds import Kind, kinds_of
 
@@ -40,6 +40,7 @@ def tune(
     rows: Sequence[int] = (1, 32, 1024),
     how: str = "measure",
     training: bool = False,
+    keep: float = 0.0,
 ) -> Tuned:
     """Choose the kernels of a model's structured linear layers now, not at their first call.
 
@@ -48,12 +49,14 @@ def tune(
     machine's prices, `tnc doctor --calibrate`) or 'measure' (the predicted short list is timed,
     tens of milliseconds a choice; kept in the user's cache). With `training` kernels are chosen for
     forward and backward together, else for inference, where merged cores are kept as long as
-    weights do not change. Kernels are chosen for the device that the model is on, on the CPU for
-    torch's present number of threads; layers that were used before take the new ones from their
-    next call on. Outputs change by rounding only.
+    weights do not change. Training keeps the input of a layer for the backward, and recomputes what
+    lies between; it may `keep` that many times the bytes of the input beside it, where that is
+    predicted, or measured, to be faster. Kernels are chosen for the device that the model is on, on
+    the CPU for torch's present number of threads; layers that were used before take the new ones
+    from their next call on. Outputs change by rounding only.
 
     Returns what was chosen, with predicted and measured seconds. Raises KernelError for another
-    `how`, and for rows that are no positive whole numbers.
+    `how`, for a `keep` below 0, and for rows that are no positive whole numbers.
 
     >>> import torch, tnc
     >>> spec = tnc.Spec(version=1, rules=[{"match": "0", "structure": "low-rank", "keep": 0.5}])
@@ -64,14 +67,18 @@ def tune(
     [(('0',), [1, 16])]
     """
     check_rows(rows)
+    if keep and not training:
+        raise KernelError(
+            "nothing is kept without gradients", where="keep", hint="add training=True"
+        )
     started = time.perf_counter()
     found = kinds_of(model)
     tuned = []
-    with tuning(how):
+    with tuning(how, keep):
         for kind in found:
             if kind.reason:
                 continue
-            outcomes = kind.outcomes(rows, training, how)
+            outcomes = kind.outcomes(rows, training, how, keep)
             tuned.append((kind, tuple(each for each, _ in outcomes)))
             for path in kind.paths:
                 for applied in kernels_of(model.get_submodule(path)):
@@ -105,7 +112,8 @@ def _told(found: Outcome) -> str:
     used = "; ".join(
         [
             "absorbs " + ", ".join("*".join(o.cores) for o in choice.program.operands),
-            *([f"tiles of {choice.way.tile} rows"] if choice.way.tile else []),
+            *([tiling(choice.way)] if choice.way.tile or choice.way.back.tile else []),
+            *([f"keeps {', '.join(choice.way.back.kept)}"] if choice.way.back.kept else []),
             "by " + ", ".join(dict.fromkeys(libraries(choice, found.task.device))),
         ]
     )

@@ -9,7 +9,7 @@ from typing import Any
 
 from tnc.kernels.choose import Task
 from tnc.kernels.machine import state
-from tnc.kernels.outcome import Contender, Outcome, libraries, where
+from tnc.kernels.outcome import Contender, Outcome, kept_share, libraries, tiling, where
 from tnc.nn.kinds import Kind
 
 LEGEND = (
@@ -67,6 +67,8 @@ def _as_json(found: Outcome, bias: bool) -> dict[str, Any]:
         "dense": found.dense,
         "flops": found.flops,
         "tile": choice.way.tile,
+        "backward tile": choice.way.back.tile,
+        "kept": list(choice.way.back.kept),
         "libraries": list(libraries(choice, task.device)),
         "steps": [
             {"text": line.text, "shape": list(line.shape), "flops": line.flops}
@@ -90,12 +92,15 @@ def _as_json(found: Outcome, bias: bool) -> dict[str, Any]:
 def _outcome(found: Outcome, bias: bool, kind: Kind) -> str:
     choice, task = found.choice, found.task
     rows = f"{found.fewest} to {task.rows} rows" if task.rows > 1 else "1 row"
-    tile = f"{choice.way.tile} rows at a time" if choice.way.tile else "all rows at once"
     measured = f"measured {_us(choice.measured)}, " if choice.measured else ""
     lines = [
-        f"{rows}: predicted {_us(choice.seconds)}, {measured}{found.flops:,} FLOPs, {tile}; "
+        f"{rows}: predicted {_us(choice.seconds)}, {measured}{found.flops:,} FLOPs, "
+        f"{tiling(choice.way)}; "
         f"a dense layer: predicted {_us(found.dense)}, {_dense_flops(found):,} FLOPs"
     ]
+    if choice.way.back.kept:
+        share = f"{kept_share(choice):.2f} times the bytes of the input"
+        lines.append(f"  keeps {', '.join(choice.way.back.kept)} for the backward, {share}")
     if len(kind.parts) > 1:
         lines.append(f"  of {task.network}")
     wide = max(len(line.text) for line in found.lines if line.shape or line.backend)

@@ -94,8 +94,8 @@ def test_programs_compute_networks(name: str, rows: int, training: bool, costs) 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_tiles(name: str, rows: int, costs, monkeypatch) -> None:
     """Tiles are forced, with a last one that is smaller."""
-    monkeypatch.setattr("tnc.kernels.choose.TILES", (16,))
-    monkeypatch.setattr("tnc.kernels.choose.TILED_FROM", -1)
+    monkeypatch.setattr("tnc.kernels.choose.TILES", {"cpu": (16,)})
+    monkeypatch.setattr("tnc.kernels.choose.TILED_FROM", {"cpu": -1})
     network = parse_network(NETWORKS[name])
     cores = draw(network)
     width = int(torch.tensor(network.signature.inputs).prod())
@@ -105,7 +105,7 @@ def test_tiles(name: str, rows: int, costs, monkeypatch) -> None:
     wanted = torch.autograd.grad(y, [x, *cores.values()], dy)
     monkeypatch.setattr("tnc.kernels.choose.SHORTLIST", 100)
     choices = ranked(Task(network, rows, "float64", 1, True), costs)
-    tiled = [choice for choice in choices if choice.way.tile]
+    tiled = [choice for choice in choices if choice.way.tile or choice.way.back.tile]
     assert tiled
     for choice in tiled:
         kernel, operands = Kernel(choice), laid(network, choice, cores)

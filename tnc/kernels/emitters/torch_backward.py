@@ -12,62 +12,65 @@ from tnc.kernels.program import (
     Program,
     input_gradient,
     operand_gradient,
+    recomputed,
+    written,
 )
-from tnc.kernels.way import Way
+from tnc.kernels.sums import factors, flattened, summed
+from tnc.kernels.way import Gradients, Way
 
 LOOPED = 8
-"""A gradient that sums a batch of products takes them one by one up to so many."""
+"""Unless a way says how, a gradient that sums up to so many products takes them one by one."""
 
 
 class Backward(Writer):
+    """Lines of `backward(dy, x, kept values.., operands..)`."""
+
     def __init__(self, program: Program, way: Way, needs: frozenset[str]) -> None:
-        super().__init__(program, way)
+        given, self.again = recomputed(program, needs, way.back.kept)
+        super().__init__(program, way, kept=given)
         self.needs = needs
 
+    @property
+    def tile(self) -> int:
+        """Rows at a time, which need not be those of the forward."""
+        return self.way.back.tile
+
     def text(self) -> str:
+        """Write the function, and those that it calls."""
         self.start()
         program = self.program
         rows = "1" if self.way.single else "n"
         inputs = self.extent(program.inputs)
         outputs = self.extent(tuple(n for n in program.output if n != ROWS))
-        self.shapes[INPUT], self.shapes["dy"] = (rows, inputs), (rows, outputs)
-        first = self._first()
-        kept = [step.right.value for step in program.products if step.right.value in self.needs]
-        for name in kept:
-            step = next(s for s in program.products if s.right.value == name)
-            self.shapes[f"d_{name}"] = self.extents(step.right.groups)
-        if self.into and INPUT in self.needs:
-            self.shapes["dx"] = (rows, inputs)
-        self._recompute()
-        self._reverse(first)
-        returned = ", ".join(
-            [*(["dx"] if INPUT in self.needs else []), *(f"d_{name}" for name in kept)]
-        )
-        arguments = ", ".join(self.arguments)
-        count = [] if self.way.single else ["n = x.shape[0]"]
-        if not self.into:
-            body = [*count, f"{INPUT} = x", *guarded(self.lines), f"return {returned},"]
-            return f"def backward(dy, x, {arguments}):\n{indented(body)}"
-        grads = [f"d_{name}" for name in kept]
+        self.shapes |= {INPUT: (rows, inputs), "dy": (rows, outputs)}
+        self.shapes |= dict.fromkeys(self.kept, ())  # flat, or as the forward had them
+        wanted = [step for step in program.products if step.right.value in self.needs]
+        grads = [f"d_{step.right.value}" for step in wanted]
+        self.shapes |= {g: self.extents(s.right.groups) for g, s in zip(grads, wanted)}
         own = ["dx"] if INPUT in self.needs else []
-        tile = tile_function("back_tile", [INPUT, "dy", *own, arguments, *grads], self)
-        slices = ", ".join(
-            ["x[a:b]", "dy[a:b]", *(["dx[a:b]"] if own else []), arguments, *grads, "*buffers"]
+        if self.into and own:
+            self.shapes["dx"] = (rows, inputs)
+        self.steps(self.again)
+        self._reverse()
+        head = f"def backward({', '.join(['dy', 'x', *self.kept, *self.arguments])}):"
+        returned = f"return {', '.join([*own, *grads])},"
+        if not self.into:
+            count = [] if self.way.single else ["n = x.shape[0]"]
+            body = [*count, f"{INPUT} = x", *guarded(self.lines), returned]
+            return f"{head}\n{indented(body)}"
+        tile = tile_function(
+            "back_tile", [INPUT, "dy", *own, *self.kept, *self.arguments, *grads], self
         )
+        parts = ["x[a:b]", "dy[a:b]", *(["dx[a:b]"] if own else []), *self.parts(self.kept)]
+        call = f"back_tile({', '.join([*parts, *self.arguments, *grads, '*buffers'])})"
         body = [
             "n = x.shape[0]",
             *([f"dx = x.new_empty(n, {inputs})"] if own else []),
             *(f"{g} = x.new_zeros({', '.join(self.shapes[g])})" for g in grads),
-            *guarded(tiles(self.way.tile, f"back_tile({slices})", "back_buffers")),
-            f"return {returned},",
+            *guarded(tiles(self.tile, call, "back_buffers")),
+            returned,
         ]
-        return "\n\n".join(
-            [
-                buffers("back_buffers_of", self),
-                tile,
-                f"def backward(dy, x, {arguments}):\n{indented(body)}",
-            ]
-        )
+        return "\n\n".join([buffers("back_buffers_of", self), tile, f"{head}\n{indented(body)}"])
 
     def _first(self) -> int:
         """The place of the first step whose gradient is needed."""
@@ -78,68 +81,89 @@ class Backward(Writer):
                 return place
         return len(self.program.steps)
 
-    def _recompute(self) -> None:
-        """Write what the operands met, up to the last operand that needs a gradient."""
-        last = 0
-        for place, step in enumerate(self.program.steps):
-            if isinstance(step, Multiply) and step.right.value in self.needs:
-                last = place
-        self.steps(last)
-
-    def _reverse(self, first: int) -> None:
-        steps = self.program.steps
-        final = steps[-1]
-        name = final.result if isinstance(final, Copy) else final.result.value
+    def _reverse(self) -> None:
+        """Write the gradients, from the last step to the first one that needs some."""
+        steps, first = self.program.steps, self._first()
+        name = written(steps[-1])
         self.add(f"d_{name} = dy")
         self.shapes[f"d_{name}"] = self.shapes["dy"]
-        count = len(self.program.products)
         for place in range(len(steps) - 1, first - 1, -1):
             step = steps[place]
             if isinstance(step, Copy):
                 out = "dx" if self.into and step.source == INPUT else ""
                 self.copy(f"d_{step.source}", f"d_{step.result}", step.after, step.before, out)
                 continue
-            count -= 1
-            self.use(self.backend_of(count))
+            how = self._how(self.program.products.index(step))
             if step.right.value in self.needs:
-                self._operand(step)
+                self.use(how.operand)
+                self._operand(step, how.sum)
             if place > first or INPUT in self.needs:
+                self.use(how.input)
                 out = "dx" if self.into and step.left.value == INPUT else ""
                 self.multiply(input_gradient(step), out=out)
         if not self.into and INPUT in self.needs:
             shape = self.shapes[INPUT]
             self.add(f"dx = {self.view('d_' + INPUT, shape)}")
 
-    def _operand(self, step: Multiply) -> None:
+    def _how(self, place: int) -> Gradients:
+        """Return how the gradients of a product are taken."""
+        if self.way.back.gradients:
+            return self.way.back.gradients[place]
+        name = self.backend_of(place)
+        return Gradients(name, name)
+
+    def _operand(self, step: Multiply, how: str) -> None:
         """Write an operand's gradient: one product, or a sum of a batch of them."""
         back = operand_gradient(step)
         out = back.result.value
-        if "b" not in back.left.roles or "b" in back.result.roles:
+        if not summed(back):
             self.multiply(back, out=out if self.into else "", add=self.into)
             return
-        rows, columns = tuple(back.result.roles)
-        batch = self.extent(back.left.group("b"))
-        pair = (back.left, back.right) if rows in back.left.roles else (back.right, back.left)
-        first = self.turned(pair[0], (rows, "m"), batch)
-        second = self.turned(pair[1], ("m", columns), batch)
+        pair = factors(back)
         shape = self.extents(back.result.groups)
-        if batch.isdigit() and int(batch) <= LOOPED:
-            if not self.into:
-                self.add(f"{out} = x.new_zeros({', '.join(shape)})")
-                self.shapes[out] = shape
-            self.add(f"for p, q in zip({first}, {second}):")
-            self.add(f"    {out}.addmm_(p, q)")
-            return
+        batch = self.extent(pair[0].group("b"))
         self.shapes[out] = shape
-        flat = self.extent(back.left.group("b") + back.left.group("m"))
-        left = f"{self._ordered(pair[0], (rows, 'b', 'm'))}.reshape({shape[0]}, {flat})"
-        right = f"{self._ordered(pair[1], ('b', 'm', columns))}.reshape({flat}, {shape[1]})"
-        if self.into:
-            self.add(f"{out}.addmm_({left}, {right})")
-        else:
-            self.add(f"{out} = mm({left}, {right})")
+        if not how:
+            how = "each" if batch.isdigit() and int(batch) <= LOOPED else "flat"
+        if how == "flat":
+            long = self.extent(pair[0].group("b") + pair[0].group("m"))
+            orders = flattened(back, self.size)
+            left = self._flat(pair[0], orders[0], long)
+            right = self._flat(pair[1], orders[1], long, turned=True)
+            product = f"({left}, {right})"
+            self.add(f"{out}.addmm_{product}" if self.into else f"{out} = mm{product}")
+            return
+        rows, columns = tuple(back.result.roles)
+        left = self.turned(pair[0], (rows, "m"), batch)
+        right = self.turned(pair[1], ("m", columns), batch)
+        if how == "batch":
+            self._batch(out, (batch, *shape), left, right)
+            return
+        if not self.into:
+            self.add(f"{out} = x.new_zeros({', '.join(shape)})")
+        self.add(f"for p, q in zip({left}, {right}):")
+        self.add(f"    {out}.addmm_(p, q)")
 
-    def _ordered(self, matrix: Matrix, roles: tuple[str, str, str]) -> str:
+    def _batch(self, out: str, shape: tuple[str, ...], left: str, right: str) -> None:
+        """Write a batch of products and their sum."""
+        if not self.into:
+            self.add(f"{out} = bmm({left}, {right}).sum(0)")
+            return
+        self.buffers[f"s_{out}"] = shape
+        self.add(f"bmm({left}, {right}, out=s_{out})")
+        self.add(f"{out}.add_(s_{out}.sum(0))")
+
+    def _flat(self, matrix: Matrix, roles: str, long: str, turned: bool = False) -> str:
+        """Write a factor as a matrix, copied where its memory has other `roles`.
+
+        One side is the batch and m, which comes second, or first where `turned`.
+        """
         text = self.view(matrix.value, self.extents(matrix.groups))
         order = tuple(matrix.roles.index(role) for role in roles)
-        return text if order == (0, 1, 2) else f"{text}.permute({', '.join(map(str, order))})"
+        if order != (0, 1, 2):
+            text = f"{text}.permute({', '.join(map(str, order))})"
+        (own,) = (role for role in roles if role not in "bm")
+        ahead = roles[0] == own
+        sides = (self.extent(matrix.group(own)), long)
+        text = f"{text}.reshape({', '.join(sides if ahead else sides[::-1])})"
+        return text if ahead != turned else f"{text}.t()"

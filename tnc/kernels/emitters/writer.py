@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from math import prod
 
 from tnc.derive.dense import ROWS
-from tnc.kernels.program import Copy, Matrix, Multiply, Program
+from tnc.kernels.program import Copy, Matrix, Multiply, Program, Step, extent, made, written
 from tnc.kernels.way import Way
 from tnc.net import Axis
 
@@ -22,14 +22,21 @@ class Writer:
     shapes: dict[str, tuple[str, ...]] = field(default_factory=dict)
     backend: str = ""
     buffers: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    kept: tuple[str, ...] = ()
+    """Values that are no buffers: a tile has its part of them from outside, as flat memory."""
 
     def __post_init__(self) -> None:
         self.size = dict(self.program.sizes)
 
     @property
+    def tile(self) -> int:
+        """Rows at a time; 0 where there is no loop over tiles."""
+        return self.way.tile
+
+    @property
     def into(self) -> bool:
         """Whether results go to buffers."""
-        return bool(self.way.tile)
+        return bool(self.tile)
 
     def extent(self, axis: Axis) -> str:
         """Write the size of a group, where rows are `n`."""
@@ -59,7 +66,9 @@ class Writer:
     def buffer(self, name: str, shape: tuple[str, ...]) -> str:
         """Name a place for a result: a buffer of the tile, or new memory."""
         self.shapes[name] = shape
-        if self.into:
+        if self.into and name in self.kept:
+            self.add(f"{name} = {name}.view({', '.join(shape)})")
+        elif self.into:
             self.buffers[name] = shape
         else:
             self.add(f"{name} = x.new_empty({', '.join(shape)})")
@@ -166,19 +175,27 @@ class Writer:
         for step in self.program.products:
             self.shapes[step.right.value] = self.extents(step.right.groups)
 
-    def steps(self, upto: int, *, bias: str = "", out: str = "") -> None:
-        """Write the first steps; the last of all writes into `out` if that is given."""
-        places = iter(range(len(self.program.products)))
-        for place, step in enumerate(self.program.steps[:upto]):
-            final = place == len(self.program.steps) - 1
+    def steps(self, steps: Sequence[Step], *, bias: str = "", out: str = "") -> None:
+        """Write steps of the program; its last one writes into `out` if that is given."""
+        for step in steps:
+            final = step is self.program.steps[-1]
             if isinstance(step, Copy):
                 self.copy(step.result, step.source, step.before, step.after, out if final else "")
                 continue
-            self.use(self.backend_of(next(places)))
+            self.use(self.backend_of(self.program.products.index(step)))
             self.multiply(step, out=out if final else "", bias=bias if final else "")
 
     def backend_of(self, place: int) -> str:
         return self.way.backends[place] if self.way.backends else ""
+
+    def width(self, value: str) -> int:
+        """Return the entries of a value for one row."""
+        (step,) = (step for step in self.program.steps if written(step) == value)
+        return extent(made(step), self.size | {ROWS: 1})
+
+    def parts(self, values: Sequence[str]) -> list[str]:
+        """Write what belongs to the rows a to b of values in flat memory."""
+        return [f"{name}[{self.width(name)} * a : {self.width(name)} * b]" for name in values]
 
     @property
     def arguments(self) -> list[str]:
