@@ -72,9 +72,21 @@ def test_training_has_a_backward(tmp_path: Path) -> None:
     assert tnc.verify(folder).ok
 
 
+def test_training_may_keep_values(tmp_path: Path) -> None:
+    folder = saved(tmp_path / "a", training=True, keep=4.0, rows=(64,))
+    texts = [file.read_text() for file in sources(folder)]
+    assert any("# keeps      t0" in text and "return y, t0" in text for text in texts), texts
+    assert all("def backward(dy, x, t0, " in text for text in texts if "# keeps" in text)
+    assert tnc.verify(folder).ok
+    with pytest.raises(ValueError, match="only training keeps values"):
+        Kernels(keep=0.5)
+    with pytest.raises(ValueError, match="greater than or equal to 0"):
+        Kernels(training=True, keep=-1.0)
+
+
 def test_an_edited_source_is_an_error_with_its_line(tmp_path: Path) -> None:
     folder = saved(tmp_path / "a")
-    file = sources(folder)[0]
+    file = next(file for file in sources(folder) if file.name.endswith("rows-16.py"))
     lines = file.read_text().splitlines()
     place = next(k for k, line in enumerate(lines) if "return y" in line)
     lines[place] = "    return 2 * y"
