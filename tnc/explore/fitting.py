@@ -14,6 +14,7 @@ from tnc.explore.bounds import Spectra
 from tnc.explore.carrying import carried
 from tnc.explore.engine import Done, Task
 from tnc.explore.evaluator import Array, Evaluator
+from tnc.explore.gating import gated
 from tnc.explore.trial import Outcome
 
 
@@ -48,14 +49,17 @@ class FitTopology:
         if start is not None and task.origin is not None:
             start = carried(start, task.origin, trial.topology, seed)
         try:
-            fit = self.evaluator.fit(
-                self.tensor,
-                trial.topology,
-                seed=seed,
-                effort=trial.effort,
-                start=start,
-                enough=floor * (1 + self.slack),
-            )
+            if trial.gates:
+                fit = gated(self.tensor, trial.topology, trial.gates, seed, trial.effort)
+            else:
+                fit = self.evaluator.fit(
+                    self.tensor,
+                    trial.topology,
+                    seed=seed,
+                    effort=trial.effort,
+                    start=start,
+                    enough=floor * (1 + self.slack),
+                )
         except (ArithmeticError, np.linalg.LinAlgError, MemoryError) as error:
             return Outcome(error=f"{type(error).__name__}: {error}"), None
         seconds = time.perf_counter() - begun

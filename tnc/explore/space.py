@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import combinations, product
@@ -132,13 +132,16 @@ class Space:
         """Return any point, each as likely."""
         return tuple(axis.draw(rng) for axis in self.axes)
 
-    def allowed(self, rng: Random, tries: int = 20) -> Point:
+    def allowed(
+        self, rng: Random, draw: Callable[[], Point] | None = None, tries: int = 20
+    ) -> Point:
         """Return a point that is not refused: the first of `tries` draws, or the last cut down.
 
-        Cutting down lowers one rank after another, drawn at random, which ends at no bonds at all.
+        Draws are from all points unless `draw` says from where. Cutting down lowers one rank after
+        another, drawn at random, which ends at no bonds at all.
         """
         for _ in range(tries):
-            point = self.draw(rng)
+            point = draw() if draw is not None else self.draw(rng)
             if not self.refuses(self.topology(point)):
                 return point
         cut = list(point)

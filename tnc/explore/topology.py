@@ -134,6 +134,20 @@ class Topology:
         return cls.of(data["modes"], bonds, data.get("hidden", 0))
 
 
+def narrowed(
+    modes: tuple[int, ...], joined: Mapping[tuple[int, int], int]
+) -> dict[tuple[int, int], int]:
+    """Return bonds by their ends without what is wider than the other legs of an end allow.
+
+    A core whose leg is wider than its other legs together is a product of a core with a narrower
+    one and a matrix, which the neighbour takes in, so nothing is lost.
+    """
+    held = {pair: size for pair, size in joined.items() if size > 1}
+    while _narrow(modes, held):
+        pass
+    return held
+
+
 def _narrow(modes: tuple[int, ...], joined: dict[tuple[int, int], int]) -> bool:
     """Cut one bond that is wider than the other legs of an end allow; say whether one was."""
     for pair in sorted(joined):

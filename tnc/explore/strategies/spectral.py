@@ -49,7 +49,7 @@ class Spectral(Strategy):
         while True:
             trials = self._trials(known, rng)
             if not trials:
-                return
+                return "nothing near the best of what is known is left to fit"
             known.learn((yield Batch(trials)))
 
     def _trials(self, known: _Known, rng: Random) -> tuple[Trial, ...]:

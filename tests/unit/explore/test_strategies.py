@@ -1,0 +1,295 @@
+"""Laws of search strategies, over all that are registered."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields, is_dataclass
+from functools import cache
+from pathlib import Path
+from random import Random
+
+import numpy as np
+import pytest
+
+from tnc.explore import (
+    Batch,
+    FitTopology,
+    Found,
+    Limits,
+    MemoryRecord,
+    Outcome,
+    Pool,
+    Problem,
+    Scored,
+    Space,
+    Spectra,
+    Strategy,
+    Task,
+    Topology,
+    objectives,
+    propose,
+    search,
+    strategies,
+)
+from tnc.explore.counting import candidates, size
+from tnc.explore.engine import Done, Work
+from tnc.explore.evaluators.als import ALS
+from tnc.explore.trial import Asking
+
+ROOT = Path(__file__).resolve().parents[3]
+NAMES = tuple(strategies.all())
+MOST_REFUSED = 100
+OBJECTIVE = objectives.get("size-and-error")(20.0)
+
+
+def networked(modes: tuple[int, ...], bonds: Sequence[tuple[int, int, int]], hidden: int = 0):
+    """Return a random tensor that a topology represents exactly."""
+    topology = Topology.of(modes, bonds, hidden)
+    rng = np.random.default_rng(7)
+    operands: list[object] = []
+    for v, (shape, legs) in enumerate(zip(topology.shapes, topology.legs)):
+        mode = [v] if v < len(modes) else []
+        operands += [rng.standard_normal(shape), [*mode, *(len(modes) + k for k in legs)]]
+    return np.einsum(*operands, list(range(len(modes))))
+
+
+RING = networked((3, 3, 3), [(0, 1, 2), (1, 2, 2)])
+STAR = networked((3, 3, 3), [(0, 3, 2), (1, 3, 2), (2, 3, 3)], 1)
+TENSORS = {"ring": RING, "star": STAR}
+
+
+@cache
+def problem(bonds: str, **constraints: int) -> Problem:
+    tensor = TENSORS[bonds]
+    space = Space.of(tensor.shape, bonds, 3, **constraints)
+    return Problem(space, OBJECTIVE, Spectra.of(tensor))
+
+
+@cache
+def work(bonds: str) -> FitTopology:
+    return FitTopology(TENSORS[bonds], ALS(starts=3, sweeps=60), Spectra.of(TENSORS[bonds]))
+
+
+@cache
+def record(bonds: str) -> MemoryRecord:
+    """All tests share their fits: what is on record changes no search."""
+    return MemoryRecord()
+
+
+def space_of(strategy: Strategy) -> str:
+    """Return the first space that a strategy does not refuse."""
+    return next(bonds for bonds in TENSORS if not strategy.refuses(problem(bonds)))
+
+
+@dataclass
+class Backwards(Pool):
+    """Workers that answer the last task first."""
+
+    work: Work
+
+    def run(self, tasks: Sequence[Task]) -> Iterator[tuple[int, Done]]:
+        for number in reversed(range(len(tasks))):
+            yield number, self.work(tasks[number])
+
+    def close(self) -> None:
+        """There is nothing to stop."""
+
+
+def run(strategy: Strategy, seed: int = 0, evaluations: int = 60, fresh: bool = False) -> Found:
+    bonds = space_of(strategy)
+    held = MemoryRecord() if fresh else record(bonds)
+    limits = Limits(evaluations=evaluations)
+    return search(problem(bonds), strategy, Backwards(work(bonds)), held, limits, seed)
+
+
+def keys(found: Found) -> list[tuple[str, float]]:
+    return [(told.trial.key, told.score) for told in found.trials]
+
+
+def rounds(strategy: Strategy, asked: Problem, seed: int, count: int):
+    """Drive a strategy by floors for fits; return its batches, what it was told, and its end."""
+    asking = strategy.search(asked, Random(seed))
+    batches: list[Batch] = []
+    history: list[tuple[Scored, ...]] = []
+    try:
+        batch = next(asking)
+        while len(batches) < count:
+            batches.append(batch)
+            history.append(tuple(answered(asked, trial) for trial in batch.trials))
+            batch = asking.send(history[-1])
+    except StopIteration as end:
+        return batches, history, end.value
+    return batches, history, None
+
+
+def answered(asked: Problem, trial) -> Scored:
+    """Return a trial with its bound for an error: no fit, but everything that a search needs."""
+    why = asked.space.refuses(trial.topology)
+    if why:
+        return asked.scored(trial, Outcome(error=why, refused=True))
+    assert asked.spectra is not None
+    metrics = {"rse": asked.spectra.floor(trial.topology), "ratio": trial.topology.ratio}
+    if trial.gates:
+        kept = [(a, b, size) for a, b, size in trial.topology.bonds]
+        metrics |= {f"kept {a + 1}-{b + 1}": float(min(size, 2)) for a, b, size in kept}
+    return asked.scored(trial, Outcome({**metrics, "params": trial.topology.parameters}))
+
+
+def most_refused(strategy: Strategy, asked: Problem) -> int:
+    """Return how many trials in a row a strategy asks in vain."""
+    longest = row = 0
+    for told in rounds(strategy, asked, 0, 40)[1]:
+        for scored in told:
+            row = row + 1 if scored.outcome.refused else 0
+            longest = max(longest, row)
+    return longest
+
+
+def optimum(bonds: str) -> float:
+    """Return the least score of a space by fits of all its candidates."""
+    held, whole = record(bonds), problem(bonds)
+    scores = []
+    for point, _ in candidates(whole.space):
+        trial = whole.trial(point)
+        if held.outcome(trial.key) is None:
+            held.write(trial, *work(bonds)(Task(trial)))
+        scores.append(whole.scored(trial, held.outcome(trial.key)).score)
+    return min(scores)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_strategy_is_frozen_data_with_defaults_and_words(name: str) -> None:
+    made = strategies.get(name)()
+    assert is_dataclass(made) and made.__dataclass_params__.frozen
+    assert made == type(made)(**{f.name: getattr(made, f.name) for f in fields(made)})
+    assert type(made).__doc__ and len(type(made).__doc__) > 60
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_trials_depend_on_the_seed_alone(name: str) -> None:
+    made = strategies.get(name)()
+    first = run(made, evaluations=25)
+    assert first.trials
+    assert keys(first) == keys(run(made, evaluations=25, fresh=True))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_killed_search_goes_on_from_its_history(name: str) -> None:
+    made = strategies.get(name)()
+    asked = problem(space_of(made))
+    batches, history, end = rounds(made, asked, 3, 6)
+    for number, batch in enumerate(batches):
+        assert propose(made, asked, history[:number], 3) == batch
+    if end is not None:
+        assert propose(made, asked, history, 3) is None
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_refused_candidates_are_not_asked_for_ever(name: str) -> None:
+    made = strategies.get(name)()
+    bonds = space_of(made)
+    assert most_refused(made, problem(bonds, params=24)) <= MOST_REFUSED
+    assert most_refused(made, problem(bonds, degree=2)) <= MOST_REFUSED
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_strategy_that_ends_says_why(name: str) -> None:
+    made = strategies.get(name)()
+    _, _, end = rounds(made, problem(space_of(made)), 0, 300)
+    assert end is None or len(end) > 10
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_best_so_far_only_gets_better(name: str) -> None:
+    seen: list[float] = []
+    made = strategies.get(name)()
+    bonds = space_of(made)
+
+    def watch(found: Found) -> None:
+        if found.best is not None:
+            seen.append(found.best.score)
+
+    search(
+        problem(bonds), made, Backwards(work(bonds)), record(bonds), Limits(evaluations=30), 1, watch
+    )
+    assert seen and seen == sorted(seen, reverse=True)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_optimum_of_a_small_space_is_found_within_its_size(name: str) -> None:
+    made = strategies.get(name)()
+    bonds = space_of(made)
+    most = size(problem(bonds).space).candidates
+    assert reaches(made, most), (run(made, evaluations=most).best, optimum(bonds))
+
+
+def reaches(strategy: Strategy, evaluations: int) -> bool:
+    best = run(strategy, evaluations=evaluations).best
+    return best is not None and best.score <= optimum(space_of(strategy)) + 1e-3
+
+
+def test_another_hash_seed_changes_nothing() -> None:
+    told = [hashed(seed) for seed in ("1", "2")]
+    assert told[0] == told[1]
+    assert sorted(told[0]) == sorted(NAMES)
+
+
+def hashed(seed: str) -> dict[str, list[str]]:
+    code = f"from {__name__} import tell; tell()"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONHASHSEED": seed},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return json.loads(done.stdout)
+
+
+def tell() -> None:
+    """Print what every strategy asks for."""
+    asked = {name: strategies.get(name)() for name in NAMES}
+    print(
+        json.dumps(
+            {
+                name: [
+                    trial.key
+                    for batch in rounds(made, problem(space_of(made)), 0, 8)[0]
+                    for trial in batch.trials
+                ]
+                for name, made in asked.items()
+            }
+        )
+    )
+
+
+class Stubborn(Strategy):
+    """Asks for the widest network again and again, and ends without a word."""
+
+    def search(self, problem: Problem, rng: Random) -> Asking:
+        for _ in range(50):
+            wide = tuple(axis.values()[-1] for axis in problem.space.axes)
+            yield Batch((problem.trial(wide),) * 4)
+        return ""
+
+
+class Forgetful(Strategy):
+    """Draws from a generator of its own."""
+
+    rng = Random(0)
+
+    def search(self, problem: Problem, rng: Random) -> Asking:
+        while True:
+            yield Batch((problem.trial(problem.space.draw(self.rng)),) * 2)
+
+
+def test_the_laws_can_fail() -> None:
+    assert most_refused(Stubborn(), problem("ring", params=24)) > MOST_REFUSED
+    assert rounds(Stubborn(), problem("ring"), 0, 300)[2] == ""
+    assert not reaches(Stubborn(), size(problem("ring").space).candidates)
+    assert keys(run(Forgetful(), evaluations=9)) != keys(run(Forgetful(), evaluations=9))
