@@ -92,9 +92,10 @@ class _State:
         rows = rest.reshape(prod(rest.shape[:legs]), -1)
         gram = rows @ rows.T
         gram[np.diag_indices_from(gram)] += max(level, 1e-12)
-        solved = np.linalg.solve(gram, rows @ self.tensor_at(v).T).T
+        solved: Any = np.linalg.solve(gram, rows @ self.tensor_at(v).T).T
         head = self.topology.modes[v : v + 1] if v < len(self.topology.modes) else ()
-        return solved.reshape(*head, *rest.shape[:legs])
+        core: Array = solved.reshape(*head, *rest.shape[:legs])
+        return core
 
     def tensor_at(self, v: int) -> Array:
         """Return the tensor with the mode of a core as rows."""
@@ -122,7 +123,8 @@ class _State:
         self.cores[v] = np.take(self.cores[v], kept, self.axis(v, leg))
         far = self.axis(other, self.topology.legs[other].index(bond))
         self.cores[other] = np.take(self.cores[other], kept, far)
-        return np.take(rest, kept, leg)
+        left: Array = np.take(rest, kept, leg)
+        return left
 
     def axis(self, v: int, leg: int) -> int:
         """Return the axis of a leg of a core."""

@@ -9,6 +9,7 @@ import numpy as np
 
 from tnc.decide.packing import Packing, shortlist
 from tnc.explore.axes import Point
+from tnc.explore.evaluator import Array
 from tnc.explore.problem import Problem
 from tnc.explore.strategy import Strategy, strategies
 from tnc.explore.trial import Asking, Batch, Trial
@@ -71,9 +72,10 @@ class CoreShapes(Strategy):
         return found
 
 
-def _tails(problem: Problem) -> list[np.ndarray]:
+def _tails(problem: Problem) -> list[Array]:
     """Return the tails of the unfoldings of one mode each, in the order of modes."""
     assert problem.spectra is not None  # `refuses` has asked
     of = dict(zip(problem.spectra.cuts, problem.spectra.tails))
     count = len(problem.space.modes)
-    return [of.get(1 << k, of.get(((1 << count) - 1) ^ (1 << k))) for k in range(count)]
+    every = (1 << count) - 1
+    return [of[1 << k if 1 << k in of else every ^ (1 << k)] for k in range(count)]

@@ -82,7 +82,7 @@ def _moves(space: Space) -> Iterator[tuple[int, ...]]:
     count = len(space.modes)
     yield from ((k,) for k in range(len(space.pairs)))
     for a in range(count):
-        paths = [(a, ())]
+        paths: list[tuple[int, tuple[int, ...]]] = [(a, ())]
         while paths:
             end, path = paths.pop()
             for k, pair in enumerate(space.pairs):
