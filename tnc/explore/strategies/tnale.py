@@ -27,33 +27,37 @@ class TnALE(Strategy):
     only: errors between are two straight pieces, sizes are exact. Later rounds use `final`.
     A round whose best is the centre starts again at random coordinates near it.
 
-    Differs from the authors' code in what costs evaluations for nothing: equal topologies are
-    one trial (`Topology`), and a round that finds nothing new within its windows restarts.
+    Differs from the authors' code in what costs evaluations for nothing: equal topologies are one
+    trial (`Topology`); with `prune` a candidate whose bound (`Problem.floor`) is above the score of
+    the point it would replace is not fitted, the bound stands for its score; and a centre is drawn
+    anew after `fresh` trips that asked for nothing new (0: never), where theirs stays for good.
     """
 
     radius: int = 2
     final: int = 1
     rounds: int = 2
     interpolate: bool = True
-    restart: bool = True
+    prune: bool = True
+    fresh: int = 2
 
     def search(self, problem: Problem, rng: Random) -> Asking:
+        seen: set[str] = set()
         centre = self._begin(problem, rng)
-        point, bound, number = centre, float("inf"), 0
+        point, bound, number, idle = centre, float("inf"), 0, 0
         while True:
-            early = number < self.rounds
-            score, best, moved = yield from self._trip(problem, rng, centre, point, early)
+            early, known = number < self.rounds, len(seen)
+            score, best = yield from self._trip(problem, seen, centre, point, early)
             if number == self.rounds:
                 bound = float("inf")
+            stays = best == centre or score > bound
             if score <= bound:
-                stays = best == centre
                 bound, centre = score, best
-            else:
-                stays = True
-            point = centre
-            if stays or not moved:
-                point = self._shaken(problem, rng, centre, early)
+            point = self._shaken(problem, rng, centre, early) if stays else centre
+            idle = 0 if len(seen) > known else idle + 1
             number += 1
+            if self.fresh and idle == self.fresh:
+                centre = self._begin(problem, rng)
+                point, bound, number, idle = centre, float("inf"), 0, 0
 
     def _begin(self, problem: Problem, rng: Random) -> Point:
         """Draw a centre that is small enough to be fitted, if a hundred draws find one."""
@@ -64,40 +68,59 @@ class TnALE(Strategy):
         return point
 
     def _trip(
-        self, problem: Problem, rng: Random, centre: Point, point: Point, early: bool
-    ) -> Generator[Batch, tuple[Scored, ...], tuple[float, Point, bool]]:
-        """Go over all coordinates and back; return the best score, its point, and if it moved."""
+        self, problem: Problem, seen: set[str], centre: Point, point: Point, early: bool
+    ) -> _Sweep:
+        """Go over all coordinates and back; return the best score and its point."""
         axes = problem.space.axes
         ranks = [k for k, axis in enumerate(axes) if axis.ordered]
         others = [k for k, axis in enumerate(axes) if not axis.ordered]
         best, where = float("inf"), point
-        start = point
         for k in [*ranks, *others, *(ranks[::-1] if others else ranks[-2::-1])]:
-            score, point = yield from self._update(problem, centre, point, k, early)
+            score, point = yield from self._update(problem, seen, centre, point, k, early)
             if score < best:
                 best, where = score, point
-        return best, where, where != start
+        return best, where
 
-    def _update(self, problem: Problem, centre: Point, point: Point, k: int, early: bool) -> _Sweep:
+    def _update(
+        self,
+        problem: Problem,
+        seen: set[str],
+        centre: Point,
+        point: Point,
+        k: int,
+        early: bool,
+    ) -> _Sweep:
         """Enumerate coordinate k near the centre's and return the best score with its point."""
         axis = problem.space.axes[k]
         window = axis.near(centre[k], self.radius if early else self.final)
-        values = list(dict.fromkeys([*window, point[k]]))
+        values = list(dict.fromkeys([point[k], *window]))
+        between: list[Value] = []
         if axis.ordered and early and self.interpolate and len(window) > 3:
-            asked = sorted({window[0], window[len(window) // 2], window[-1]})
-            between = [value for value in window if value not in asked]
-        else:
-            asked, between = list(values), []
-        trials = tuple(problem.trial(_set(point, k, value)) for value in asked)
-        scored = yield Batch(trials, len(between))
-        found = [(told.score, told.trial.point) for told in scored]
-        found += _interpolated(problem, point, k, between, scored)
+            between = [v for v in window[1:-1] if v not in (window[len(window) // 2], point[k])]
+        asked = [_set(point, k, value) for value in values if value not in between]
+        here = yield from self._told(problem, seen, asked[:1], 0)
+        hopeless = float("inf") if not self.prune else here[0].score
+        bounds = {p: problem.floor(problem.space.topology(p)) for p in asked[1:]}
+        rest = [p for p in asked[1:] if bounds[p] < hopeless]
+        told = here + (yield from self._told(problem, seen, rest, len(between)))
+        found = [(t.score, t.trial.point) for t in told]
+        errors = {t.trial.point[k]: t.rse for t in told if t.outcome.ok}
+        for value in between:
+            found += _interpolated(problem, _set(point, k, value), k, errors)
         return min(found, key=lambda pair: pair[0])
+
+    def _told(
+        self, problem: Problem, seen: set[str], points: list[Point], between: int
+    ) -> Generator[Batch, tuple[Scored, ...], tuple[Scored, ...]]:
+        """Ask for points and return what became of them."""
+        if not points:
+            return ()
+        trials = tuple(problem.trial(point) for point in points)
+        seen |= {trial.key for trial in trials}
+        return (yield Batch(trials, between))
 
     def _shaken(self, problem: Problem, rng: Random, centre: Point, early: bool) -> Point:
         """Draw all coordinates but the first from their windows, away from the centre."""
-        if not self.restart:
-            return centre
         radius = self.radius if early else self.final
         drawn: list[Value] = [centre[0]]
         for axis, value in zip(problem.space.axes[1:], centre[1:]):
@@ -111,21 +134,18 @@ def _set(point: Point, k: int, value: Value) -> Point:
 
 
 def _interpolated(
-    problem: Problem, point: Point, k: int, between: list[Value], scored: tuple[Scored, ...]
+    problem: Problem, point: Point, k: int, errors: dict[Value, float]
 ) -> list[_Estimate]:
-    """Score ranks between fitted ones: their size is known, their error on a straight line."""
-    found = []
-    told = sorted((t for t in scored if t.outcome.ok), key=lambda t: t.trial.point[k])
-    for value in between:
-        assert isinstance(value, int)
-        for low, high in pairwise(told):
-            a, b = low.trial.point[k], high.trial.point[k]
-            assert isinstance(a, int) and isinstance(b, int)
-            if a < value < b:
-                share = (value - a) / (b - a)
-                rse = (1 - share) * low.rse + share * high.rse
-                candidate = _set(point, k, value)
-                topology = problem.space.topology(candidate)
-                metrics = {"ratio": topology.ratio, "rse": rse, "params": topology.parameters}
-                found.append((problem.objective.score(metrics), candidate))
-    return found
+    """Score a point between fitted ones: its size is known, its error on a straight line."""
+    value = point[k]
+    assert isinstance(value, int)
+    ranks = sorted(rank for rank in errors if isinstance(rank, int))
+    for low, high in pairwise(ranks):
+        if low < value < high:
+            share = (value - low) / (high - low)
+            rse = (1 - share) * errors[low] + share * errors[high]
+            topology = problem.space.topology(point)
+            rse = max(rse, problem.spectra.floor(topology) if problem.spectra else 0.0)
+            metrics = {"ratio": topology.ratio, "rse": rse, "params": topology.parameters}
+            return [(problem.objective.score(metrics), point)]
+    return []
