@@ -75,17 +75,25 @@ class Bench:
         self, goal: Array, cores: Array, most: int, enough: float, rate: float
     ) -> tuple[float, int]:
         """Make `most` steps of Adam or as many as lead to `enough`; leave the best in `cores`."""
-        steps, tables, marks, _, places = self.plan
+        steps, tables, marks, order, places = self.plan
         error, made = sweeps.follow(
-            self.room, goal, steps, tables, marks, places, self.norm, cores,
+            self.room, goal, steps, tables, marks, order, places, self.norm, cores,
             most, rate, enough,
         )  # fmt: skip
         return float(error), int(made)
 
     def fit(self, cores: Array, **counts: float) -> Fit:
         """Return cores with the error of what they rebuild."""
-        steps, tables, marks, _, places = self.plan
-        rse = sweeps.rebuilt(self.room, steps, tables, marks, places, self.norm, cores)
+        steps, tables, marks, order, places = self.plan
+        room, scratch = self.room, marks[4]
+        room[places[0] : places[-1]] = cores
+        for first, last in ((sweeps.BEGIN, marks[0]), (marks[1], marks[2])):
+            sweeps.perform(
+                room, steps, tables, first, last, sweeps.UP, scratch, self.norm, order, places
+            )
+        size, at = self.topology.dense, steps[-1, 1]
+        gap = room[:size] - room[at : at + size]
         ends = np.cumsum([prod(shape) for shape in self.topology.shapes])[:-1]
         parts = zip(np.split(np.asarray(cores, dtype=np.float64), ends), self.topology.shapes)
-        return Fit(float(rse), tuple(part.reshape(shape) for part, shape in parts), counts)
+        found = tuple(part.reshape(shape) for part, shape in parts)
+        return Fit(float(gap @ gap) / self.norm, found, counts)

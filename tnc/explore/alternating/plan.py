@@ -261,7 +261,7 @@ def schedule(children, count, root, outside, work):
     nodes = 2 * count - 1
     p, d, m, n, e, primed = 1, 1 + nodes, 1 + 2 * nodes, 1 + 3 * nodes, 1 + 4 * nodes, 1 + 5 * nodes
     stack = np.zeros((2 * count + 2, 2), np.int64)
-    used, before, swept = 0, 0, 0
+    used, before, swept = np.int64(0), np.int64(0), np.int64(0)
     for walk in range(2):
         top = 1
         stack[0, 0], stack[0, 1] = root, 0
@@ -374,7 +374,7 @@ def plan(modes, bonds):
     places[count] = room
     steps = np.zeros((todo, WORDS), np.int64)
     tables = np.zeros(4096, np.int64)
-    number, used, scratch = 0, 0, 0
+    number, used, scratch = 0, np.int64(0), 0
     marks = np.zeros(6, np.int64)
     for k in range(todo):
         if k == before:

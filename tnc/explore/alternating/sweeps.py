@@ -1,25 +1,21 @@
-"""Run the plan of a topology: every start of a fit inside one compiled call."""
+"""Run the plan of a topology: every sweep of a fit, or every step, inside one compiled call."""
 
 from __future__ import annotations
 
 import numpy as np
 
 from tnc.explore.alternating.compiled import NUMBA, compiled
-from tnc.explore.alternating.plan import INNER, OUTER, SOLVE
+from tnc.explore.alternating.plan import INNER, OTHER, OUTER, SOLVE
 
 SMALL = 1 << 14
 """Multiply-adds below which loops are faster than a call of BLAS."""
 RIDGE = 1e-12
 """Of the mean of the diagonal, added to it; it holds a core where it is, and biases nothing."""
-
-
-def _gather(room, at, rows, columns, m, n, out):
-    """Lay a strided matrix down row by row; the tables say where its rows and columns are."""
-    for i in range(m):
-        row = room[at + rows[i] :]
-        into = out[i * n : i * n + n]
-        for j in range(n):
-            into[j] = row[columns[j]]
+UP, DOWN = np.int64(1 << INNER), np.int64(1 << OUTER)
+SWEEP = np.int64(1 << SOLVE | 1 << OUTER | 1 << INNER | 1 << OTHER)
+"""Kinds of steps to be run, as bits: products that give P, those that give M, all. As np.int64,
+so that numba compiles nothing twice for the sake of a constant."""
+BEGIN = np.int64(0)
 
 
 def _multiply(room, step, tables, scratch):
@@ -28,13 +24,15 @@ def _multiply(room, step, tables, scratch):
     rows, deep = tables[step[7] : step[7] + m], tables[step[8] : step[8] + q]
     high, columns = tables[step[9] : step[9] + q], tables[step[10] : step[10] + n]
     out = room[step[1] : step[1] + m * n]
-    x = room[step[2] : step[2] + m * q]
     y = room[step[3] : step[3] + q * n]
-    spare = room[scratch : scratch + (m + n) * q]
+    if step[12] != 1:
+        y = room[scratch : scratch + q * n]
+        for k in range(q):
+            row = room[step[3] + high[k] :]
+            into = y[k * n : k * n + n]
+            for j in range(n):
+                into[j] = row[columns[j]]
     if m * q * n < SMALL:
-        if step[12] != 1:
-            y = spare[: q * n]
-            gather(room, step[3], high, columns, q, n, y)
         for i in range(m):
             row = room[step[2] + rows[i] :]
             into = out[i * n : i * n + n]
@@ -42,25 +40,22 @@ def _multiply(room, step, tables, scratch):
                 into[j] = 0.0
             for k in range(q):
                 value = row[deep[k]]
-                from_y = y[k * n : k * n + n]
+                other = y[k * n : k * n + n]
                 for j in range(n):
-                    into[j] += value * from_y[j]
+                    into[j] += value * other[j]
+        return
+    x = room[step[2] : step[2] + m * q]
+    if step[11] == 2:
+        np.dot(x.reshape(q, m).T, y.reshape(q, n), out.reshape(m, n))
         return
     if step[11] == 0:
-        x = spare[: m * q]
-        gather(room, step[2], rows, deep, m, q, x)
-    if step[12] == 0:
-        y = spare[m * q : (m + n) * q]
-        gather(room, step[3], high, columns, q, n, y)
-    if step[11] == 2:
-        if step[12] == 2:
-            np.dot(x.reshape(q, m).T, y.reshape(n, q).T, out.reshape(m, n))
-        else:
-            np.dot(x.reshape(q, m).T, y.reshape(q, n), out.reshape(m, n))
-    elif step[12] == 2:
-        np.dot(x.reshape(m, q), y.reshape(n, q).T, out.reshape(m, n))
-    else:
-        np.dot(x.reshape(m, q), y.reshape(q, n), out.reshape(m, n))
+        x = room[scratch + q * n : scratch + q * n + m * q]
+        for i in range(m):
+            row = room[step[2] + rows[i] :]
+            into = x[i * q : i * q + q]
+            for k in range(q):
+                into[k] = row[deep[k]]
+    np.dot(x.reshape(m, q), y.reshape(q, n), out.reshape(m, n))
 
 
 def _multiply_by_numpy(room, step, tables, scratch):
@@ -70,40 +65,11 @@ def _multiply_by_numpy(room, step, tables, scratch):
     room[out : out + m * n] = (left @ right).reshape(-1)
 
 
-def _substitute(a, b, q, m):
-    """Overwrite the rows of `b` (m, q) by the solutions of `x a = b`; say whether a is positive."""
-    if q > 32:
-        b[:] = np.linalg.solve(a, np.ascontiguousarray(b.T)).T
-        return True
-    for j in range(q):
-        pivot = a[j, j]
-        for k in range(j):
-            pivot -= a[j, k] * a[j, k]
-        if not pivot > 0.0:
-            return False
-        pivot = np.sqrt(pivot)
-        a[j, j] = pivot
-        for i in range(j + 1, q):
-            total = a[i, j]
-            for k in range(j):
-                total -= a[i, k] * a[j, k]
-            a[i, j] = total / pivot
-    for i in range(m):
-        for j in range(q):
-            total = b[i, j]
-            for k in range(j):
-                total -= a[j, k] * b[i, k]
-            b[i, j] = total / a[j, j]
-        for j in range(q - 1, -1, -1):
-            total = b[i, j]
-            for k in range(j + 1, q):
-                total -= a[k, j] * b[i, k]
-            b[i, j] = total / a[j, j]
-    return True
-
-
 def _solve(room, step, tables, scratch, norm):
-    """Solve `G (N + ridge) = M + ridge G` for one core; return the squared relative error."""
+    """Solve `G (N + ridge) = M + ridge G` for one core; return the squared relative error.
+
+    Rows of the Cholesky factor lie above the diagonal of N + ridge, `a`; `g` is solved in place.
+    """
     core, gram, right, m, q = step[1], step[2], step[3], step[4], step[5]
     a = room[scratch : scratch + q * q].reshape(q, q)
     n = room[scratch + q * q : scratch + 2 * q * q].reshape(q, q)
@@ -112,33 +78,57 @@ def _solve(room, step, tables, scratch, norm):
     old = room[core : core + m * q].reshape(m, q)
     trace = 0.0
     for i in range(q):
-        base = gram + tables[step[7] + i]
+        row = room[gram + tables[step[7] + i] :]
         for j in range(q):
-            n[i, j] = room[base + tables[step[8] + j]]
+            n[i, j] = row[tables[step[8] + j]]
         trace += n[i, i]
     for i in range(m):
-        base = right + tables[step[9] + i]
+        row = room[right + tables[step[9] + i] :]
         for j in range(q):
-            b[i, j] = room[base + tables[step[10] + j]]
+            b[i, j] = row[tables[step[10] + j]]
     ridge = RIDGE * trace / q + 1e-300
-    while True:
-        a[:] = n
+    found = False
+    while not found:
+        found = True
         for i in range(q):
+            for j in range(i, q):
+                a[i, j] = n[i, j]
             a[i, i] += ridge
-        for i in range(m):
-            for j in range(q):
-                g[i, j] = b[i, j] + ridge * old[i, j]
-        if _substitute(a, g, q, m):
-            break
-        ridge *= 100.0
+        for k in range(q):
+            found = found and a[k, k] > 0.0
+            if not found:
+                break
+            scale = 1.0 / np.sqrt(a[k, k])
+            for j in range(k, q):
+                a[k, j] *= scale
+            for i in range(k + 1, q):
+                value, row, into = a[k, i], a[k, i:], a[i, i:]
+                for j in range(q - i):
+                    into[j] -= value * row[j]
+        if not found:
+            ridge *= 100.0
     error = norm
     for i in range(m):
+        mine, theirs = g[i], b[i]
         for j in range(q):
-            total = 0.0
+            mine[j] = theirs[j] + ridge * old[i, j]
+        for j in range(q):
+            mine[j] /= a[j, j]
+            value, row, into = mine[j], a[j, j + 1 :], mine[j + 1 :]
+            for k in range(q - j - 1):
+                into[k] -= value * row[k]
+        for j in range(q - 1, -1, -1):
+            total = mine[j]
+            for k in range(j + 1, q):
+                total -= a[j, k] * mine[k]
+            mine[j] = total / a[j, j]
+        for j in range(q):
+            total, row = 0.0, n[j]
             for k in range(q):
-                total += n[j, k] * g[i, k]
-            error += g[i, j] * (total - 2.0 * b[i, j])
-            old[i, j] = g[i, j]
+                total += row[k] * mine[k]
+            error += mine[j] * (total - 2.0 * theirs[j])
+        for j in range(q):
+            old[i, j] = mine[j]
     return max(error, 0.0) / norm
 
 
@@ -162,40 +152,37 @@ def _solve_by_numpy(room, step, tables, scratch, norm):
 
 
 if NUMBA:
-    _substitute = compiled(_substitute)
-    gather = compiled(_gather)
     multiply, solve = compiled(_multiply), compiled(_solve)
 else:
     multiply, solve = _multiply_by_numpy, _solve_by_numpy
 
 
 @compiled
-def prepare(room, steps, tables, first, last, scratch):
-    """Run steps that only multiply."""
-    for number in range(first, last):
-        multiply(room, steps[number], tables, scratch)
+def perform(room, steps, tables, first, last, kinds, scratch, norm, order, places):
+    """Run the steps of some kinds; return the squared relative error after the last core solved.
 
-
-@compiled
-def sweep(room, steps, tables, first, last, scratch, norm, order, places):
-    """Solve every core once; return the squared relative error.
-
-    Every core but the next to be solved has norm 1, and that one holds the scale.
+    Every core but the next to be solved has norm 1 then, and that one holds the scale.
     """
     error, solved = np.inf, 0
     for number in range(first, last):
         step = steps[number]
+        if not kinds >> step[0] & 1:
+            continue
         if step[0] != SOLVE:
             multiply(room, step, tables, scratch)
             continue
         error = solve(room, step, tables, scratch, norm)
-        following = order[(solved + 1) % len(order)]
         solved += 1
-        core = room[step[1] : step[1] + step[4] * step[5]]
-        size = np.sqrt((core * core).sum())
+        following = order[solved % len(order)]
+        size = 0.0
+        for k in range(step[1], step[1] + step[4] * step[5]):
+            size += room[k] * room[k]
+        size = np.sqrt(size)
         if size > 0.0:
-            core /= size
-            room[places[following] : places[following + 1]] *= size
+            for k in range(step[1], step[1] + step[4] * step[5]):
+                room[k] /= size
+            for k in range(places[following], places[following + 1]):
+                room[k] *= size
     return error
 
 
@@ -209,51 +196,38 @@ def descend(room, steps, tables, marks, order, places, norm, cores, sweeps, enou
     """
     before, swept, scratch = marks[0], marks[1], marks[4]
     here = room[places[0] : places[-1]]
-    here[:] = cores
-    earlier = cores.copy()
-    prepare(room, steps, tables, 0, before, scratch)
+    earlier = np.zeros_like(cores)
     error, last, since = np.inf, np.inf, 0
     ahead, grown = 0.0, 0.5 * reach
-    made = 0
+    made, stale = 0, True
+    for k in range(len(cores)):
+        here[k] = cores[k]
     while made < sweeps:
-        found = sweep(room, steps, tables, before, swept, scratch, norm, order, places)
+        if stale:
+            perform(room, steps, tables, BEGIN, before, SWEEP, scratch, norm, order, places)
+        found = perform(room, steps, tables, before, swept, SWEEP, scratch, norm, order, places)
         made += 1
+        stale = reach > 0.0
         if found > error and ahead > 0.0:
             grown *= 0.5
             ahead = 0.0
-            here[:] = cores
-            prepare(room, steps, tables, 0, before, scratch)
+            for k in range(len(cores)):
+                here[k] = cores[k]
             continue
-        earlier[:] = cores
-        cores[:] = here
+        for k in range(len(cores)):
+            earlier[k], cores[k] = cores[k], here[k]
         error = found
-        if error <= enough:
-            break
         since += 1
+        if error <= enough or (since == 10 and last - error <= gain * error):
+            break
         if since == 10:
-            if last - error <= gain * error:
-                break
             last, since = error, 0
         if reach > 0.0:
             ahead = grown
             grown = min(reach, grown * 1.1)
-            here += ahead * (cores - earlier)
-            prepare(room, steps, tables, 0, before, scratch)
+            for k in range(len(cores)):
+                here[k] += ahead * (cores[k] - earlier[k])
     return error, made
-
-
-@compiled
-def rebuilt(room, steps, tables, marks, places, norm, cores):
-    """Return the squared relative error of cores from the tensor that they are."""
-    room[places[0] : places[-1]] = cores
-    prepare(room, steps, tables, 0, marks[0], marks[4])
-    prepare(room, steps, tables, marks[1], marks[2], marks[4])
-    built = steps[marks[2] - 1, 1]
-    gap = 0.0
-    for k in range(places[0]):
-        away = room[k] - room[built + k]
-        gap += away * away
-    return gap / norm
 
 
 @compiled
@@ -272,7 +246,7 @@ def move(room, step, tables, entry, norm, first, second, made, rate):
 
 
 @compiled
-def follow(room, goal, steps, tables, marks, places, norm, cores, most, rate, enough):
+def follow(room, goal, steps, tables, marks, order, places, norm, cores, most, rate, enough):
     """Follow the gradient of the error from `cores`, by Adam (Kingma and Ba, 2015, algorithm 1).
 
     The error is the squared relative one. `goal` is the tensor, in whose place lies what is too
@@ -282,27 +256,25 @@ def follow(room, goal, steps, tables, marks, places, norm, cores, most, rate, en
     before, swept, number, scratch = marks[0], marks[1], marks[2], marks[4]
     entry = places[0]
     here = room[entry : places[-1]]
-    here[:] = cores
     first, second = np.zeros_like(cores), np.zeros_like(cores)
-    built = steps[number - 1, 1]
+    built = room[steps[number - 1, 1] :]
     least = np.inf
+    for k in range(len(cores)):
+        here[k] = cores[k]
     for made in range(most + 1):
-        for k in range(before):
-            if steps[k, 0] == INNER:
-                multiply(room, steps[k], tables, scratch)
-        multiply(room, steps[number - 1], tables, scratch)
-        total = 0.0
+        perform(room, steps, tables, BEGIN, before, UP, scratch, norm, order, places)
+        perform(room, steps, tables, swept, number, UP, scratch, norm, order, places)
+        gap = room[: len(goal)]
         for k in range(len(goal)):
-            room[k] = room[built + k] - goal[k]
-        total = np.dot(room[: len(goal)], room[: len(goal)])
-        if total < least * norm:
-            least = total / norm
-            cores[:] = here
+            gap[k] = built[k] - goal[k]
+        error = np.dot(gap, gap) / norm
+        if error < least:
+            least = error
+            for k in range(len(cores)):
+                cores[k] = here[k]
         if least <= enough or made == most:
             break
-        for k in range(before, swept):
-            if steps[k, 0] == OUTER:
-                multiply(room, steps[k], tables, scratch)
+        perform(room, steps, tables, before, swept, DOWN, scratch, norm, order, places)
         for k in range(before, swept):
             if steps[k, 0] == SOLVE:
                 move(room, steps[k], tables, entry, norm, first, second, made + 1, rate)
