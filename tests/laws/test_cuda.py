@@ -17,6 +17,7 @@ from tnc.kernels.choose import choose
 from tnc.kernels.device import CUDA, device_name
 from tnc.kernels.outcome import libraries
 from tnc.nn.generated import kernels_of, plain_kernels
+from tnc.nn.given import Given
 
 pytestmark = [
     pytest.mark.gpu,
@@ -188,7 +189,7 @@ def test_choosing_by_timing(training: bool) -> None:
     x = given(layer, 64)
     assert off(layer(x).detach(), exactly(layer, x).detach()) < 1e-5
     with tuning("measure"):
-        kind.outcomes((1, 64), training, "measure")
+        kind.outcomes(Given((1, 64), training=training), "measure")
 
 
 def test_a_calibration_of_the_device_is_found_again(monkeypatch) -> None:

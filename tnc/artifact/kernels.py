@@ -20,15 +20,13 @@ from torch import nn
 import tnc
 from tnc.artifact.manifest import Manifest
 from tnc.decide.spec_parts import Kernels
-from tnc.kernels.check import wrong
-from tnc.kernels.choose import Choice, Task, choose
-from tnc.kernels.codec import choice_from, choice_to
-from tnc.kernels.compiled import Kernel
+from tnc.errors import KernelError
 from tnc.kernels.device import CPU
-from tnc.kernels.machine import current, state
-from tnc.kernels.outcome import Outcome, libraries, tiling, where
-from tnc.net import Network, from_json
+from tnc.kernels.machine import state
+from tnc.kernels.shown import Explained, Shown, counted, us
+from tnc.net import from_json
 from tnc.nn import view_from_json
+from tnc.nn.given import Given
 from tnc.nn.kinds import Kind, Use, kinds, kinds_of
 
 FOLDER, INDEX = "kernels", "kernels/index.json"
@@ -78,67 +76,47 @@ def write_kernels(folder: Path, model: nn.Module, wanted: Kernels | None) -> lis
         return []
     entries: list[dict[str, Any]] = []
     (folder / FOLDER).mkdir(exist_ok=True)
+    given = Given(wanted.rows, wanted.images, wanted.training, wanted.keep)
     for kind in kinds_of(model):
-        for found, bias in kind.outcomes(wanted.rows, wanted.training, wanted.tune, wanted.keep):
-            file = _write(folder, kind, found, bias)
-            entries.append(_entry(file, kind, found, bias))
+        for found in kind.outcomes(given, wanted.tune):
+            shown = found.shown()
+            name = _write(folder, kind, shown)
+            layers = {"file": name, "layers": list(kind.paths), "kind": kind.view.name}
+            digest = sha256(shown.source.encode()).hexdigest()
+            entries.append({**layers, **found.entry(), "sha256": digest})
     index = {"tnc": tnc.__version__, "tune": wanted.tune, "kernels": entries}
     (folder / INDEX).write_text(json.dumps(index, indent=1) + "\n", encoding="utf-8")
     return sorted({INDEX, *(entry["file"] for entry in entries)})
 
 
-def _write(folder: Path, kind: Kind, found: Outcome, bias: bool) -> str:
-    """Write one source; its name tells the rows and is unique to network, dtype and bias."""
-    told = f"{found.task}, {bias}"
-    digest = sha256(told.encode()).hexdigest()[:10]
-    name = f"{FOLDER}/{digest}-{'training' if found.task.training else 'rows'}-{found.task.rows}.py"
-    text = f"{_header(kind, found, bias)}\n\n{found.source(bias)}\n"
-    (folder / name).write_text(text, encoding="utf-8")
+def _write(folder: Path, kind: Kind, shown: Shown) -> str:
+    """Write one source; its name tells what it meets and is unique to network, dtype and bias."""
+    told = f"{shown.equation}, {kind.view}, {shown.met}, {shown.manner}, {shown.dtype}, "
+    told += f"{shown.threads}, {shown.device}, {shown.training}, {kind.bias}"
+    name = f"{FOLDER}/{sha256(told.encode()).hexdigest()[:10]}-{shown.name}.py"
+    (folder / name).write_text(f"{_header(kind, shown)}\n\n{shown.source}\n", encoding="utf-8")
     return name
 
 
-def _header(kind: Kind, found: Outcome, bias: bool) -> str:
-    task, choice = found.task, found.choice
+def _header(kind: Kind, shown: Shown) -> str:
     more = f" and {len(kind.paths) - 3} more" if len(kind.paths) > 3 else ""
-    measured = f"; measured {1e6 * choice.measured:.1f} us" if choice.measured else ""
-    rows = f"{found.fewest} to {task.rows}" if task.rows > 1 else "1"
-    used = ", ".join(libraries(choice, task.device))
+    measured = f"; measured {us(shown.measured)}" if shown.measured else ""
     lines = [
         "A kernel that tnc chose, to be read: it is never run from here, but generated again.",
-        f"equation   {task.network}",
+        f"equation   {shown.equation}",
         f"layers     {', '.join(kind.paths[:3])}{more}",
-        f"rows       {rows}, {'training' if task.training else 'inference'}",
-        f"dtype      {task.dtype}, {where(task)}",
-        f"machine    {state(task.dtype, task.threads, task.device)}",
-        f"predicted  {1e6 * choice.seconds:.1f} us{measured}; "
-        f"a dense layer: predicted {1e6 * found.dense:.1f} us",
-        f"libraries  {used}; {tiling(choice.way)}",
-        *([f"keeps      {', '.join(choice.way.back.kept)}"] if choice.way.back.kept else []),
-        f"FLOPs      {found.flops:,} in the forward",
-        *(f"step       {line.text}" for line in found.lines),
-        f"sha256     {sha256(found.source(bias).encode()).hexdigest()} of the source below",
+        f"meets      {shown.met}, {'training' if shown.training else 'inference'}",
+        f"manner     {shown.manner}",
+        f"dtype      {shown.dtype}, {counted(shown.threads, 'thread')} on {shown.device}",
+        f"prices     {shown.prices}",
+        f"predicted  {us(shown.predicted)}{measured}; a dense layer: predicted {us(shown.dense)}",
+        f"libraries  {', '.join(shown.libraries)}",
+        *([f"keeps      {', '.join(shown.kept)}"] if shown.kept else []),
+        f"FLOPs      {shown.flops:,} in the forward",
+        *(f"step       {text}" for text, _ in shown.steps),
+        f"sha256     {sha256(shown.source.encode()).hexdigest()} of the source below",
     ]
     return "\n".join(f"# {line}" for line in lines)
-
-
-def _entry(file: str, kind: Kind, found: Outcome, bias: bool) -> dict[str, Any]:
-    task = found.task
-    return {
-        "file": file,
-        "layers": list(kind.paths),
-        "network": str(task.network),
-        "rows": task.rows,
-        "dtype": task.dtype,
-        "threads": task.threads,
-        "device": task.device,
-        "training": task.training,
-        "library": task.backend,
-        "keep": task.keep,
-        "bias": bias,
-        "machine": current(task.dtype, task.threads, task.device).key,
-        "choice": choice_to(found.choice),
-        "sha256": sha256(found.source(bias).encode()).hexdigest(),
-    }
 
 
 def kernel_checks(folder: Path, manifest: Manifest) -> list[tuple[str, str]]:
@@ -151,55 +129,44 @@ def kernel_checks(folder: Path, manifest: Manifest) -> list[tuple[str, str]]:
     try:
         index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
         same = index["tnc"] == tnc.__version__
-        given = [(entry, choice_from(entry["choice"])) for entry in index["kernels"]]
-        uses = _uses(manifest, _dtypes(folder, manifest))
-        networks = {str(n): n for kind in kinds(uses) for n, _ in kind.parts}
+        uses = {use.path: use for use in _uses(manifest, _dtypes(folder, manifest))}
         checks, otherwise = [], 0
-        for entry, choice in given:
-            result = _entry_state(folder, entry, choice, networks, same)
+        for entry in index["kernels"]:
+            found = _recorded(entry, uses)
+            result = found if isinstance(found, str) else _state(folder, entry, found, same)
             checks.append((f"{entry['file']} generated again", result))
-            if result == "ok" and index["tune"] == "model":
-                here = _chosen_here(entry, networks[entry["network"]])
-                otherwise += (here.program, here.way) != (choice.program, choice.way)
+            if result == "ok" and index["tune"] == "model" and isinstance(found, Explained):
+                otherwise += not found.again()
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         return [(INDEX, f"cannot be read: {error!r}")]
     if otherwise:
-        note = f"{otherwise} of {len(given)} kernels would be chosen otherwise on this machine"
-        checks.append((f"{note} ({state(given[0][0]['dtype'])}), which is no error", "ok"))
+        note = f"{otherwise} of {len(checks)} kernels would be chosen otherwise on this machine"
+        dtype = index["kernels"][0]["dtype"]
+        checks.append((f"{note} ({state(dtype)}), which is no error", "ok"))
     return checks
 
 
-def _entry_state(
-    folder: Path,
-    entry: Mapping[str, Any],
-    choice: Choice,
-    networks: Mapping[str, Network],
-    same: bool,
-) -> str:
+def _recorded(entry: Mapping[str, Any], uses: Mapping[str, Use]) -> Explained | str:
+    """Return what was chosen for a layer, or what is wrong with it."""
+    path = entry["layers"][0]
+    if path not in uses:
+        return f"no layer of the artifact is called {path}"
+    try:
+        return uses[path].view.recorded(uses[path].structure, entry)
+    except KernelError as error:
+        return error.message
+
+
+def _state(folder: Path, entry: Mapping[str, Any], found: Explained, same: bool) -> str:
     """Say what is wrong with one source; 'ok' when nothing is. `same`: written by this version."""
-    if entry["network"] not in networks:
-        return f"no layer of the artifact has the equation {entry['network']}"
-    network = networks[entry["network"]]
-    if choice.program.sizes != network.sizes or wrong(network, choice.program):
-        return "its program does not compute the equation of its layers"
-    names = [step.right.value for step in choice.program.products]
-    needs = ("input", *names) if entry["training"] else ()
-    made = Kernel(choice).source(bias=entry["bias"], needs=needs)
     path = folder / entry["file"]
     if not path.is_file():
         return "missing"
     lines = path.read_text(encoding="utf-8").splitlines()
     head = next((k for k, line in enumerate(lines) if not line.startswith("#")), len(lines)) + 1
     for number, (own, wanted) in enumerate(
-        zip_longest(lines[head:], made.splitlines()), start=head + 1
+        zip_longest(lines[head:], found.shown().source.splitlines()), start=head + 1
     ):
         if own != wanted and same:
             return f"line {number} is {own!r}, its program generates {wanted!r}"
     return "ok"
-
-
-def _chosen_here(entry: Mapping[str, Any], network: Network) -> Choice:
-    return choose(
-        Task(network, entry["rows"], entry["dtype"], entry["threads"], entry["training"],
-             entry["library"], entry.get("device", CPU), entry.get("keep", 0.0))
-    )[0]  # fmt: skip

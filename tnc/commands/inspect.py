@@ -14,7 +14,7 @@ from tnc.errors import ArtifactError, PlanError, SpecError
 if TYPE_CHECKING:
     from tnc.decide.plan import Plan
 
-ROWS = "1,16,128"
+ROWS, IMAGES = "1,16,128", "1,16"
 
 
 class Tune(StrEnum):
@@ -40,6 +40,9 @@ def inspect(
         bool, typer.Option("--kernels", help="Show an artifact's kernels, and why these.")
     ] = False,
     rows: Annotated[str, typer.Option(help="With --kernels: inputs of a layer.")] = ROWS,
+    images: Annotated[
+        str, typer.Option(help="With --kernels: images that a convolution meets.")
+    ] = IMAGES,
     train: Annotated[
         bool, typer.Option("--train", help="With --kernels: forward and backward together.")
     ] = False,
@@ -59,8 +62,8 @@ def inspect(
 ) -> None:
     """Show an artifact's plan or kernels, a plan, or a spec with all that it extends; draw a site.
 
-    With --kernels every distinct kind of linear layer is shown once: its equation, for each number
-    of rows the program that runs here, its source and times, and what the others would have cost.
+    With --kernels every distinct kind of layer is shown once: its equation, for each number of rows
+    or images the program that runs here, its source and times, and what the others would have cost.
     """
     if kernels:
         if not Path(what).is_dir():
@@ -72,12 +75,14 @@ def inspect(
             raise SpecError("--keep is about training", hint="add --train")
         from tnc.commands.kernels import show_kernels
 
-        show_kernels(what, rows, train, keep, tune.value, layer, device.value, as_json)
+        show_kernels(what, rows, images, train, keep, tune.value, layer, device.value, as_json)
         return
-    asked = rows != ROWS or train or keep or layer
+    asked = (rows, images) != (ROWS, IMAGES) or train or keep or layer
     if asked or tune is not Tune.model or device is not Device.cpu:
-        raise SpecError("--rows, --train, --keep, --tune, --layer and --device are about kernels",
-                        hint="add --kernels")  # fmt: skip
+        raise SpecError(
+            "--rows, --images, --train, --keep, --tune, --layer and --device are about kernels",
+            hint="add --kernels",
+        )
     if svg and not draw:
         raise SpecError("--svg needs a site to draw", hint="add --draw SITE")
     found = _plan_at(what)

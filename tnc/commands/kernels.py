@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 def show_kernels(
     what: str,
     rows: str,
+    images: str,
     training: bool,
     keep: float,
     how: str,
@@ -24,11 +25,12 @@ def show_kernels(
     as_json: bool,
 ) -> None:
     """Choose the kernels of an artifact here and print them. Raises ArtifactError, SpecError."""
-    counts = _rows(rows)
+    counts = _counts("--rows", rows), _counts("--images", images)
     with working() as progress:
         progress("kernels", 0, 1)
         from tnc.artifact.kernels import artifact_kinds
         from tnc.artifact.manifest import Manifest
+        from tnc.nn.given import Given
         from tnc.report.kernels import kernels_json, kernels_text
 
         found = artifact_kinds(Path(what), Manifest.read(Path(what)), device)
@@ -36,18 +38,19 @@ def show_kernels(
         chosen = []
         for number, kind in enumerate(wanted):
             progress("kernels", number, len(wanted))
-            chosen.append((kind, kind.outcomes(counts, training, how, keep)))
+            chosen.append((kind, kind.outcomes(Given(*counts, training, keep), how)))
     if as_json:
         print_json("kernels", {"training": training, "tune": how, "layers": kernels_json(chosen)})
     else:
         print_result(kernels_text(chosen, training, how))
 
 
-def _rows(text: str) -> tuple[int, ...]:
+def _counts(option: str, text: str) -> tuple[int, ...]:
     words = [word.strip() for word in text.split(",")]
     if not all(word.isdigit() and int(word) for word in words):
         raise SpecError(
-            f"--rows {text!r} is no list of positive whole numbers", hint="such as --rows 1,16,128"
+            f"{option} {text!r} is no list of positive whole numbers",
+            hint=f"such as {option} 1,16,128",
         )
     return tuple(map(int, words))
 

@@ -176,13 +176,14 @@ class Kernels(Part):
     """Whether the sources of the kernels that are chosen for the compiled layers are saved.
 
     `tune` chooses them by predicted time (`model`) or by timing (`measure`), for each number of
-    `rows` that a layer meets at once (batch x tokens), for inference or for `training`, which may
-    `keep` that many times the bytes of the input for the backward. They are there to be read: what
-    runs is generated anew wherever the model is loaded.
+    `rows` that a layer meets at once (batch x tokens), of `images` that a convolution meets, for
+    inference or for `training`, which may `keep` that many times the bytes of the input for the
+    backward. They are there to be read: what runs is generated anew wherever the model is loaded.
     """
 
     tune: Literal["off", "model", "measure"] = "model"
     rows: Annotated[tuple[Rank, ...], AfterValidator(not_empty), OneOrMore()] = (1, 32, 1024)
+    images: Annotated[tuple[Rank, ...], AfterValidator(not_empty), OneOrMore()] = (1, 16)
     training: Flag = False
     keep: Multiple = 0.0
 

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
+from typing import Any
 
 from tnc.derive.dense import ROWS
-from tnc.kernels.choose import DENSE_GAIN, Choice, Task
+from tnc.errors import KernelError
+from tnc.kernels.check import wrong
+from tnc.kernels.choose import DENSE_GAIN, Choice, Task, choose
+from tnc.kernels.codec import choice_from, choice_to
 from tnc.kernels.compiled import Kernel
 from tnc.kernels.costs import same_memory
 from tnc.kernels.device import CPU, precision, standard
-from tnc.kernels.machine import current
+from tnc.kernels.machine import current, state
 from tnc.kernels.program import Copy, Step, dimensions, extent, made, product_flops, written
+from tnc.kernels.shown import Contender, Explained, Shown
 from tnc.kernels.way import Way
+from tnc.net import Network
 
 COMPILED = {"numba": "as loops over memory, compiled by numba"}
 """What is compiled in the place of calls of a library, in words."""
@@ -30,17 +36,7 @@ class Line:
 
 
 @dataclass(frozen=True)
-class Contender:
-    """Another way, its seconds (measured: 0 where it was not timed), and in what it differs."""
-
-    predicted: float
-    measured: float
-    flops: int
-    differs: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class Outcome:
+class Outcome(Explained):
     """What was chosen for a task, and the contenders, fastest first.
 
     `dense` are the predicted seconds of a dense layer of the same shape; FLOPs count a multiply-add
@@ -52,6 +48,8 @@ class Outcome:
     lines: tuple[Line, ...]
     contenders: tuple[Contender, ...]
     dense: float
+    bias: bool = False
+    """Whether a bias is added with it."""
 
     @property
     def flops(self) -> int:
@@ -63,6 +61,73 @@ class Outcome:
         """The smallest number of rows that this is used for; `task.rows` is the largest."""
         return self.task.rows // 2 + 1
 
+    def shown(self) -> Shown:
+        task, choice = self.task, self.choice
+        used = libraries(choice, task.device)
+        kept = choice.way.back.kept
+        return Shown(
+            equation=str(task.network),
+            met=f"{self.fewest} to {task.rows} rows" if task.rows > 1 else "1 row",
+            manner=tiling(choice.way),
+            used="; ".join(
+                [
+                    "absorbs " + ", ".join("*".join(o.cores) for o in choice.program.operands),
+                    *([tiling(choice.way)] if choice.way.tile or choice.way.back.tile else []),
+                    *([f"keeps {', '.join(kept)}"] if kept else []),
+                    "by " + ", ".join(dict.fromkeys(used)),
+                ]
+            ),
+            dtype=task.dtype,
+            threads=task.threads,
+            device=task.device,
+            training=task.training,
+            predicted=choice.seconds,
+            measured=choice.measured,
+            dense=self.dense,
+            flops=self.flops,
+            dense_flops=2 * task.rows * task.network.signature.parameters,
+            steps=tuple((line.text, _note(line)) for line in self.lines),
+            libraries=used,
+            contenders=self.contenders,
+            source=self.source(self.bias),
+            name=f"{'training' if task.training else 'rows'}-{task.rows}",
+            prices=f"{task.dtype}, {where(task)}: {state(task.dtype, task.threads, task.device)}",
+            figures=self._figures(),
+            kept=kept,
+            kept_share=kept_share(choice),
+        )
+
+    def _figures(self) -> dict[str, Any]:
+        steps = [
+            {"text": line.text, "shape": list(line.shape), "flops": line.flops}
+            | ({"library": line.backend} if line.backend else {})
+            for line in self.lines
+        ]
+        way = self.choice.way
+        return {
+            "rows": [self.fewest, self.task.rows],
+            "tile": way.tile,
+            "backward tile": way.back.tile,
+            "kept": list(way.back.kept),
+            "steps": steps,
+        }
+
+    def entry(self) -> dict[str, Any]:
+        task = self.task
+        names = ("rows", "dtype", "threads", "device", "training", "keep")
+        return {
+            "network": str(task.network),
+            **{name: getattr(task, name) for name in names},
+            "library": task.backend,
+            "bias": self.bias,
+            "machine": current(task.dtype, task.threads, task.device).key,
+            "choice": choice_to(self.choice),
+        }
+
+    def again(self) -> bool:
+        here = choose(self.task)[0]
+        return (here.program, here.way) == (self.choice.program, self.choice.way)
+
     def source(self, bias: bool = False) -> str:
         """Return the source that runs; with `backward` of all gradients where training."""
         names = [step.right.value for step in self.choice.program.products]
@@ -70,14 +135,44 @@ class Outcome:
         return Kernel(self.choice).source(bias=bias, needs=needs)
 
 
-def outcome(task: Task, choices: Sequence[Choice]) -> Outcome:
+def outcome(task: Task, choices: Sequence[Choice], bias: bool = False) -> Outcome:
     """Explain the choices of a task, of which the first is taken."""
     best = choices[0]
     contenders = tuple(
         Contender(other.seconds, other.measured, _flops(other, task), differences(best, other))
         for other in choices[1:]
     )
-    return Outcome(task, best, _lines(best, task), contenders, _dense_seconds(task))
+    return Outcome(task, best, _lines(best, task), contenders, _dense_seconds(task), bias)
+
+
+def recorded(network: Network, entry: Mapping[str, Any]) -> Outcome:
+    """Return the outcome that `Outcome.entry` wrote for a network.
+
+    Raises KernelError where its program does not compute the network.
+    """
+    choice = choice_from(entry["choice"])
+    if choice.program.sizes != network.sizes or wrong(network, choice.program):
+        raise KernelError("its program does not compute the equation of its layers")
+    task = Task(
+        network,
+        entry["rows"],
+        entry["dtype"],
+        entry["threads"],
+        entry["training"],
+        entry["library"],
+        entry.get("device", CPU),
+        entry.get("keep", 0.0),
+    )
+    return outcome(task, (choice,), entry["bias"])
+
+
+def _note(line: Line) -> str:
+    if not line.shape:
+        return ""
+    if not line.backend:
+        return f"{line.shape[0]:,} entries moved" if line.shape[0] else "memory stays as it is"
+    sizes = " x ".join(map(str, line.shape if line.shape[0] > 1 else line.shape[1:]))
+    return f"{sizes}, {line.flops:,} FLOPs, {line.backend}"
 
 
 def libraries(choice: Choice, device: str = CPU) -> tuple[str, ...]:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from tnc.errors import KernelError
 from tnc.net import Signature, Structure, parse_network
 from tnc.nn.layer import StructuredLayer
-from tnc.nn.views import LinearView
+from tnc.nn.linear_view import LinearView
 
 
 class TensorContraction(nn.Module):

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor, nn
 
 from tnc.errors import KernelError
+from tnc.kernels.applied import DTYPES
+from tnc.kernels.device import CPU
 from tnc.net import Signature, Structure
 from tnc.nn.conv import Options
-from tnc.nn.conv_choice import conv_terms
+from tnc.nn.conv_choice import Asked, conv_terms
 from tnc.nn.conv_kernel import ConvKernel
+from tnc.nn.conv_outcome import ConvOutcome, asked_from, recorded
+from tnc.nn.conv_stage import FORMATS
+from tnc.nn.conv_tuning import choices
+from tnc.nn.given import Given
 from tnc.nn.view import Cores, View
 
 
@@ -43,6 +50,49 @@ class ConvView(View):
 
     def apply(self, prepared: ConvKernel, cores: Cores, bias: Tensor | None, x: Tensor) -> Tensor:
         return prepared.run(cores, bias, x)
+
+    def why_plain(self, structure: Structure, dtype: torch.dtype, device: str) -> str:
+        if structure.stored:
+            return "sparse cores are made dense at each call"
+        if device != CPU:
+            return f"convolutions are chosen on the CPU, on {device} the way of fewest FLOPs runs"
+        if dtype not in DTYPES:
+            return f"convolutions are chosen for {', '.join(DTYPES.values())}"
+        return ""
+
+    def outcomes(self, structure: Structure, given: Given, bias: bool) -> tuple[ConvOutcome, ...]:
+        kernel = self.prepare(structure)
+        found = []
+        for asked in self.asked(structure, given):
+            task = kernel.task(asked, given.dtype)
+            best, *others = choices(task)
+            found.append(ConvOutcome(task, best, tuple(others), bias))
+        return tuple(found)
+
+    def recorded(self, structure: Structure, entry: Mapping[str, Any]) -> ConvOutcome:
+        if entry["structure"] != str(structure):
+            raise KernelError(f"no layer of the artifact has the equation {entry['structure']}")
+        kernel = self.prepare(structure)
+        dtype = {name: dtype for dtype, name in DTYPES.items()}[entry["dtype"]]
+        task = replace(kernel.task(asked_from(entry["asked"]), dtype), threads=entry["threads"])
+        return recorded(task, entry)
+
+    def adopt(self, prepared: ConvKernel, generated: None, given: Given) -> None:
+        for asked in self.asked(prepared.structure, given):
+            prepared.prepare(asked, given.dtype)
+
+    def asked(self, structure: Structure, given: Given) -> Iterator[Asked]:
+        """Yield what is chosen for ahead of time: square images, in both memory formats."""
+        n = len(structure.signature.inputs) - 1
+        channels = structure.signature.inputs[0] * (1 if self.transposed else self.groups)
+        pad = self.options(structure.signature.inputs[1:]).pad
+        side = round(self.pixels_in ** (1 / n))
+        sizes = [side + pad[2 * k] + pad[2 * k + 1] for k in range(n)][::-1] if pad else [side] * n
+        keeps = not given.training
+        packs = keeps and given.dtype is torch.float32
+        for images in given.images:
+            for last in (False, True) if n in FORMATS else (False,):
+                yield Asked((images, channels, *sizes), last, keeps, packs)
 
     def forget(self, prepared: ConvKernel) -> None:
         prepared.forget()

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
 
-from tnc.kernels.applied import choices, dtypes, task_of, tuning
+from tnc.kernels.applied import tuning
 from tnc.kernels.device import CPU
-from tnc.kernels.outcome import Outcome, outcome
-from tnc.net import Network, Structure
+from tnc.kernels.shown import Explained
+from tnc.net import Structure
+from tnc.nn.given import Given
 from tnc.nn.layer import StructuredLayer
 from tnc.nn.rebuilt import SUFFIX
 from tnc.nn.view import View
@@ -34,42 +35,45 @@ class Use:
 class Kind:
     """Layers of one structure, view, dtype and bias on one type of device.
 
-    `reason` says why they take no generated kernels; empty where they do, and then `parts` has
-    their networks, each with whether the bias is added with it.
+    `reason` says why they take no generated kernels; empty where they do.
     """
 
     paths: tuple[str, ...]
     structure: Structure
-    view: str
+    view: View
     dtype: torch.dtype
     bias: bool
     reason: str
-    parts: tuple[tuple[Network, bool], ...]
     device: str = CPU
 
-    def outcomes(
-        self, rows: Sequence[int], training: bool = False, how: str = "model", keep: float = 0.0
-    ) -> tuple[tuple[Outcome, bool], ...]:
-        """Choose for every network and number of rows; each outcome with the network's bias.
-
-        Training may `keep` that many times the bytes of the input.
-        """
-        with tuning(how, keep):
-            tasks = [
-                (task_of(network, count, training, self.dtype, self.device), bias)
-                for network, bias in self.parts
-                for count in rows
-            ]
-            return tuple((outcome(t, choices(t)), bias) for t, bias in dict.fromkeys(tasks))
+    def outcomes(self, given: Given, how: str = "model") -> tuple[Explained, ...]:
+        """Choose for every network and everything that is given; none where there is a reason."""
+        if self.reason:
+            return ()
+        given = replace(given, dtype=self.dtype, device=self.device)
+        with tuning(how, given.keep):
+            return self.view.outcomes(self.structure, given, self.bias)
 
 
 def kinds(uses: Iterable[Use]) -> tuple[Kind, ...]:
     """Gather layers into kinds, in the order in which they are first met."""
     found: dict[tuple[object, ...], list[Use]] = {}
     for use in uses:
-        key = (use.structure, use.view.name, use.dtype, use.bias, use.read, use.device)
+        view = use.view.kernel_view
+        key = (use.structure, view, use.dtype, use.bias, use.read, use.device)
         found.setdefault(key, []).append(use)
-    return tuple(_kind(group) for group in found.values())
+    return tuple(
+        Kind(
+            tuple(each.path for each in group),
+            group[0].structure,
+            group[0].view,
+            group[0].dtype,
+            group[0].bias,
+            why_plain(group[0]),
+            group[0].device,
+        )
+        for group in found.values()
+    )
 
 
 def kinds_of(model: nn.Module) -> tuple[Kind, ...]:
@@ -87,34 +91,8 @@ def _use(path: str, layer: StructuredLayer) -> Use:
     return Use(path, layer.structure, layer.view, core.dtype, bias, read, core.device.type)
 
 
-def _kind(uses: Sequence[Use]) -> Kind:
-    use = uses[0]
-    reason = why_plain(use)
-    parts: tuple[tuple[Network, bool], ...] = ()
-    generated = use.view.generated(use.structure)
-    if generated is not None and not reason:
-        wide = use.structure.signature.outputs[0]
-        parts = tuple(
-            (part.applied.network, use.bias and place == 0 and part.covers == wide)
-            for place, part in enumerate(generated.parts)
-        )
-    paths = tuple(each.path for each in uses)
-    view = use.view.name
-    return Kind(paths, use.structure, view, use.dtype, use.bias, reason, parts, use.device)
-
-
 def why_plain(use: Use) -> str:
     """Say why a layer takes no generated kernels; empty where it does."""
     if use.read:
         return "its code reads the weight itself, so the weight is rebuilt"
-    if use.view.generated(use.structure) is None:
-        if use.structure.stored:
-            return "sparse cores are read by place, not multiplied whole"
-        return f"kernels are generated for linear layers, this one is of the kind {use.view.name}"
-    known = dtypes(use.device)
-    if not known:
-        return f"kernels are generated for the CPU and CUDA, not for {use.device}"
-    if use.dtype not in known:
-        listed = ", ".join(known.values())
-        return f"kernels are generated for {listed}, not for {str(use.dtype).split('.')[-1]}"
-    return ""
+    return use.view.why_plain(use.structure, use.dtype, use.device)

@@ -13,6 +13,7 @@ from tnc.errors import KernelError
 from tnc.net import Structure
 from tnc.nn.dense import plan_rebuild, rebuild
 from tnc.nn.generated import beside
+from tnc.nn.given import Given
 from tnc.nn.sparse import Kept, compressed
 from tnc.nn.view import View
 
@@ -198,6 +199,10 @@ class StructuredLayer(nn.Module):
         self.view.forget(self._prepared)
         if self._generated is not None:
             self._generated.forget()
+
+    def adopt_kernels(self, given: Given) -> None:
+        """Choose kernels for what is given, by the tuning in force, and use them from now on."""
+        self.view.adopt(self._prepared, self._generated, given)
 
     def extra_repr(self) -> str:
         return f"{self.structure}, view={type(self.view).__name__}, bias={self.bias is not None}"

@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from tnc.errors import KernelError
 from tnc.net import Structure
 from tnc.nn.layer import StructuredLayer
+from tnc.nn.linear_view import LinearView
 from tnc.nn.shared_frame import OPEN, Frame, Split, split_at
-from tnc.nn.views import LinearView
 
 PAYS = 2e6
 """FLOPs to be saved in a group from which sharing pays: it costs some 10 us itself."""

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import nn
 
 from tnc.errors import KernelError
 from tnc.kernels.applied import tuning
-from tnc.kernels.outcome import Outcome, libraries, tiling
-from tnc.nn.generated import kernels_of
+from tnc.kernels.shown import Explained, times
+from tnc.nn.given import IMAGES, ROWS, Given, checked
 from tnc.nn.kinds import Kind, kinds_of
+from tnc.nn.layer import StructuredLayer
 
 
 @dataclass(frozen=True)
@@ -22,7 +23,7 @@ class Tuned:
     `layers` are those with generated kernels; `plain` has the others, whose `reason` says why.
     """
 
-    layers: tuple[tuple[Kind, tuple[Outcome, ...]], ...]
+    layers: tuple[tuple[Kind, tuple[Explained, ...]], ...]
     plain: tuple[Kind, ...]
     seconds: float
 
@@ -37,15 +38,18 @@ class Tuned:
 
 def tune(
     model: nn.Module,
-    rows: Sequence[int] = (1, 32, 1024),
+    rows: Sequence[int] = ROWS,
     how: str = "measure",
     training: bool = False,
     keep: float = 0.0,
+    images: Sequence[int] = IMAGES,
 ) -> Tuned:
-    """Choose the kernels of a model's structured linear layers now, not at their first call.
+    """Choose the kernels of a model's structured layers now, not at their first call.
 
     `rows` are numbers of vectors that a layer meets at once: batch x tokens. A kernel serves all
-    numbers up to the next power of two from above half of it. `how` is 'model' (predicted from the
+    numbers up to the next power of two from above half of it. `images` are numbers of images that
+    convolutions meet; their size is that of the example that the model was compiled with, and ways
+    are chosen for both memory formats. `how` is 'model' (predicted from the
     machine's prices, `tnc doctor --calibrate`) or 'measure' (the predicted short list is timed,
     tens of milliseconds a choice; kept in the user's cache). With `training` kernels are chosen for
     forward and backward together, else for inference, where merged cores are kept as long as
@@ -56,7 +60,7 @@ def tune(
     from their next call on. Outputs change by rounding only.
 
     Returns what was chosen, with predicted and measured seconds. Raises KernelError for another
-    `how`, for a `keep` below 0, and for rows that are no positive whole numbers.
+    `how`, for a `keep` below 0, and for rows or images that are no positive whole numbers.
 
     >>> import torch, tnc
     >>> spec = tnc.Spec(version=1, rules=[{"match": "0", "structure": "low-rank", "keep": 0.5}])
@@ -66,7 +70,7 @@ def tune(
     >>> [(kind.paths, [each.task.rows for each in outcomes]) for kind, outcomes in found.layers]
     [(('0',), [1, 16])]
     """
-    check_rows(rows)
+    given = Given(checked(rows, "rows"), checked(images, "images"), training, keep)
     if keep and not training:
         raise KernelError(
             "nothing is kept without gradients", where="keep", hint="add training=True"
@@ -78,27 +82,14 @@ def tune(
         for kind in found:
             if kind.reason:
                 continue
-            outcomes = kind.outcomes(rows, training, how, keep)
-            tuned.append((kind, tuple(each for each, _ in outcomes)))
+            tuned.append((kind, kind.outcomes(given, how)))
+            own = replace(given, dtype=kind.dtype, device=kind.device)
             for path in kind.paths:
-                for applied in kernels_of(model.get_submodule(path)):
-                    for count in rows:
-                        applied.prepare(count, training, kind.dtype, kind.device)
+                layer = model.get_submodule(path)
+                assert isinstance(layer, StructuredLayer)
+                layer.adopt_kernels(own)
     plain = tuple(kind for kind in found if kind.reason)
     return Tuned(tuple(tuned), plain, time.perf_counter() - started)
-
-
-def check_rows(rows: Sequence[int]) -> None:
-    """Raise KernelError unless there are rows, all of them positive whole numbers."""
-    for count in rows:
-        if not isinstance(count, int) or isinstance(count, bool) or count < 1:
-            raise KernelError(
-                f"kernels cannot be chosen for {count!r} rows",
-                where="rows",
-                hint="numbers of vectors that a layer meets at once, such as (1, 32, 1024)",
-            )
-    if not rows:
-        raise KernelError("there are no rows to choose kernels for", where="rows", hint="give some")
 
 
 def _counted(kind: Kind) -> str:
@@ -106,15 +97,6 @@ def _counted(kind: Kind) -> str:
     return kind.paths[0] + (f" and {more} more" if more else "")
 
 
-def _told(found: Outcome) -> str:
-    choice = found.choice
-    measured = f", measured {1e6 * choice.measured:.1f} us" if choice.measured else ""
-    used = "; ".join(
-        [
-            "absorbs " + ", ".join("*".join(o.cores) for o in choice.program.operands),
-            *([tiling(choice.way)] if choice.way.tile or choice.way.back.tile else []),
-            *([f"keeps {', '.join(choice.way.back.kept)}"] if choice.way.back.kept else []),
-            "by " + ", ".join(dict.fromkeys(libraries(choice, found.task.device))),
-        ]
-    )
-    return f"rows {found.task.rows}: predicted {1e6 * choice.seconds:.1f} us{measured}; {used}"
+def _told(found: Explained) -> str:
+    shown = found.shown()
+    return f"{shown.met}: {times(shown)}; {shown.used}"

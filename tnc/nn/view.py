@@ -7,11 +7,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor
 
 from tnc.errors import KernelError
+from tnc.kernels.shown import Explained
 from tnc.net import Structure
 from tnc.nn.generated import GeneratedLinear
+from tnc.nn.given import Given
 
 Cores = Mapping[str, Tensor]
 
@@ -35,6 +38,26 @@ class View(ABC):
     def generated(self, structure: Structure) -> GeneratedLinear | None:
         """Return generated kernels that the layer is to use where they apply."""
         return None
+
+    @property
+    def kernel_view(self) -> View:
+        """The view without what makes no difference to kernels: equal ones share them."""
+        return self
+
+    def why_plain(self, structure: Structure, dtype: torch.dtype, device: str) -> str:
+        """Say why a layer takes no generated kernels; empty where it does."""
+        return f"no kernels are generated for layers of the kind {self.name}"
+
+    def outcomes(self, structure: Structure, given: Given, bias: bool) -> tuple[Explained, ...]:
+        """Choose kernels for what is given, by the tuning in force, and explain them."""
+        return ()
+
+    def recorded(self, structure: Structure, entry: Mapping[str, Any]) -> Explained:
+        """Return an outcome that was written down. Raises KernelError where it does not fit."""
+        raise KernelError(f"layers of the kind {self.name} have no kernels")
+
+    def adopt(self, prepared: Any, generated: Any, given: Given) -> None:  # noqa: B027
+        """Choose kernels for what is given, by the tuning in force, to be used from now on."""
 
     def resized(self, prepared: Any, x: Tensor, output_size: Sequence[int]) -> Any:
         """Return what `prepare` returned, for results of another size. Raises KernelError."""

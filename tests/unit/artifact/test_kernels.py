@@ -17,6 +17,7 @@ from tnc.cli import main
 from tnc.decide.spec import Spec
 from tnc.decide.spec_parts import Kernels
 from tnc.decide.spec_problems import SpecProblems
+from tnc.kernels import outcome as outcomes
 from tnc.kernels.choose import choose
 from tnc.kernels.compiled import Kernel
 from tnc.net import digest
@@ -51,7 +52,7 @@ def test_sources_are_written_and_verified(tune: str, tmp_path: Path) -> None:
     files = sources(folder)
     assert len(files) == 2 * 3  # three layers of different sizes, two buckets
     text = next(f for f in files if f.name.endswith("rows-16.py")).read_text()
-    for told in ("# equation   B[o r] A[r i]", "9 to 16, inference", "float32", "machine",
+    for told in ("# equation   B[o r] A[r i]", "9 to 16 rows, inference", "float32", "prices",
                  "predicted", "# sha256", "def forward(x, ", "never run"):  # fmt: skip
         assert told in text, text
     assert ("; measured" in text) == (tune == "measure")
@@ -125,7 +126,7 @@ def test_another_machine_may_choose_otherwise(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = saved(tmp_path / "a")
-    monkeypatch.setattr(module, "choose", lambda task: choose(task)[::-1])
+    monkeypatch.setattr(outcomes, "choose", lambda task: choose(task)[::-1])
     verified = tnc.verify(folder)
     assert verified.ok
     told = [name for name, _ in verified.checks if "otherwise on this machine" in name]

@@ -16,6 +16,7 @@ from tnc.kernels.choose import Task, choose
 from tnc.kernels.outcome import differences, libraries, outcome
 from tnc.net import parse_network
 from tnc.nn.generated import kernels_of, plain_kernels
+from tnc.nn.given import Given
 from tnc.nn.kinds import kinds_of
 
 TRAIN = (
@@ -56,7 +57,7 @@ def test_kinds_and_reasons() -> None:
     assert set(found) == {("0",), ("1", "3"), ("5",), ("7",)}
     assert not found["1", "3"].reason and not found["5",].reason
     assert "embedding" in found["0",].reason and "sparse" in found["7",].reason
-    assert not found["0",].parts and not found["7",].parts
+    assert not found["0",].outcomes(Given()) and not found["7",].outcomes(Given())
 
 
 def test_other_dtypes_say_so() -> None:
@@ -81,7 +82,7 @@ def test_what_is_told_is_what_runs(how: str, training: bool) -> None:
                 assert one.kernel.choice == chosen[1 << bits]  # type: ignore[operator]
         assert all((each.choice.measured > 0) == (how == "measure") for each in outcomes)
     told = str(report)
-    for text in ("1 and 1 more", "rows 8", "predicted", "sparse", "chosen in"):
+    for text in ("1 and 1 more", "5 to 8 rows", "predicted", "sparse", "chosen in"):
         assert text in told, told
     assert ("measured" in told) == (how == "measure")
 
