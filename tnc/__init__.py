@@ -26,6 +26,7 @@ _PUBLIC = {
     "measure": "tnc.api",
     "plan": "tnc.api",
     "save": "tnc.api",
+    "search": "tnc.searching.api",
     "trace": "tnc.api",
     "tune": "tnc.nn.tuning",
     "verify": "tnc.artifact",
@@ -57,6 +58,7 @@ if TYPE_CHECKING:
     from tnc.net import Structure as Structure
     from tnc.nn import StructuredLayer as StructuredLayer
     from tnc.nn.tuning import tune as tune
+    from tnc.searching.api import search as search
 
 
 def __getattr__(name: str) -> Any:

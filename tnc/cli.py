@@ -1,4 +1,5 @@
-"""The command line: `tnc compile | plan | inspect | report | verify | export | spec | doctor`.
+"""The command line: `tnc compile | plan | inspect | report | verify | export | search | spec
+| doctor`.
 
 Exit codes: 0 ok; 1 internal error; 2 usage or spec; 3 infeasible budget; 4 quality gate;
 5 interrupted; 6 plans differ (`plan --detailed-exitcode`).
@@ -15,7 +16,7 @@ from typing import Annotated
 
 import typer
 
-from tnc.commands import compile, doctor, export, inspect, plan, report, spec, verify
+from tnc.commands import compile, doctor, export, inspect, plan, report, search, spec, verify
 from tnc.commands.failures import report_failure
 
 _INTERRUPTED_BY_TYPER = 130
@@ -34,6 +35,7 @@ app.command("report")(report.report)
 app.command("verify")(verify.verify)
 app.command("export")(export.export)
 app.command("doctor")(doctor.doctor)
+app.add_typer(search.app, name="search")
 app.add_typer(spec.app, name="spec")
 
 

@@ -123,4 +123,6 @@ class Interrupted(TncError):
 
 
 class SearchError(TncError):
-    """A search run that cannot go on."""
+    """A search that cannot begin or go on."""
+
+    exit_code = 2

@@ -48,19 +48,24 @@ def check_place(path: Path, kind: Refusal) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file in one step: a temporary file beside it, flushed, then renamed.
+    """Write a text file in one step, as `write_bytes` does."""
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file in one step: a temporary file beside it, flushed, then renamed.
 
     What is no file (a pipe, /dev/stdout) is written to, never replaced; of a link the file is.
     """
     if path.exists() and not path.is_file():
-        path.write_text(text, encoding="utf-8")
+        path.write_bytes(content)
         return
     path = path.resolve()
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
             file.flush()
             os.fsync(file.fileno())
         os.replace(name, path)

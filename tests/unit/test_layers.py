@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 
 LAYERS = (
-    {"errors", "_checkout", "_transformers", "files", "__init__"},
+    {"errors", "_checkout", "_transformers", "files", "interrupts", "__init__"},
     {"registry"},
     {"net"},
     {"derive"},
@@ -20,6 +20,7 @@ LAYERS = (
     {"kernels"},
     {"capture", "fit", "nn", "optim"},
     {"rewrite"},
+    {"searching"},
     {"planner", "passes", "artifact", "adapting", "distilling"},
     {"allocators"},
     {"api"},

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterator, Mapping
+import time
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
-from typing import Annotated, Any
+from typing import Annotated, Any, Protocol
 
 import typer
 
@@ -14,7 +15,16 @@ VERSION = 1
 WIDE = 240
 """Columns of tables that nobody sees on a terminal."""
 
-Progress = Callable[[str, int, int], None]
+TELL_SECONDS = 10.0
+"""Between two lines on how a stage goes, where nobody sees a live one."""
+
+
+class Progress(Protocol):
+    """What commands tell of their work: a stage, how much is done, and words on how it goes."""
+
+    def __call__(self, stage: str, done: int, total: int, told: str = "") -> None: ...
+
+
 SpecName = Annotated[str, typer.Argument(help="A spec file, or the bare name of a recipe.")]
 Sets = Annotated[
     list[str] | None,
@@ -48,7 +58,7 @@ def print_note(text: str) -> None:
 def working() -> Iterator[Progress]:
     """Yield a progress function; while it lasts, what libraries print goes to stderr.
 
-    On a terminal a live line with a bar, else one line for each stage.
+    On a terminal a live line with a bar, else one line for each stage, and words now and then.
     """
     with redirect_stdout(sys.stderr):
         if sys.stderr.isatty():
@@ -61,24 +71,30 @@ def working() -> Iterator[Progress]:
 class _Lines:
     def __init__(self) -> None:
         self._stage = ""
+        self._told = 0.0
 
-    def __call__(self, stage: str, done: int, total: int) -> None:
+    def __call__(self, stage: str, done: int, total: int, told: str = "") -> None:
         if stage != self._stage:
-            self._stage = stage
+            self._stage, self._told = stage, time.monotonic()
             print_note(f"{stage} ...")
+        elif told and time.monotonic() - self._told >= TELL_SECONDS:
+            self._told = time.monotonic()
+            print_note(f"{stage}: {done}{f' of {total}' if total else ''}, {told}")
 
 
 @contextmanager
 def _live() -> Iterator[Progress]:
     from rich.console import Console
-    from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+    from rich.progress import BarColumn, SpinnerColumn, TextColumn, TimeElapsedColumn
+    from rich.progress import Progress as Bars
 
     columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
+    with Bars(*columns, console=Console(stderr=True), transient=True) as bars:
         task = bars.add_task("starting", total=None)
 
-        def progress(stage: str, done: int, total: int) -> None:
-            bars.update(task, description=stage, completed=done, total=max(1, total))
+        def progress(stage: str, done: int, total: int, told: str = "") -> None:
+            description = f"{stage}: {told}" if told else stage
+            bars.update(task, description=description, completed=done, total=total or None)
 
         yield progress
 

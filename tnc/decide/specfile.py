@@ -69,15 +69,15 @@ def override(tree: Node, assignment: str) -> Node:
     return _put(tree, path.strip().split("."), value, assignment)
 
 
-def find_spec_file(name: str) -> Path:
-    """Return the file of a spec: a path, or the bare name of a recipe that comes with tnc.
+def find_spec_file(name: str, folder: str = "recipes") -> Path:
+    """Return the file of a spec: a path, or the bare name of one that comes with tnc in `folder`.
 
     Raises SpecError with the nearest names.
     """
     path = Path(name)
     if path.is_file():
         return path
-    shipped = recipes()
+    shipped = recipes(folder)
     if name in shipped:
         return shipped[name]
     if path.is_dir():
@@ -89,18 +89,18 @@ def find_spec_file(name: str) -> Path:
     guess = f"did you mean {near[0]!r}? " if near else ""
     raise SpecError(
         f"no spec file and no recipe is named {name!r}",
-        hint=f"{guess}recipes: {', '.join(sorted(shipped))}",
+        hint=f"{guess}{folder}: {', '.join(sorted(shipped))}",
     )
 
 
-def recipes() -> dict[str, Path]:
-    """Return the recipes that come with tnc, by name."""
+def recipes(folder: str = "recipes") -> dict[str, Path]:
+    """Return the recipes that come with tnc, or the specs of another folder of it, by name."""
     package = importlib.util.find_spec("tnc.specs")
-    folders = (package.submodule_search_locations or []) if package else []
+    places = (package.submodule_search_locations or []) if package else []
     return {
         file.stem: file
-        for folder in folders
-        for file in sorted((Path(folder) / "recipes").glob("*.yaml"))
+        for place in places
+        for file in sorted((Path(place) / folder).glob("*.yaml"))
     }
 
 

@@ -18,10 +18,10 @@ from tnc.decide.spec_parts import Distill
 from tnc.distilling import checkpoint
 from tnc.distilling.answers import Answers
 from tnc.distilling.checkpoint import Position
-from tnc.distilling.interrupts import deferred
 from tnc.distilling.matching import inner_distance, matched_paths, recorded
 from tnc.distilling.schedule import freeze_, parameter_groups, progress, rate_factor
 from tnc.errors import FitError, Interrupted, PlanError
+from tnc.interrupts import deferred
 from tnc.sources import Evaluation, evaluations
 
 Stream = Callable[[int], Iterable[Any]]

@@ -52,16 +52,24 @@ class Evaluator(ABC):
         Equal arguments give equal results in any process.
         """
 
+    def warm(self) -> None:  # noqa: B027 most compile nothing
+        """Compile what the first fit would compile, so that it is no part of any fit's time."""
+
 
 evaluators: Registry[type[Evaluator]] = Registry("evaluator", "tnc.explore.evaluators")
 
 
 def rse(tensor: Array, cores: tuple[Array, ...], topology: Topology) -> float:
     """Return the squared relative error of cores, rebuilt in full: the oracle of every fit."""
+    norm = float(np.square(tensor).sum())
+    return float(np.square(tensor - dense(cores, topology)).sum()) / (norm or 1.0)
+
+
+def dense(cores: tuple[Array, ...], topology: Topology) -> Array:
+    """Return the tensor that cores of shapes `topology.shapes` stand for."""
     operands: list[Any] = []
     for v, (core, legs) in enumerate(zip(cores, topology.legs)):
         mode = [v] if v < len(topology.modes) else []
         operands += [core, [*mode, *(len(topology.modes) + k for k in legs)]]
-    dense = np.einsum(*operands, list(range(len(topology.modes))), optimize="greedy")
-    norm = float(np.square(tensor).sum())
-    return float(np.square(tensor - dense).sum()) / (norm or 1.0)
+    found: Array = np.einsum(*operands, list(range(len(topology.modes))), optimize="greedy")
+    return found

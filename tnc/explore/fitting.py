@@ -40,6 +40,10 @@ class FitTopology:
         )
         return sha256("\n".join(told).encode()).hexdigest()
 
+    def warm(self) -> None:
+        """Get ready in this process; the first on a machine may have to compile."""
+        self.evaluator.warm()
+
     def __call__(self, task: Task) -> Done:
         begun = time.perf_counter()
         trial = task.trial

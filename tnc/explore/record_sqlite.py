@@ -100,6 +100,12 @@ class SqliteRecord(Record):
             if trial.key not in seen:
                 yield trial, outcome
 
+    @property
+    def written(self) -> int:
+        """How many rows this run wrote."""
+        query = "SELECT count(*) FROM eval WHERE work = ? AND run = ?"
+        return int(self.base.execute(query, (self.work, self.run)).fetchone()[0])
+
     def save(self, path: Path) -> None:
         """Write the whole record to another file, complete or not at all."""
         other = sqlite3.connect(path)

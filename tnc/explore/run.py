@@ -20,8 +20,9 @@ class Limits:
 
     `evaluations` counts trials that this search had not asked before, from whatever run their
     outcome is; `patience` evaluations without a better score; a score of `target` or less;
-    `seconds` of this process, looked at between rounds: the only limit that is not repeatable.
-    `asked` bounds rounds that only repeat themselves.
+    `seconds` from the first fit that was not on record, `spent` of which earlier processes had;
+    they are looked at between rounds, and are the only limit that is not repeatable.
+    `repeats` bounds rounds that only repeat themselves.
     """
 
     evaluations: int | None = None
@@ -29,6 +30,7 @@ class Limits:
     target: float | None = None
     patience: int | None = None
     repeats: int = 200
+    spent: float = 0.0
 
 
 @dataclass
@@ -52,12 +54,16 @@ class Counts:
 
 @dataclass
 class Found:
-    """What a search found: its trials in order, without repetition, and how it ended."""
+    """What a search found: its trials in order, without repetition, and how it ended.
+
+    `seconds` are those of this process, `spent` those that count against the limit.
+    """
 
     trials: list[Scored] = field(default_factory=list)
     counts: Counts = field(default_factory=Counts)
     ended: str = ""
     seconds: float = 0.0
+    spent: float = 0.0
 
     @property
     def best(self) -> Scored | None:
@@ -96,10 +102,13 @@ def search(
     found, begun = Found(), time.monotonic()
     asking = strategy.search(problem, Random(seed))
     told: dict[str, Scored] = {}
-    idle = better = 0
+    idle, better, least = 0, 0, float("inf")
     try:
         batch = next(asking)
+        working = begun
         while not found.ended:
+            if not found.counts.fitted:
+                working = time.monotonic()
             found.counts.rounds += 1
             found.counts.interpolated += batch.interpolated
             new = _new(problem, batch.trials, told, found.counts)
@@ -107,20 +116,21 @@ def search(
             cut = left is not None and len(new) > left
             for scored in _evaluate(problem, new[:left], told, pool, record, found, watch):
                 told[scored.trial.key] = scored
-                before = found.best
                 found.trials.append(scored)
-                if before is None or scored.score < before.score:
-                    better = len(found.trials)
+                if scored.score < least:
+                    least, better = scored.score, len(found.trials)
             found.seconds = time.monotonic() - begun
+            found.spent = limits.spent + time.monotonic() - working
             idle = 0 if new else idle + 1
-            best = found.best
-            if limits.target is not None and best is not None and best.score <= limits.target:
+            if limits.target is not None and least <= limits.target:
                 found.ended = f"reached {limits.target:g}"
             elif cut or (left is not None and len(new) == left):
                 found.ended = f"{limits.evaluations} evaluations"
             elif limits.patience is not None and len(found.trials) - better >= limits.patience:
                 found.ended = f"{limits.patience} evaluations without a better score"
-            elif limits.seconds is not None and found.seconds >= limits.seconds:
+            elif (
+                limits.seconds is not None and found.counts.fitted and found.spent >= limits.seconds
+            ):
                 found.ended = f"{limits.seconds:g} seconds"
             elif idle >= limits.repeats:
                 found.ended = f"{limits.repeats} rounds without a new candidate"

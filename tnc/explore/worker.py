@@ -37,6 +37,7 @@ def serve() -> None:
         if script:
             _become(script)
         work: Work = pickle.loads(text)
+        getattr(work, "warm", lambda: None)()
     except EOFError:
         os._exit(0)
     except BaseException as error:

@@ -36,7 +36,8 @@ class Equation:
     """Cores and the map from input legs to output legs; no sizes.
 
     The law of well-formedness: every index has at least two ends, counted over cores, inputs and
-    outputs. An index may join any number of them. Raises EquationError with the reason.
+    outputs. An index may join any number of them. A tensor by itself has outputs only. Raises
+    EquationError with the reason.
     """
 
     cores: tuple[Core, ...]
@@ -162,8 +163,8 @@ def ill_formed(equation: Equation) -> str:
         twice = [n for n, k in legs.items() if k > 1]
         if twice:
             return f"index {twice[0]} is an {side} leg twice"
-        if not legs:
-            return f"no {side} leg"
+        if not legs and side == "output":
+            return "no output leg"
     ends = Counter(n for core in equation.cores for n in core.indices)
     ends.update(equation.input_indices)
     ends.update(equation.output_indices)

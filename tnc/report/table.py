@@ -31,7 +31,7 @@ def run_tables(report: RunReport) -> RenderableType:
 
 def plan_tables(plan: Plan) -> RenderableType:
     """Return what a plan decided about every site, what it skips, and the sums."""
-    table = _table("site", "becomes", ">params", ">before", ">error", "because", "rule")
+    table = table_of("site", "becomes", ">params", ">before", ">error", "because", "rule")
     for entry in plan.entries:
         table.add_row(
             entry.site,
@@ -44,7 +44,7 @@ def plan_tables(plan: Plan) -> RenderableType:
         )
     parts: list[RenderableType] = [table]
     if plan.skips:
-        skipped = _table("left alone", "because")
+        skipped = table_of("left alone", "because")
         for skip in plan.skips:
             skipped.add_row(skip.site, skip.reason)
         parts.append(skipped)
@@ -62,7 +62,7 @@ def show(content: RenderableType, console: Console) -> None:
 
 
 def _sizes(report: RunReport) -> Table:
-    table = _table("", ">before", ">after", ">ratio")
+    table = table_of("", ">before", ">after", ">ratio")
     before, after = report.before, report.after
     rows: list[tuple[str, float, float, str]] = [
         ("parameters", before.params, after.params, ",.0f"),
@@ -77,7 +77,7 @@ def _sizes(report: RunReport) -> Table:
 
 
 def _figures(report: RunReport) -> Table:
-    table = _table(f"on {report.held_out} held-out samples", ">against the original")
+    table = table_of(f"on {report.held_out} held-out samples", ">against the original")
     for name, value in report.figures:
         table.add_row(name, f"{value:.5g}")
     return table
@@ -120,7 +120,7 @@ def _sums(plan: Plan) -> str:
     return "\n".join(lines)
 
 
-def _table(*columns: str) -> Table:
+def table_of(*columns: str) -> Table:
     """Make a table; a column whose name starts with '>' is aligned to the right."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     for column in columns:

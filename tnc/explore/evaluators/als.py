@@ -28,6 +28,9 @@ class ALS(Evaluator):
     gain: float = 1e-3
     reach: float = 1.0
 
+    def warm(self) -> None:
+        self.fit(np.eye(2), Topology.of((2, 2), [(0, 1, 2)]), seed=0, effort=1e-9)
+
     def fit(
         self,
         tensor: Array,

@@ -10,10 +10,11 @@ from typing import Any
 
 
 @contextmanager
-def deferred() -> Iterator[Callable[[], bool]]:
+def deferred(tell: Callable[[], None] = lambda: None) -> Iterator[Callable[[], bool]]:
     """Hold SIGINT and SIGTERM back; yield a function that says whether one came.
 
-    A second signal acts as it did before. Outside of the main thread nothing is held back.
+    `tell` is called when it comes. A second signal acts as it did before. Outside of the main
+    thread nothing is held back.
     """
     if threading.current_thread() is not threading.main_thread():
         yield lambda: False
@@ -25,6 +26,7 @@ def deferred() -> Iterator[Callable[[], bool]]:
         came.append(kind)
         for each, handler in before.items():
             signal.signal(each, handler)
+        tell()
 
     for kind in before:
         signal.signal(kind, hold)

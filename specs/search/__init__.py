@@ -1,0 +1,1 @@
+"""Searches: `tnc search run NAME` runs one by its bare name; copy one to begin your own."""

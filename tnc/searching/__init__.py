@@ -1,0 +1,1 @@
+"""Search runs: specs, targets, run folders, and what comes out of them."""

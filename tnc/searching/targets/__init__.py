@@ -1,0 +1,1 @@
+"""Targets of a search: where the tensor comes from. One file each."""
