@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from importlib.util import find_spec
 
 import pytest
 import torch
@@ -11,11 +12,15 @@ from torch.nn import functional
 
 import tnc
 from tests.laws.test_kernels import LOW_RANK, STRUCTURES, TRAIN, drawn, made
-from tnc.kernels import calibrate, machine
-from tnc.kernels.applied import tuning
-from tnc.kernels.choose import choose
+from tests.unit.kernels.test_triton import CHAINS, programs_of
+from tnc.kernels import calibrate, machine, triton_run
+from tnc.kernels.applied import readied, tuning
+from tnc.kernels.choose import Task, choose
 from tnc.kernels.device import CUDA, device_name
+from tnc.kernels.fused import BLOCKS, fused, refused
 from tnc.kernels.outcome import libraries
+from tnc.net import Structure, parse_network
+from tnc.nn import LinearView
 from tnc.nn.generated import kernels_of, plain_kernels
 from tnc.nn.given import Given
 
@@ -201,3 +206,40 @@ def test_a_calibration_of_the_device_is_found_again(monkeypatch) -> None:
     machine.store(data, machine.path("float32", None, device))
     found = machine.current("float32", None, device)
     assert found.made and found.gemm("cublas", 1, 256, 256, 256) > 0
+
+
+@pytest.mark.skipif(find_spec("triton") is None, reason="triton is not installed")
+@pytest.mark.parametrize("dtype", ROUNDED)
+@pytest.mark.parametrize("name", CHAINS)
+def test_triton_kernels_meet_torch(name: str, dtype: torch.dtype) -> None:
+    for program in programs_of(parse_network(CHAINS[name])):
+        for rows in BLOCKS:
+            for bias in (False, True):
+                place = torch.device("cuda", torch.cuda.current_device())
+                assert not triton_run.wrong(program, rows, dtype, place, bias)
+
+
+@pytest.mark.skipif(find_spec("triton") is None, reason="triton is not installed")
+@pytest.mark.parametrize("training", [False, True])
+def test_a_layer_through_a_triton_kernel(training: bool) -> None:
+    """A layer whose choice is a Triton kernel, forward and backward."""
+    network = parse_network("B[o r] A[r i] : i -> o | i=768 o=3072 r=76")
+    bias = torch.randn(3072, generator=torch.Generator().manual_seed(0))
+    layer = tnc.StructuredLayer.initialised(
+        Structure.of(network), LinearView(), std=0.1, bias=bias
+    ).to("cuda")
+    task = Task(network, 64, "float32", 1, training, device=CUDA)
+    assert not refused(task)
+    choice = fused(task, choose(task))[0]
+    (applied,) = kernels_of(layer)
+    applied._ready[6, training, torch.float32, True] = readied(network, choice)
+    x = torch.randn(64, 768, device="cuda", requires_grad=training)
+    with torch.set_grad_enabled(training):
+        y = layer(x)
+    assert off(y.detach(), exactly(layer, x).detach()) < 1e-5
+    if training:
+        asked = [x, *layer.parameters()]
+        found = torch.autograd.grad(layer(x).pow(2).sum(), asked)
+        with plain_kernels():
+            want = torch.autograd.grad(layer(x).pow(2).sum(), asked)
+        assert all(off(one, other) < 1e-5 for one, other in zip(found, want))

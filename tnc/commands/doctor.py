@@ -22,6 +22,7 @@ EXTRAS = {
     "tensorly": ("tensorly",),
     "browser": ("playwright",),
     "numba": ("numba",),
+    "triton": ("triton",),
 }
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from math import prod
 from typing import Any
@@ -16,12 +16,15 @@ from torch.nn import Parameter
 from tnc.derive.dense import INPUT, ROWS
 from tnc.kernels.choose import LOOPED, Choice
 from tnc.kernels.emitters.numba_source import emit as loops_of
+from tnc.kernels.emitters.torch_backward import Backward
 from tnc.kernels.emitters.torch_source import emit
+from tnc.kernels.emitters.triton_source import emit as fused_of
 from tnc.kernels.execute import execute
 from tnc.kernels.loops.nest import nests
 from tnc.kernels.loops.table import bound
 from tnc.kernels.program import recomputed
 from tnc.kernels.switch import switching, use
+from tnc.kernels.way import Way
 
 _NAMES: dict[str, Any] = {
     "mm": torch.mm,
@@ -57,13 +60,19 @@ class Kernel:
     @cached_property
     def forward(self) -> Callable[..., Tensor]:
         """`forward(x, *operands)` on rows `[n, inputs]`."""
-        found: Callable[..., Tensor] = functions(self._torch())["forward"]
-        return found
+        return self._forward(bias=False)
 
     @cached_property
     def forward_bias(self) -> Callable[..., Tensor]:
         """`forward(x, *operands, bias)`."""
-        found: Callable[..., Tensor] = functions(self._torch(bias=True))["forward"]
+        return self._forward(bias=True)
+
+    def _forward(self, bias: bool) -> Callable[..., Tensor]:
+        if self.fused:
+            from tnc.kernels.triton_run import forward
+
+            return forward(self.choice.program, self.choice.way, bias)
+        found: Callable[..., Tensor] = functions(self._torch(bias=bias))["forward"]
         return found
 
     def needs(self, input: bool, operands: Sequence[bool]) -> tuple[str, ...]:
@@ -88,7 +97,9 @@ class Kernel:
         return {}
 
     def keeping(self, needs: tuple[str, ...], bias: bool) -> Callable[..., tuple[Tensor, ...]]:
-        """`forward(x, *operands, bias)` that returns the output, then the kept values."""
+        """`forward(x, *operands, bias)`: the output, where values are kept a tuple with them."""
+        if self.fused:  # nothing between its products is in memory
+            return self._forward(bias)  # type: ignore[return-value]
         return self._training("forward", needs, bias)
 
     def backward(self, needs: tuple[str, ...]) -> Callable[..., tuple[Tensor, ...]]:
@@ -112,10 +123,27 @@ class Kernel:
         """Return the source that runs; of loops, their meaning for the most rows of the bucket."""
         if self.looped and not needs:
             return loops_of(self.choice.program, 1 if self.choice.way.single else LOOPED, bias=bias)
+        if self.fused:
+            text = fused_of(self.choice.program, self.choice.way.tile, bias=bias)
+            if not needs:
+                return text
+            back = Backward(self.choice.program, self._by_torch, frozenset(needs)).text()
+            return f"{text}\n\n\n{back}"
         return self._torch(bias=bias, needs=needs)
 
     def _torch(self, *, bias: bool = False, needs: tuple[str, ...] = ()) -> str:
-        return emit(self.choice.program, self.choice.way, bias=bias, needs=needs)
+        return emit(self.choice.program, self._by_torch, bias=bias, needs=needs)
+
+    @cached_property
+    def _by_torch(self) -> Way:
+        """The way that torch's products take; of a Triton kernel those of its gradients."""
+        way = self.choice.way
+        return replace(way, tile=0, emitter="torch") if self.fused else way
+
+    @cached_property
+    def fused(self) -> bool:
+        """Whether the forward is one Triton kernel; gradients are torch's products then."""
+        return self.choice.way.emitter == "triton"
 
     @cached_property
     def looped(self) -> bool:

@@ -16,6 +16,7 @@ from tnc.kernels.choose import Choice, Task, by_one, choose, handicapped, looped
 from tnc.kernels.codec import choice_from, choice_to
 from tnc.kernels.compiled import Kernel
 from tnc.kernels.device import CPU
+from tnc.kernels.fused import fused, refused
 from tnc.kernels.loops.rates import made, stamp
 from tnc.kernels.machine import current
 from tnc.kernels.operands import keep, lay, lays
@@ -36,8 +37,14 @@ def measured(task: Task) -> tuple[Choice, ...]:
         [stamp(), asdict(task)],
         lambda: timed(task, _contenders(task)),
         (choice_to, choice_from),
-        lambda choice: not wrong(task.network, choice.program),
+        lambda choice: not _faulty(task, choice),
     )
+
+
+def _faulty(task: Task, choice: Choice) -> bool:
+    """Whether a kept choice is no way to do the task here, whatever wrote it."""
+    gone = choice.way.emitter == "triton" and refused(task)
+    return bool(gone or wrong(task.network, choice.program))
 
 
 def _contenders(task: Task) -> list[Choice]:
@@ -53,7 +60,7 @@ def _contenders(task: Task) -> list[Choice]:
         ways = [choice.way]
         ways += [by_one(choice.way, name, count, task.device) for name in backends]
         found += [replace(choice, way=way) for way in dict.fromkeys(ways)]
-    return found
+    return found + fused(task, chosen)
 
 
 def _backends(task: Task) -> tuple[str, ...]:

@@ -15,13 +15,17 @@ from tnc.kernels.codec import choice_from, choice_to
 from tnc.kernels.compiled import Kernel
 from tnc.kernels.costs import same_memory
 from tnc.kernels.device import CPU, precision, standard
+from tnc.kernels.fused import notes
 from tnc.kernels.machine import current, state
 from tnc.kernels.program import Copy, Step, dimensions, extent, made, product_flops, written
 from tnc.kernels.shown import Contender, Explained, Shown
 from tnc.kernels.way import Way
 from tnc.net import Network
 
-COMPILED = {"numba": "as loops over memory, compiled by numba"}
+COMPILED = {
+    "numba": "as loops over memory, compiled by numba",
+    "triton": "as one Triton kernel",
+}
 """What is compiled in the place of calls of a library, in words."""
 
 
@@ -50,6 +54,8 @@ class Outcome(Explained):
     dense: float
     bias: bool = False
     """Whether a bias is added with it."""
+    notes: tuple[str, ...] = ()
+    """What could not take part, and why."""
 
     @property
     def flops(self) -> int:
@@ -95,6 +101,7 @@ class Outcome(Explained):
             figures=self._figures(),
             kept=kept,
             kept_share=kept_share(choice),
+            notes=self.notes,
         )
 
     def _figures(self) -> dict[str, Any]:
@@ -142,7 +149,15 @@ def outcome(task: Task, choices: Sequence[Choice], bias: bool = False) -> Outcom
         Contender(other.seconds, other.measured, _flops(other, task), differences(best, other))
         for other in choices[1:]
     )
-    return Outcome(task, best, _lines(best, task), contenders, _dense_seconds(task), bias)
+    return Outcome(
+        task,
+        best,
+        _lines(best, task),
+        contenders,
+        _dense_seconds(task),
+        bias,
+        notes(task, choices),
+    )
 
 
 def recorded(network: Network, entry: Mapping[str, Any]) -> Outcome:

@@ -50,6 +50,8 @@ class Shown:
     kept: tuple[str, ...] = ()
     """What is kept for the backward beside the input, and its bytes as a part of the input's."""
     kept_share: float = 0.0
+    notes: tuple[str, ...] = ()
+    """What could not take part, and why."""
     figures: Mapping[str, Any] = field(default_factory=dict)
 
 

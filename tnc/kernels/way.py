@@ -41,5 +41,6 @@ class Way:
     single: bool = False
     """Whether there is one row only, as in a bucket of its own."""
     emitter: str = "torch"
-    """What runs the steps: 'torch', or 'numba' for loops over a few rows without gradients."""
+    """What runs the steps: 'torch', 'numba' for loops over a few rows without gradients, or
+    'triton' for a chain of products as one kernel, `tile` rows a program."""
     back: Back = Back()

@@ -28,11 +28,15 @@ class Tuned:
     seconds: float
 
     def __str__(self) -> str:
-        lines = []
+        lines: list[str] = []
+        notes: dict[str, None] = {}
         for kind, outcomes in self.layers:
             lines.append(f"{_counted(kind)}: {kind.structure}")
-            lines += [f"  {_told(each)}" for each in outcomes]
+            every = [each.shown() for each in outcomes]
+            lines += [f"  {each.met}: {times(each)}; {each.used}" for each in every]
+            notes |= dict.fromkeys(note for each in every for note in each.notes)
         lines += [f"{_counted(kind)}: no generated kernel; {kind.reason}" for kind in self.plain]
+        lines += notes
         return "\n".join([*lines, f"chosen in {self.seconds:.1f} s"])
 
 
@@ -95,8 +99,3 @@ def tune(
 def _counted(kind: Kind) -> str:
     more = len(kind.paths) - 1
     return kind.paths[0] + (f" and {more} more" if more else "")
-
-
-def _told(found: Explained) -> str:
-    shown = found.shown()
-    return f"{shown.met}: {times(shown)}; {shown.used}"

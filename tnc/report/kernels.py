@@ -66,6 +66,7 @@ def _as_json(found: Shown) -> dict[str, Any]:
             }
             for other in found.contenders
         ],
+        "notes": list(found.notes),
         "sha256": sha256(found.source.encode()).hexdigest(),
     }
 
@@ -84,6 +85,7 @@ def _outcome(found: Shown, kind: Kind) -> str:
     for text, note in found.steps:
         lines.append(f"  {text.ljust(wide)}  # {note}" if note else f"  {text}")
     lines += ["why not otherwise", *_contenders(found.contenders)]
+    lines += [f"  {note}" for note in found.notes]
     return "\n".join([*lines, "source", indent(found.source, "  ")])
 
 
