@@ -13,7 +13,7 @@ from tnc.derive.dense import ROWS
 from tnc.kernels.chain import chain_of
 from tnc.kernels.choose import Choice, Task
 from tnc.kernels.costs import Costs
-from tnc.kernels.device import CPU, CUDA
+from tnc.kernels.device import CPU, CUDA, TF32
 from tnc.kernels.machine import current
 from tnc.kernels.program import Program, extent, product_flops
 from tnc.kernels.training import Runs
@@ -50,6 +50,8 @@ def refused(task: Task) -> str:
         return "Triton kernels are for CUDA"
     if task.dtype not in DTYPES:
         return f"no Triton kernels for {task.dtype}"
+    if task.dtype == "float32" and task.device != TF32:
+        return "for float32 that may not be rounded to tf32 Triton has no matrix units"
     return triton_run.refused(task.device)
 
 

@@ -55,12 +55,15 @@ def forward(program: Program, way: Way, bias: bool) -> Forward:
     """Return `forward(x, *operands[, bias])`, checked when a dtype is first met on a device.
 
     A kernel that does not compile or gives other numbers than torch's products is an error, since
-    it was timed, and so checked, before it was chosen. Raises KernelError where triton is missing.
+    it was timed, and so checked, before it was chosen. Where torch is set not to round float32 to
+    tf32 any more, torch's products run. Raises KernelError where triton is missing.
     """
     checked: set[tuple[torch.dtype, torch.device]] = set()
-    run = compiled(program, way.tile, bias)
+    run, oracle = compiled(program, way.tile, bias), _oracle(program, bias)
 
     def checking(x: Tensor, *given: Tensor) -> Tensor:
+        if x.is_cuda and x.dtype == torch.float32 and precision(x) != "tf32":
+            return oracle(x, *given)
         if (x.dtype, x.device) not in checked:
             reason = wrong(program, way.tile, x.dtype, x.device, bias)
             if reason:
@@ -151,15 +154,19 @@ def differing(
     program: Program, found: Tensor, x: Tensor, given: Sequence[Tensor], bias: bool
 ) -> str:
     """Say how far a result is from that of torch's products; empty where it is near."""
-    from tnc.kernels.compiled import functions
-
-    oracle = functions(torch_source(program, Way(), bias=bias))["forward"]
     with torch.no_grad():
-        wanted = oracle(x, *given).double()
+        wanted = _oracle(program, bias)(x, *given).double()
     off = float((found.double() - wanted).norm() / wanted.norm().clamp_min(1e-30))
     if off <= LIMITS[x.dtype]:
         return ""
     return f"relative error {off:.1e} from torch's products on random integers"
+
+
+def _oracle(program: Program, bias: bool) -> Forward:
+    from tnc.kernels.compiled import functions
+
+    found: Forward = functions(torch_source(program, Way(), bias=bias))["forward"]
+    return found
 
 
 def _drawn(

@@ -94,6 +94,7 @@ def test_without_a_gpu_there_are_none_and_the_reason_is_told() -> None:
         (note,) = outcome(task, choose(task)).notes
         assert note.startswith("no Triton kernel: ") and len(note) > 30
     assert refused(replace(task, dtype="float64")) == "no Triton kernels for float64"
+    assert "tf32" in refused(task)
     here = replace(task, device="cpu")
     assert refused(here) and not outcome(here, choose(here)).notes
 
@@ -142,3 +143,15 @@ def test_the_interpreter_meets_torch() -> None:
     assert done.returncode == 0, done.stderr[-3000:]
     for name in CHAINS:
         assert f"{name} " in done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(find_spec("triton") is None, reason="triton is not installed")
+def test_the_compiler_takes_them_without_a_device(tmp_path) -> None:
+    """Compiled ahead of time for two generations of devices, in a process that has none."""
+    command = [sys.executable, "-m", "tests.unit.kernels.ahead"]
+    environment = os.environ | {"TRITON_CACHE_DIR": str(tmp_path), "OMP_NUM_THREADS": "1"}
+    environment.pop("TRITON_INTERPRET", None)
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.count("bytes") == 2 * len(CHAINS)

@@ -154,15 +154,15 @@ class _Writer:
         mask = _masks("(m < n)[:, None]", _less("k", deep, block, "[None, :]"))
         self.add(depth + 1, f"a = tl.load({left}, mask={mask}, other=0.0)")
         self._operand(0, "k", deep, block, depth + 1)
-        self.add(depth + 1, "t0 += tl.dot(a, b, input_precision=precision)")
+        self.add(depth + 1, "t0 += tl.dot(a, b0, input_precision=precision)")
 
     def _times(self, place: int, depth: int, walked: Sequence[Index], how: str) -> None:
         deep = extent(self.chain.links[place - 1].columns, self.size)
         self._operand(place, f"r{place - 1}", deep, padded(deep), depth)
-        self.add(depth, f"t{place} {how} tl.dot(a{place - 1}, b, input_precision=precision)")
+        self.add(depth, f"t{place} {how} tl.dot(a{place - 1}, b{place}, input_precision=precision)")
 
     def _operand(self, place: int, deep: str, count: int, block: int, depth: int) -> None:
-        """Write the load of an operand's tile `b`, from what is summed to the columns."""
+        """Write the load of an operand's tile `b{place}`, from what is summed to the columns."""
         link, name = self.chain.links[place], self.names[place]
         final = link is self.last
         column = "c" if final else f"r{place}"
@@ -185,7 +185,9 @@ class _Writer:
         shape = f"tl.zeros(({block}, {wide}), tl.int32)"
         if "[:, None]" not in places or "[None, :]" not in places:
             read += f" + {shape}"  # an index of one entry does not spread the tile
-        self.add(depth, f"b = tl.load({read}" + (f", mask={mask}, other=0.0)" if mask else ")"))
+        self.add(
+            depth, f"b{place} = tl.load({read}" + (f", mask={mask}, other=0.0)" if mask else ")")
+        )
 
     def _rounded(self, place: int, depth: int) -> None:
         self.add(depth, f"a{place} = t{place}.to(x.dtype.element_ty)")
