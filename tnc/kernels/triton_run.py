@@ -6,10 +6,8 @@ Triton interprets (`TRITON_INTERPRET=1`) also on the CPU.
 
 from __future__ import annotations
 
-import linecache
 from collections.abc import Callable, Sequence
 from functools import cache, lru_cache
-from hashlib import sha256
 from importlib.util import find_spec
 from typing import Any
 
@@ -21,6 +19,7 @@ from tnc.errors import KernelError
 from tnc.kernels.device import CPU, CUDA, TF32, device_name
 from tnc.kernels.emitters.torch_source import emit as torch_source
 from tnc.kernels.emitters.triton_source import emit
+from tnc.kernels.execute import execute
 from tnc.kernels.program import Program, extent
 from tnc.kernels.way import Way
 
@@ -94,8 +93,6 @@ def compiled(program: Program, rows: int, bias: bool, activation: str = "") -> F
     import triton.language
 
     source = emit(program, rows, bias=bias, activation=activation)
-    name = f"<tnc kernel {sha256(source.encode()).hexdigest()[:12]}>"
-    linecache.cache[name] = (len(source), None, source.splitlines(True), name)
     names: dict[str, Any] = {
         "__name__": __name__,
         "triton": triton,
@@ -103,8 +100,7 @@ def compiled(program: Program, rows: int, bias: bool, activation: str = "") -> F
         "shared_out": shared_out,
         "precision": precision,
     }
-    exec(compile(source, name, "exec"), names)
-    found: Forward = names["forward"]
+    found: Forward = execute(source, names)["forward"]
     return found
 
 

@@ -37,15 +37,16 @@ CHAINS = {
 
 def programs_of(network: Network) -> list[Program]:
     """Return the programs of a network that are chains."""
-    found = []
-    for choice in choose(Task(network, 32, "float32", 1, False, device=CUDA)):
-        try:
-            chain_of(choice.program)
-        except ValueError:
-            continue
-        if choice.program not in found:
-            found.append(choice.program)
-    return found
+    choices = choose(Task(network, 32, "float32", 1, False, device=CUDA))
+    return list(dict.fromkeys(each.program for each in choices if is_chain(each.program)))
+
+
+def is_chain(program: Program) -> bool:
+    """Whether a program is a chain."""
+    try:
+        return bool(chain_of(program))
+    except ValueError:
+        return False
 
 
 @pytest.mark.parametrize("name", CHAINS)
@@ -103,8 +104,8 @@ def test_without_a_gpu_there_are_none_and_the_reason_is_told() -> None:
 def test_sources_and_data_of_a_choice(training: bool) -> None:
     network = parse_network(CHAINS["tucker"])
     task = Task(network, 64, "float32", 1, training, device=CUDA)
-    (program, *_) = programs_of(network)
-    choice = Choice(program, Way(64, emitter="triton"), least(task, program))
+    plain = next(each for each in choose(task) if is_chain(each.program))
+    choice = Choice(plain.program, Way(64, emitter="triton"), least(task, plain))
     assert choice_from(json.loads(json.dumps(choice_to(choice)))) == choice
     found = outcome(task, (choice, *choose(task)))
     text = found.source(bias=True)
