@@ -49,6 +49,11 @@ class Bench:
         room[: tensor.size] = tensor.transpose(order[order < tensor.ndim]).reshape(-1)
         return cls(topology, float(np.square(tensor).sum()), room, made)
 
+    @property
+    def work(self) -> int:
+        """The multiply-adds of a sweep."""
+        return int(self.plan[2][5])
+
     def starts(
         self, count: int, seed: int, start: tuple[Array, ...] | None, scale: float = 1.0
     ) -> list[Array]:
@@ -61,15 +66,15 @@ class Bench:
         return [cores.astype(self.room.dtype) for cores in drawn]
 
     def descend(
-        self, cores: Array, most: int, enough: float, gain: float, reach: float
-    ) -> tuple[float, int]:
-        """Sweep `most` times or to `enough`; leave the best in `cores`, return error and sweeps."""
+        self, cores: Array, most: int, anneal: int, enough: float, gain: float, reach: float
+    ) -> int:
+        """Sweep `most` times or to `enough`; leave the best in `cores`, return the sweeps made."""
         steps, tables, marks, order, places = self.plan
-        error, made = sweeps.descend(
+        _, made = sweeps.descend(
             self.room, steps, tables, marks, order, places, self.norm, cores,
-            most, max(enough, EXACT), gain, reach,
+            most, anneal, max(enough, EXACT), gain, reach,
         )  # fmt: skip
-        return float(error), int(made)
+        return int(made)
 
     def follow(
         self, goal: Array, cores: Array, most: int, enough: float, rate: float
@@ -82,18 +87,23 @@ class Bench:
         )  # fmt: skip
         return float(error), int(made)
 
-    def fit(self, cores: Array, **counts: float) -> Fit:
-        """Return cores with the error of what they rebuild."""
+    def rse(self, cores: Array) -> float:
+        """Return the squared relative error of what cores rebuild."""
         steps, tables, marks, order, places = self.plan
         room, scratch = self.room, marks[4]
         room[places[0] : places[-1]] = cores
         for first, last in ((sweeps.BEGIN, marks[0]), (marks[1], marks[2])):
             sweeps.perform(
-                room, steps, tables, first, last, sweeps.UP, scratch, self.norm, order, places
-            )
+                room, steps, tables, first, last, sweeps.UP, scratch, self.norm, order, places,
+                0.0,
+            )  # fmt: skip
         size, at = self.topology.dense, steps[-1, 1]
         gap = room[:size] - room[at : at + size]
+        found = float(gap @ gap) / self.norm
+        return found if found == found else float("inf")
+
+    def cores(self, flat: Array) -> tuple[Array, ...]:
+        """Return the cores that a vector holds, in float64."""
         ends = np.cumsum([prod(shape) for shape in self.topology.shapes])[:-1]
-        parts = zip(np.split(np.asarray(cores, dtype=np.float64), ends), self.topology.shapes)
-        found = tuple(part.reshape(shape) for part, shape in parts)
-        return Fit(float(gap @ gap) / self.norm, found, counts)
+        parts = zip(np.split(np.asarray(flat, dtype=np.float64), ends), self.topology.shapes)
+        return tuple(part.reshape(shape) for part, shape in parts)

@@ -9,8 +9,9 @@ from tnc.explore.alternating.plan import INNER, OTHER, OUTER, SOLVE
 
 SMALL = 1 << 14
 """Multiply-adds below which loops are faster than a call of BLAS."""
-RIDGE = 1e-12
-"""Of the mean of the diagonal, added to it; it holds a core where it is, and biases nothing."""
+HOLD = 1e-10
+"""Of the mean of N's diagonal: how strongly a core is held where it is. It biases nothing, and no
+direction of a core grows at once until what it adds cancels."""
 UP, DOWN = np.int64(1 << INNER), np.int64(1 << OUTER)
 SWEEP = np.int64(1 << SOLVE | 1 << OUTER | 1 << INNER | 1 << OTHER)
 """Kinds of steps to be run, as bits: products that give P, those that give M, all. As np.int64,
@@ -65,10 +66,11 @@ def _multiply_by_numpy(room, step, tables, scratch):
     room[out : out + m * n] = (left @ right).reshape(-1)
 
 
-def _solve(room, step, tables, scratch, norm):
-    """Solve `G (N + ridge) = M + ridge G` for one core; return the squared relative error.
+def _solve(room, step, tables, scratch, norm, shrink):
+    """Solve `G (N + hold + ridge) = M + hold G` for one core; return the squared relative error.
 
-    Rows of the Cholesky factor lie above the diagonal of N + ridge, `a`; `g` is solved in place.
+    The ridge is `shrink` times the mean of N's diagonal. Rows of the Cholesky factor lie above the
+    diagonal of the left side, `a`; `g` is solved in place.
     """
     core, gram, right, m, q = step[1], step[2], step[3], step[4], step[5]
     a = room[scratch : scratch + q * q].reshape(q, q)
@@ -86,14 +88,14 @@ def _solve(room, step, tables, scratch, norm):
         row = room[right + tables[step[9] + i] :]
         for j in range(q):
             b[i, j] = row[tables[step[10] + j]]
-    ridge = RIDGE * trace / q + 1e-300
+    hold, ridge = HOLD * trace / q + 1e-300, shrink * trace / q
     found = False
     while not found:
         found = True
         for i in range(q):
             for j in range(i, q):
                 a[i, j] = n[i, j]
-            a[i, i] += ridge
+            a[i, i] += hold + ridge
         for k in range(q):
             found = found and a[k, k] > 0.0
             if not found:
@@ -106,12 +108,12 @@ def _solve(room, step, tables, scratch, norm):
                 for j in range(q - i):
                     into[j] -= value * row[j]
         if not found:
-            ridge *= 100.0
+            hold *= 100.0
     error = norm
     for i in range(m):
         mine, theirs = g[i], b[i]
         for j in range(q):
-            mine[j] = theirs[j] + ridge * old[i, j]
+            mine[j] = theirs[j] + hold * old[i, j]
         for j in range(q):
             mine[j] /= a[j, j]
             value, row, into = mine[j], a[j, j + 1 :], mine[j + 1 :]
@@ -129,26 +131,25 @@ def _solve(room, step, tables, scratch, norm):
             error += mine[j] * (total - 2.0 * theirs[j])
         for j in range(q):
             old[i, j] = mine[j]
-    return max(error, 0.0) / norm
+    return 0.0 if error < 0.0 else error / norm
 
 
-def _solve_by_numpy(room, step, tables, scratch, norm):
+def _solve_by_numpy(room, step, tables, scratch, norm, shrink):
     _, core, gram, right, m, q, _, tn, tp, tm, tb, _, _ = (int(word) for word in step)
     n = room[gram + tables[tn : tn + q, None] + tables[tp : tp + q]]
     b = room[right + tables[tm : tm + m, None] + tables[tb : tb + q]]
-    old = room[core : core + m * q].reshape(m, q)
-    ridge = RIDGE * np.trace(n) / q + 1e-300
+    hold, ridge = HOLD * np.trace(n) / q + 1e-300, shrink * np.trace(n) / q
     while True:
         try:
-            factor = np.linalg.cholesky(n + ridge * np.eye(q))
+            factor = np.linalg.cholesky(n + (hold + ridge) * np.eye(q))
             break
         except np.linalg.LinAlgError:
-            ridge *= 100.0
-    rhs = (b + ridge * old).T
-    g = np.linalg.solve(factor.T, np.linalg.solve(factor, rhs)).T
+            hold *= 100.0
+    rhs = b + hold * room[core : core + m * q].reshape(m, q)
+    g = np.linalg.solve(factor.T, np.linalg.solve(factor, rhs.T)).T
     error = norm + float((g * (g @ n - 2.0 * b)).sum())
-    old[:] = g
-    return max(error, 0.0) / norm
+    room[core : core + m * q] = g.reshape(-1)
+    return 0.0 if error < 0.0 else error / norm
 
 
 if NUMBA:
@@ -158,7 +159,7 @@ else:
 
 
 @compiled
-def perform(room, steps, tables, first, last, kinds, scratch, norm, order, places):
+def perform(room, steps, tables, first, last, kinds, scratch, norm, order, places, shrink):
     """Run the steps of some kinds; return the squared relative error after the last core solved.
 
     Every core but the next to be solved has norm 1 then, and that one holds the scale.
@@ -171,7 +172,7 @@ def perform(room, steps, tables, first, last, kinds, scratch, norm, order, place
         if step[0] != SOLVE:
             multiply(room, step, tables, scratch)
             continue
-        error = solve(room, step, tables, scratch, norm)
+        error = solve(room, step, tables, scratch, norm, shrink)
         solved += 1
         following = order[solved % len(order)]
         size = 0.0
@@ -187,12 +188,15 @@ def perform(room, steps, tables, first, last, kinds, scratch, norm, order, place
 
 
 @compiled
-def descend(room, steps, tables, marks, order, places, norm, cores, sweeps, enough, gain, reach):
+def descend(room, steps, tables, marks, order, places, norm, cores,
+            sweeps, anneal, enough, gain, reach):  # fmt: skip
     """Sweep from `cores` and leave the best found there; return its error and the sweeps made.
 
-    Ends at an error of `enough`, after `sweeps`, or when ten of them gain less than `gain` of the
-    error. Between sweeps all cores go on by up to `reach` times what the last one changed; a sweep
-    from there that ends above the best is undone.
+    `shrink` falls from 1 to 1e-3 over the first `anneal` sweeps, so that directions of the cores
+    come in by what they explain; that finds better minima. It is 0 from there on, when
+    all cores go on after every sweep by up to `reach` times what it changed; a sweep from there
+    that ends above the best is undone. The end is at an error of `enough`, after `sweeps`, or when
+    ten of them gain less than `gain` of the error.
     """
     before, swept, scratch = marks[0], marks[1], marks[4]
     here = room[places[0] : places[-1]]
@@ -203,12 +207,18 @@ def descend(room, steps, tables, marks, order, places, norm, cores, sweeps, enou
     for k in range(len(cores)):
         here[k] = cores[k]
     while made < sweeps:
+        free = made >= anneal
+        shrink = 0.0 if free else 1e-3 ** (made / anneal)
         if stale:
-            perform(room, steps, tables, BEGIN, before, SWEEP, scratch, norm, order, places)
-        found = perform(room, steps, tables, before, swept, SWEEP, scratch, norm, order, places)
+            perform(room, steps, tables, BEGIN, before, SWEEP, scratch, norm, order, places, 0.0)
+        found = perform(
+            room, steps, tables, before, swept, SWEEP, scratch, norm, order, places, shrink
+        )
         made += 1
-        stale = reach > 0.0
-        if found > error and ahead > 0.0:
+        stale = free and reach > 0.0
+        if free and not found <= error:
+            if ahead == 0.0:
+                break
             grown *= 0.5
             ahead = 0.0
             for k in range(len(cores)):
@@ -217,10 +227,14 @@ def descend(room, steps, tables, marks, order, places, norm, cores, sweeps, enou
         for k in range(len(cores)):
             earlier[k], cores[k] = cores[k], here[k]
         error = found
-        since += 1
-        if error <= enough or (since == 10 and last - error <= gain * error):
+        if error <= enough:
             break
+        if not free:
+            continue
+        since += 1
         if since == 10:
+            if last - error <= gain * error:
+                break
             last, since = error, 0
         if reach > 0.0:
             ahead = grown
@@ -262,8 +276,8 @@ def follow(room, goal, steps, tables, marks, order, places, norm, cores, most, r
     for k in range(len(cores)):
         here[k] = cores[k]
     for made in range(most + 1):
-        perform(room, steps, tables, BEGIN, before, UP, scratch, norm, order, places)
-        perform(room, steps, tables, swept, number, UP, scratch, norm, order, places)
+        perform(room, steps, tables, BEGIN, before, UP, scratch, norm, order, places, 0.0)
+        perform(room, steps, tables, swept, number, UP, scratch, norm, order, places, 0.0)
         gap = room[: len(goal)]
         for k in range(len(goal)):
             gap[k] = built[k] - goal[k]
@@ -274,7 +288,7 @@ def follow(room, goal, steps, tables, marks, order, places, norm, cores, most, r
                 cores[k] = here[k]
         if least <= enough or made == most:
             break
-        perform(room, steps, tables, before, swept, DOWN, scratch, norm, order, places)
+        perform(room, steps, tables, before, swept, DOWN, scratch, norm, order, places, 0.0)
         for k in range(before, swept):
             if steps[k, 0] == SOLVE:
                 move(room, steps[k], tables, entry, norm, first, second, made + 1, rate)

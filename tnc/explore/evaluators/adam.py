@@ -55,5 +55,6 @@ class Adam(Evaluator):
             steps += made
             if errors[k] <= enough:
                 break
-        fit = bench.fit(drawn[int(errors.argmin())], steps=steps, starts=len(drawn))
-        return Fit(rse(tensor, fit.cores, topology), fit.cores, fit.counts)
+        found = bench.cores(drawn[int(errors.argmin())])
+        counts = {"steps": float(steps), "starts": float(len(drawn))}
+        return Fit(rse(tensor, found, topology), found, counts)

@@ -9,22 +9,26 @@ import numpy as np
 from tnc.explore.evaluator import Array, Evaluator, Fit, evaluators
 from tnc.explore.topology import Topology
 
+_LARGE = 1_000_000
+
 
 @evaluators.register("als")
 @dataclass(frozen=True)
 class ALS(Evaluator):
     """One core after another solves its least squares; the best of `starts` random ones.
 
-    Every start makes `race` sweeps; the best goes on to `sweeps`, then those whose error was within
-    `factor` of its. A start ends when ten sweeps gain less than `gain` of the error. Between sweeps
-    all cores go on by up to `reach` times what the last one changed, and back where that failed.
+    Starts after the first `few` are left out where a sweep takes more than a million multiply-adds.
+    The first is annealed, as are all of the large: over `anneal` sweeps a ridge falls, which mends
+    most of the bad minima. A start ends after `sweeps` or when ten of them gain less than `gain` of
+    the error. Between sweeps all cores go on by up to `reach` times what the last one changed, and
+    back where that failed. `effort` below 1 takes that share of the starts and of the sweeps.
     """
 
-    version = 2
-    starts: int = 5
+    version = 3
+    starts: int = 4
+    few: int = 2
     sweeps: int = 300
-    race: int = 10
-    factor: float = 2.0
+    anneal: int = 25
     gain: float = 1e-3
     reach: float = 1.0
 
@@ -41,25 +45,30 @@ class ALS(Evaluator):
         start: tuple[Array, ...] | None = None,
         enough: float = 0.0,
     ) -> Fit:
-        from tnc.explore.alternating.bench import Bench, trivial
+        from tnc.explore.alternating.bench import EXACT, Bench, trivial
 
         known = trivial(tensor, topology)
         if known is not None:
             return known
         bench = Bench.of(tensor, topology)
-        drawn = bench.starts(self.starts, seed, start)
+        large = bench.work > _LARGE
+        count = round(effort * (min(self.few, self.starts) if large else self.starts))
+        drawn = bench.starts(max(count, int(start is None)), seed, start)
         most = max(1, round(self.sweeps * effort))
-        race = min(self.race, most)
-        errors, swept = np.full(len(drawn), np.inf), 0
+        anneal = min(self.anneal, most // 2)
+        best, least, swept = drawn[0].copy(), np.inf, 0
+        if start is not None:
+            least = bench.rse(best)
         for k, cores in enumerate(drawn):
-            errors[k], made = bench.descend(cores, race, enough, self.gain, self.reach)
-            swept += made
-            if errors[k] <= enough:
+            if least <= max(enough, EXACT):
                 break
-        bound = self.factor * errors.min()
-        for k in np.argsort(errors, kind="stable"):
-            if errors.min() <= enough or errors[k] > bound or most == race:
-                break
-            errors[k], made = bench.descend(drawn[k], most - race, enough, self.gain, self.reach)
-            swept += made
-        return bench.fit(drawn[int(errors.argmin())], sweeps=swept, starts=len(drawn))
+            warm = start is not None and k == 0
+            cold = k == int(start is not None) or large
+            swept += bench.descend(
+                cores, most, anneal if cold and not warm else 0, enough, self.gain, self.reach
+            )
+            error = bench.rse(cores)
+            if error < least:
+                best, least = cores, error
+        counts = {"sweeps": float(swept), "starts": float(len(drawn))}
+        return Fit(least, bench.cores(best), counts)
