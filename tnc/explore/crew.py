@@ -16,6 +16,8 @@ from tnc.explore.trial import Outcome
 
 KILLS = 3
 """A task that was being worked on at so many deaths is answered with an error."""
+BIRTHS = 30
+"""So many workers in a row may die before they are ready; `KILLS` where none ever was."""
 AHEAD = 0.05
 """Seconds of work that a worker holds beyond the task it is at, so that it never waits for us."""
 PATIENCE = 120.0
@@ -87,6 +89,7 @@ class Crew(Pool):
     _deaths: Counter[int] = field(default_factory=Counter)
     _tickets: int = 0
     _stillborn: int = 0
+    _ever: bool = False
     _seconds: float = float("inf")
 
     def __post_init__(self) -> None:
@@ -158,7 +161,7 @@ class Crew(Pool):
 
     def _heard(self, post: _Post, report: Report) -> list[tuple[int, Done]]:
         if report.kind == "ready":
-            post.ready, self._stillborn = True, 0
+            post.ready, self._ever, self._stillborn = True, True, 0
         elif report.kind == "unable":
             raise SearchError(
                 f"workers cannot load what they are to do: {report.text}",
@@ -184,9 +187,9 @@ class Crew(Pool):
         self._posts.remove(post)
         post.worker.stop()
         self._stillborn += not post.ready
-        if self._stillborn >= KILLS:
+        if self._stillborn >= (BIRTHS if self._ever else KILLS):
             raise SearchError(
-                f"{KILLS} workers in a row died before they were ready"
+                f"{self._stillborn} workers in a row died before they were ready"
                 + (f": {text}" if text else ""),
                 hint="mend what they say; `engine: serial` runs without workers",
             )

@@ -8,7 +8,7 @@ import platform
 import socket
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -143,7 +143,9 @@ class RunFolder:
     @contextmanager
     def alone(self) -> Iterator[None]:
         """Be the one process at this run. Raises SearchError where another is."""
-        with writing(self.path, SearchError), _locked(self.path / LOCK, write=True) as mine:
+        with ExitStack() as held:
+            with writing(self.path, SearchError):
+                mine = held.enter_context(_locked(self.path / LOCK, write=True))
             if not mine:
                 raise SearchError(
                     f"another process is at {self.path}",

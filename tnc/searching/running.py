@@ -10,7 +10,7 @@ from random import Random
 from typing import Any
 
 from tnc.errors import Interrupted, SearchError
-from tnc.explore import FitTopology, Found, Problem, Scored, Space, Spectra
+from tnc.explore import FitTopology, Found, Problem, Rank, Scored, Space, Spectra
 from tnc.explore import search as explore
 from tnc.explore.evaluator import Array
 from tnc.explore.record_sqlite import SqliteRecord, reading
@@ -219,7 +219,8 @@ def _space(spec: SearchSpec, tensor: Array) -> Space:
     part = spec.search.space
     try:
         space = Space.of(tensor.shape, **part.model_dump())
-        space.topology(space.draw(Random(0)))
+        order = Random(0)
+        space.topology(tuple(a.high if isinstance(a, Rank) else a.draw(order) for a in space.axes))
     except SearchError as error:
         told = "; ".join(filter(None, (error.message, error.hint)))
         raise spec.wrong("space", told) from error

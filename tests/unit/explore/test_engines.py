@@ -51,7 +51,7 @@ def test_answers_do_not_depend_on_workers_or_order(engine: Engine) -> None:
 def test_a_fit_that_fails_is_an_answer(engine: Engine, how: str) -> None:
     given = tasks(6)
     bad = str(given[2].trial.topology)
-    with engine.open(work(bad=bad, how=how)) as pool:
+    with engine.open(work(**{how: bad})) as pool:
         found = answers(pool, given)
     wanted = answers(Serial().open(work()), given)
     told = {"nan": "the error of the fit is nan", "divide": "ZeroDivisionError: by 0"}[how]
@@ -62,7 +62,7 @@ def test_a_fit_that_fails_is_an_answer(engine: Engine, how: str) -> None:
 def test_a_mistake_in_an_evaluator_is_raised(engine: Engine) -> None:
     given = tasks(6)
     with (
-        engine.open(work(bad=str(given[3].trial.topology), how="raise")) as pool,
+        engine.open(work(mistake=str(given[3].trial.topology))) as pool,
         pytest.raises(KeyError, match="a mistake in the evaluator"),
     ):
         answers(pool, given)
@@ -79,7 +79,7 @@ SAFE = pytest.mark.parametrize(
 @SAFE
 def test_what_a_dead_worker_held_is_given_to_another(kind: str, tmp_path: Path) -> None:
     given = tasks(20)
-    once = {"bad": str(given[4].trial.topology), "how": "die once", "once": str(tmp_path / "died")}
+    once = {"die": str(given[4].trial.topology), "once": str(tmp_path / "died")}
     with engines.get(kind)(workers=2).open(work(**once)) as pool:  # type: ignore[call-arg]
         outcomes = dict(pool.run(given))
     assert (tmp_path / "died").exists()
@@ -95,12 +95,12 @@ def test_a_candidate_that_kills_and_one_that_hangs_are_answered(kind: str) -> No
     engine = engines.get(kind)(**options)
     bad = str(given[1].trial.topology)
     wanted = answers(Serial().open(work()), given)
-    with engine.open(work(bad=bad, how="die")) as pool:
+    with engine.open(work(die=bad)) as pool:
         outcomes = dict(pool.run(given))
         assert outcomes[1][0].error == "killed 3 workers, one after another"
         assert outcomes[1][0].attempts == 3
         assert [outcomes[k][0].metrics for k in (0, 7)] == [wanted[0][0], wanted[7][0]]
-    with engine.open(work(bad=bad, how="hang")) as pool:
+    with engine.open(work(hang=bad)) as pool:
         found = answers(pool, given)
     assert found[1] == ({}, f"hung: no answer in {options['timeout']:g} seconds", [])
     assert found[:1] + found[2:] == wanted[:1] + wanted[2:]

@@ -20,33 +20,50 @@ SPACE = Space.of((3, 3, 3, 3), "ring", rank=3)
 @evaluators.register("toy")
 @dataclass(frozen=True)
 class Toy(Evaluator):
-    """An error made of the candidate and the seed; a candidate with `bad` in its text misbehaves.
+    """An error made of the candidate and the seed, after `seconds`; some candidates misbehave.
 
-    `how` it does: it hangs, answers NaN, raises, kills its process always or, with a file at
-    `once`, the first time only. Every fit takes `seconds`.
+    What their text has to hold: those of `hang` do not end, `nan` have no number for an error,
+    `divide` and `mistake` raise, `die` kill their process: always, or with `once` until there is
+    a file of that name. Every fit adds the candidate's key to the file `log`.
     """
 
-    bad: str = ""
-    how: str = ""
+    hang: str = ""
+    nan: str = ""
+    divide: str = ""
+    mistake: str = ""
+    die: str = ""
     once: str = ""
+    log: str = ""
     seconds: float = 0.0
 
     def fit(self, tensor: Any, topology: Topology, **given: Any) -> Fit:
-        if self.bad and self.bad in str(topology):
-            if self.how == "hang":
-                time.sleep(60)
-            elif self.how == "nan":
-                return Fit(float("nan"), ())
-            elif self.how == "raise":
-                raise KeyError("a mistake in the evaluator")
-            elif self.how == "divide":
-                raise ZeroDivisionError("by 0")
-            elif self.how == "die" or (self.how == "die once" and not self._before()):
-                os.kill(os.getpid(), signal.SIGKILL)
+        if self.log:
+            with Path(self.log).open("a") as file:
+                file.write(f"{topology.key}\n")
+        for name in ("hang", "divide", "mistake", "die"):
+            text = getattr(self, name)
+            if text and text in str(topology):
+                getattr(self, f"_{name}")()
         time.sleep(self.seconds)
         told = sha256(f"{topology} {given['seed']} {given.get('start')}".encode()).digest()
         cores = tuple(np.full(shape, given["seed"] % 97 / 97) for shape in topology.shapes)
-        return Fit(int.from_bytes(told[:4]) / 2**32 / topology.parameters, cores, {"starts": 1})
+        rse = int.from_bytes(told[:4]) / 2**32 / topology.parameters
+        if self.nan and self.nan in str(topology):
+            rse = float("nan")
+        return Fit(rse, cores, {"starts": 1})
+
+    def _hang(self) -> None:
+        time.sleep(60)
+
+    def _divide(self) -> None:
+        raise ZeroDivisionError("by 0")
+
+    def _mistake(self) -> None:
+        raise KeyError("a mistake in the evaluator")
+
+    def _die(self) -> None:
+        if not self.once or not self._before():
+            os.kill(os.getpid(), signal.SIGKILL)
 
     def _before(self) -> bool:
         before = Path(self.once).exists()
