@@ -58,6 +58,8 @@ def main(words: list[str] | None = None) -> int:
     parser.add_argument("--threads", type=int, default=1, help="threads, where it is offered")
     parser.add_argument("--tune", default="model", help="how kernels are chosen: model or measure")
     parser.add_argument("--compiled", action="store_true", help="let torch.compile take part")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda, where it is offered")
+    parser.add_argument("--dtype", help="with --device cuda: float32,tf32,bfloat16,float16")
     options = parser.parse_args(words)
     names = found()
     if options.name is None:

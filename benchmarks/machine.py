@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import subprocess
+import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -18,11 +19,18 @@ def describe() -> dict[str, object]:
         "cores": len(os.sched_getaffinity(0))
         if hasattr(os, "sched_getaffinity")
         else os.cpu_count(),
+        **({"gpu": found} if (found := _gpu()) else {}),
         "threads": os.environ.get("OMP_NUM_THREADS", "default"),
         "python": platform.python_version(),
         "libraries": {name: found for name in LIBRARIES if (found := _version(name))},
         "commit": _commit(),
     }
+
+
+def _gpu() -> str:
+    """Name the GPU of a process that has torch and a GPU."""
+    torch = sys.modules.get("torch")
+    return torch.cuda.get_device_name() if torch and torch.cuda.is_available() else ""
 
 
 def _processor() -> str:

@@ -14,8 +14,8 @@ class Arguments:
 
     `minutes` of distillation are for the benchmarks that train; `checkpoint` is the folder from
     which such a run can be resumed. The kernel benchmarks take `only` (words that a cell's name
-    must have), `threads`, `tune` (how kernels are chosen), and `compiled`, which lets torch.compile
-    take part.
+    must have), `threads`, `tune` (how kernels are chosen), `device` with dtypes parted by commas,
+    and `compiled`, which lets torch.compile take part.
     """
 
     data: Path | None = None
@@ -26,6 +26,8 @@ class Arguments:
     threads: int = 1
     compiled: bool = False
     tune: str = "model"
+    device: str = "cpu"
+    dtype: str | None = None
 
 
 @dataclass(frozen=True)

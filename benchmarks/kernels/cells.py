@@ -110,8 +110,12 @@ class Cell:
     @property
     def bytes(self) -> int:
         """Bytes of cores, input and output in float32."""
+        return self.bytes_of(4)
+
+    def bytes_of(self, item: int) -> int:
+        """Return the bytes of cores, input and output with entries of so many bytes."""
         i, o = SHAPES[self.shape]
-        return 4 * (parameters(self.structure) + self.batch * (i + o))
+        return item * (parameters(self.structure) + self.batch * (i + o))
 
 
 def cells(

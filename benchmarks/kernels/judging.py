@@ -9,7 +9,6 @@ from statistics import fmean
 
 from benchmarks.kernels.cells import TRAINS
 from benchmarks.kernels.measuring import Row, best_tensorly
-from benchmarks.kernels.timing import PRECISION
 from benchmarks.outcome import Goal, Table, table
 
 BY_BATCH = {1: 5.0, 16: 2.0, 128: 1.5}
@@ -66,7 +65,7 @@ def held(rows: Sequence[Row], train: bool) -> list[Held]:
 
 
 def _all(rows: Sequence[Row], train: bool) -> Iterator[Held]:
-    for backend in PRECISION:
+    for backend in backends(rows):
         name, against = f"tensorly-same-{backend}", f"tensorly {backend}"
         own = [row for row in rows if against in row.ratios]
         for batch, goal in BY_BATCH.items():
@@ -79,7 +78,7 @@ def _all(rows: Sequence[Row], train: bool) -> Iterator[Held]:
     goal = SHIPPED_TRAINING if train else SHIPPED
     yield Held("tensorly-as-shipped", goal, own, _ratio(against), mean=True)
     yield Held("tensorly-as-shipped", 1.0, own, _ratio(against))
-    for backend in PRECISION:
+    for backend in backends(rows):
         yield from _dense(rows, backend, train)
     if not train:
         yield from _roof(rows)
@@ -111,18 +110,28 @@ def _ratio(name: str) -> Callable[[Row], float]:
     return lambda row: row.ratios[name]
 
 
-COLUMNS = ("cell", "fewer params", "fewer flops", "ours us", "on mkl", "on onednn", "tensorly mkl",
-           "onednn", "einsum mkl", "onednn", "dense mkl", "onednn", "x tensorly mkl", "onednn",
-           "shipped", "x einsum mkl", "onednn", "x dense mkl", "onednn", "x roof")  # fmt: skip
+def backends(rows: Sequence[Row]) -> tuple[str, ...]:
+    """Return the libraries that the rows compare on."""
+    return rows[0].place.backends if rows else ()
 
 
 def every(rows: Sequence[Row]) -> Table:
     """Print one line a cell: microseconds of each side, then the ratios."""
-    return table(COLUMNS, [_line(row) for row in rows])
+    on, more = backends(rows), len(backends(rows)) > 1
+    columns = [
+        "cell", "fewer params", "fewer flops", "ours us",
+        *(f"on {name}" for name in on if more),
+        *(f"{kind} {name}" for kind in ("tensorly", "einsum", "dense") for name in on),
+        *(f"x tensorly {name}" for name in on),
+        *(["shipped"] if more else []),
+        *(f"x {kind} {name}" for kind in ("einsum", "dense") for name in on),
+        "x roof",
+    ]  # fmt: skip
+    return table(tuple(columns), [_line(row) for row in rows])
 
 
 def _line(row: Row) -> list[object]:
-    cell, seconds, ratios = row.cell, row.seconds, row.ratios
+    cell, seconds, ratios, on = row.cell, row.seconds, row.ratios, row.place.backends
 
     def micro(name: str | None) -> str:
         return "-" if name is None else f"{1e6 * seconds[name]:.1f}"
@@ -130,17 +139,18 @@ def _line(row: Row) -> list[object]:
     def times(name: str) -> str:
         return f"{ratios[name]:.2f}" if name in ratios else "-"
 
-    best = {backend: best_tensorly(seconds, backend) for backend in PRECISION}
+    best = {backend: best_tensorly(seconds, backend) for backend in on}
     rebuilt = {b: "r" if name and "reconstructed" in name else "" for b, name in best.items()}
+    held = on if len(on) > 1 else ()
     return [
         cell.name,
         f"{cell.compression:.0f}",
         f"{cell.flop_ratio:.2f}",
-        *(micro(f"ours {how}") for how in ("free", *PRECISION)),
-        *(micro(best[backend]) + rebuilt[backend] for backend in PRECISION),
-        *(micro(f"{kind} {backend}") for kind in ("einsum", "dense") for backend in PRECISION),
-        *(times(f"tensorly {how}") for how in (*PRECISION, "shipped")),
-        *(times(f"{kind} {backend}") for kind in ("einsum", "dense") for backend in PRECISION),
+        *(micro(f"ours {how}") for how in ("free", *held)),
+        *(micro(best[backend]) + rebuilt[backend] for backend in on),
+        *(micro(f"{kind} {backend}") for kind in ("einsum", "dense") for backend in on),
+        *(times(f"tensorly {how}") for how in (*on, *(["shipped"] if held else []))),
+        *(times(f"{kind} {backend}") for kind in ("einsum", "dense") for backend in on),
         times("roof"),
     ]
 

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from importlib.util import find_spec
 
 import torch
 
 from benchmarks.kernels import sides
 from benchmarks.kernels.cells import Cell
 from benchmarks.kernels.limits import Limits, roofline
+from benchmarks.kernels.place import Place
 from benchmarks.kernels.sides import Contender, Numbers
 from benchmarks.kernels.timing import (
-    PRECISION,
     Side,
     Times,
     interleaved,
@@ -43,6 +44,7 @@ class Settings:
     compiled: bool = False
     kept: bool = False
     rivals: bool = True
+    place: Place = field(default_factory=Place)
 
 
 @dataclass(frozen=True)
@@ -58,31 +60,34 @@ class Row:
     seconds: Mapping[str, float]
     ratios: Mapping[str, float]
     said: tuple[str, ...] = ()
+    place: Place = field(default_factory=Place)
 
 
 def measure(cell: Cell, settings: Settings, limits: Limits) -> Row:
     """Check and time all contenders of a cell. Raises SystemExit for a wrong result."""
-    train, now = settings.train, clock(settings.threads)
+    train, place = settings.train, settings.place
+    now = clock(settings.threads, place.device)
     with torch.set_grad_enabled(train):
-        numbers = sides.numbers(cell, train)
+        numbers = sides.numbers(cell, train, place)
         said: list[str] = []
         entries = list(_ours(cell, numbers, settings))
         if settings.rivals:
-            entries += _rivals(cell, numbers, train)
+            entries += _rivals(cell, numbers, train, said)
         if settings.compiled:
             entries += _compiled(cell, numbers, train, said)
-        entries += limits.sides(cell.bytes)
+        entries += limits.sides(cell.bytes_of(place.dtype.itemsize))
         guesses = {side.name: probe(side, now) for side in entries}
         kept = [side for side in entries if not _far(side.name, guesses)]
         times = interleaved(kept, [guesses[side.name] for side in kept], now)
     seconds = {side.name: typical(times, side.name) for side in kept}
-    return Row(cell, seconds, dict(_ratios(cell, times, seconds, train)), tuple(said))
+    ratios = dict(_ratios(cell, place, times, seconds, train))
+    return Row(cell, seconds, ratios, tuple(said), place)
 
 
 def _ours(cell: Cell, numbers: Numbers, settings: Settings) -> Iterator[Side]:
-    train = settings.train
-    yield _checked("ours free", "mkl", sides.ours(cell, numbers), numbers, train)
-    for backend in PRECISION:
+    train, backends = settings.train, settings.place.backends
+    yield _checked("ours free", backends[0], sides.ours(cell, numbers), numbers, train)
+    for backend in backends if len(backends) > 1 else ():
         layer = sides.ours(cell, numbers)
         yield _checked(f"ours {backend}", backend, layer, numbers, train, held=True)
         if settings.kept:
@@ -90,9 +95,12 @@ def _ours(cell: Cell, numbers: Numbers, settings: Settings) -> Iterator[Side]:
             yield _checked(f"kept {backend}", backend, untiled, numbers, train, held=True)
 
 
-def _rivals(cell: Cell, numbers: Numbers, train: bool) -> Iterator[Side]:
-    for backend in PRECISION:
-        for implementation in IMPLEMENTATIONS:
+def _rivals(cell: Cell, numbers: Numbers, train: bool, said: list[str]) -> Iterator[Side]:
+    absent = find_spec("tltorch") is None
+    if absent:
+        said.append("tensorly-torch takes no part: it is not installed")
+    for backend in numbers.place.backends:
+        for implementation in () if absent else IMPLEMENTATIONS:
             rival = sides.tensorly_torch(cell, numbers, implementation)
             if rival is not None:
                 name = f"tensorly {implementation} {backend}"
@@ -104,7 +112,7 @@ def _rivals(cell: Cell, numbers: Numbers, train: bool) -> Iterator[Side]:
 
 def _compiled(cell: Cell, numbers: Numbers, train: bool, said: list[str]) -> Iterator[Side]:
     torch._dynamo.reset()
-    for backend in PRECISION:
+    for backend in numbers.place.backends:
         rival = sides.einsum(cell, numbers, compiled=True)
         try:
             yield _checked(f"compiled {backend}", backend, rival, numbers, train)
@@ -141,17 +149,18 @@ def best_tensorly(seconds: Mapping[str, float], backend: str) -> str | None:
 
 
 def _ratios(
-    cell: Cell, times: Times, seconds: Mapping[str, float], train: bool
+    cell: Cell, place: Place, times: Times, seconds: Mapping[str, float], train: bool
 ) -> Iterator[tuple[str, float]]:
-    for backend in PRECISION:
+    for backend in place.backends:
+        own = f"ours {backend}" if f"ours {backend}" in seconds else "ours free"
         rivals = {kind: f"{kind} {backend}" for kind in ("einsum", "compiled", "dense", "kept")}
         rivals["tensorly"] = best_tensorly(seconds, backend) or ""
         for kind, rival in rivals.items():
             if rival not in seconds:
                 continue
-            yield f"{kind} {backend}", median_ratio(times, rival, f"ours {backend}")
+            yield f"{kind} {backend}", median_ratio(times, rival, own)
             if backend == "mkl":
                 yield f"{kind} shipped", median_ratio(times, rival, "ours free")
     flops = cell.flops * (TRAINING if train else 1)
-    peak = min(seconds[f"peak {backend}"] for backend in PRECISION)
-    yield "roof", seconds["ours free"] / roofline(flops, peak, seconds["copy"])
+    peak = min(seconds[f"peak {backend}"] for backend in place.backends)
+    yield "roof", seconds["ours free"] / roofline(flops, place, peak, seconds["copy"])

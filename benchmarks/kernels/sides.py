@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -12,14 +12,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from benchmarks.kernels.cells import Cell
+from benchmarks.kernels.place import Place
 from benchmarks.kernels.timing import library
 from tnc.derive.contraction import index_letters
 from tnc.derive.dense import forward
 from tnc.net import Network
 from tnc.nn import LinearView, StructuredLayer
-
-LIMIT = 1e-4
-"""Relative error (Frobenius) from the dense oracle at which a contender is wrong."""
 
 Function = Callable[[Tensor], Tensor]
 
@@ -44,6 +42,7 @@ class Numbers:
     output: Tensor
     x_gradient: Tensor | None = None
     core_gradients: Mapping[str, Tensor] | None = None
+    place: Place = field(default_factory=Place)
 
 
 @dataclass(frozen=True)
@@ -73,28 +72,40 @@ class Contender:
             expected = (numbers.x_gradient, *self.gradients(numbers))
             pairs += [(f"gradient {n}", *pair) for n, pair in enumerate(zip(got[1], expected))]
         for what, value, wanted in pairs:
-            error = float((value.detach() - wanted).norm() / wanted.norm())
-            if value.shape != wanted.shape or not error <= LIMIT:
+            error = float((value.detach().to(wanted.dtype) - wanted).norm() / wanted.norm())
+            if value.shape != wanted.shape or not error <= numbers.place.limit:
                 raise SystemExit(f"{name}: {what} is wrong, relative error {error:.2g}")
 
 
-def numbers(cell: Cell, train: bool) -> Numbers:
-    """Draw a layer and an input, and let the dense weight say what is right."""
+def numbers(cell: Cell, train: bool, place: Place | None = None) -> Numbers:
+    """Draw a layer and an input, and let the dense weight say what is right.
+
+    On the CPU in float32, as there is time for; elsewhere in float64, of the rounded cores.
+    """
+    place = place or Place()
     generator = torch.Generator().manual_seed(0)
-    layer = _layer(cell, None)
+    drawn = _layer(cell, None)
     (i,), (o,) = cell.structure.signature.inputs, cell.structure.signature.outputs
-    x = torch.randn(cell.batch, i, generator=generator)
-    seed = torch.randn(cell.batch, o, generator=generator)
-    names = list(layer.cores)
-    cores = {name: layer.cores[name].detach().clone() for name in names}
-    with library("mkl"):
+    x, seed = (
+        torch.randn(cell.batch, width, generator=generator).to(place.device, place.dtype)
+        for width in (i, o)
+    )
+    names = list(drawn.cores)
+    cores = {
+        name: drawn.cores[name].detach().clone().to(place.device, place.dtype) for name in names
+    }
+    exact = torch.float32 if place == Place() else torch.float64
+    layer = _layer(cell, {name: core.to(exact) for name, core in cores.items()})
+    with library(place.backends[0]):
         weight = layer.weight
-        output = functional.linear(x, weight.detach())
+        output = functional.linear(x.to(exact), weight.detach())
         if not train:
-            return Numbers(x, seed, cores, weight.detach(), output)
-        found = torch.autograd.grad(weight, [layer.cores[n] for n in names], seed.T @ x)
-        x_gradient = seed @ weight.detach()
-    return Numbers(x, seed, cores, weight.detach(), output, x_gradient, dict(zip(names, found)))
+            return Numbers(x, seed, cores, weight.detach(), output, place=place)
+        wide = seed.to(exact)
+        found = torch.autograd.grad(weight, [layer.cores[n] for n in names], wide.T @ x.to(exact))
+        x_gradient = wide @ weight.detach()
+    gradients = dict(zip(names, found))
+    return Numbers(x, seed, cores, weight.detach(), output, x_gradient, gradients, place)
 
 
 def _layer(cell: Cell, cores: Mapping[str, Tensor] | None) -> StructuredLayer:
@@ -169,11 +180,12 @@ def einsum(cell: Cell, numbers: Numbers, compiled: bool = False) -> Contender:
 
 def dense(numbers: Numbers) -> Contender:
     """Return the dense layer."""
-    weight = numbers.weight.clone().requires_grad_()
+    weight = numbers.weight.to(numbers.x.dtype, copy=True).requires_grad_()
+    exact = numbers.weight.dtype
     return Contender(
         lambda x: functional.linear(x, weight),
         (weight,),
-        lambda numbers: [numbers.seed.T @ numbers.x],
+        lambda numbers: [numbers.seed.to(exact).T @ numbers.x.to(exact)],
     )
 
 
@@ -217,7 +229,7 @@ def _factorized(
         return BlockTT(parts, shape, rank=(1, *(p.shape[-1] for p in parts))), shape
     if cell.family == "tucker":
         return TuckerTensorized(parts[0], parts[1:], shape, rank=tuple(parts[0].shape)), shape
-    ones = torch.ones(cell.ranks[0])  # a buffer: the same parameters on both sides
+    ones = parts[0].detach().new_ones(cell.ranks[0])  # a buffer: the same parameters on both sides
     return CPTensorized(ones, parts, shape, rank=cell.ranks[0]), shape
 
 

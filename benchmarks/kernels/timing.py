@@ -11,6 +11,7 @@ import torch
 
 from tnc.kernels import turns
 from tnc.kernels.backend import only
+from tnc.kernels.device import CUBLAS
 from tnc.kernels.turns import Clock, Turns
 
 TURNS = Turns(seconds=0.03, slow=0.25)
@@ -37,7 +38,13 @@ class Side:
 
 @contextmanager
 def library(backend: str, held: bool = False) -> Iterator[None]:
-    """Send torch's float32 products to one library for a while, and the layer's where `held`."""
+    """Send torch's float32 products to one library for a while, and the layer's where `held`.
+
+    On CUDA there is one, and nothing to be switched.
+    """
+    if backend == CUBLAS:
+        yield
+        return
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision(PRECISION[backend])
     try:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from benchmarks.kernels import sides
+from benchmarks.kernels import judging, sides
 from benchmarks.kernels.cells import cells
+from benchmarks.kernels.measuring import Row, _ratios
+from benchmarks.kernels.place import Place, places
 from benchmarks.kernels.saving import growing_bytes, saved_bytes
 from benchmarks.kernels.sides import Contender
 
@@ -47,6 +49,38 @@ def test_contenders_meet_the_oracle_and_a_wrong_one_does_not(label: str, train: 
     wrong = Contender(lambda x: 1.001 * right.function(x), right.parameters, right.gradients)
     with pytest.raises(SystemExit, match="output is wrong"):
         wrong.check(label, numbers, train)
+
+
+@pytest.mark.parametrize("train", [False, True])
+def test_contenders_in_another_dtype_meet_the_exact_oracle(train: bool) -> None:
+    place = Place("cpu", "bfloat16")
+    for label in ("lr-r40", "tt3-r8"):
+        (cell,) = cells(only=f"768 {label} b=1")
+        numbers = sides.numbers(cell, train, place)
+        assert numbers.x.dtype == torch.bfloat16 and numbers.output.dtype == torch.float64
+        for made in (sides.ours(cell, numbers), sides.einsum(cell, numbers), sides.dense(numbers)):
+            made.check(label, numbers, train)
+
+
+def test_tables_on_cuda_have_one_library() -> None:
+    place = Place("cuda", "bfloat16")
+    (cell,) = cells(only="768 lr-r40 b=128")
+    names = ("ours free", "einsum cublas", "dense cublas", "peak cublas", "copy")
+    seconds = dict.fromkeys(names, 2e-5) | {"dense cublas": 4e-5}
+    times = {name: [value, value] for name, value in seconds.items()}
+    ratios = dict(_ratios(cell, place, times, seconds, False))
+    assert ratios["dense cublas"] == 2 and "dense shipped" not in ratios
+    rows = [Row(cell, seconds, ratios, (), place)]
+    printed = judging.every(rows)
+    assert all(len(line) == len(printed.columns) for line in printed.rows)
+    assert {goal.result().figure for goal in judging.held(rows, False)} >= {
+        "least-dense-same-cublas-half-the-flops"
+    }
+    if not torch.cuda.is_available():
+        with pytest.raises(SystemExit, match="no CUDA device"):
+            places("cuda", None)
+    with pytest.raises(SystemExit, match="bfloat16"):
+        places("cpu", "bfloat16")
 
 
 class Hiding(torch.autograd.Function):

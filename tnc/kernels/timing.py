@@ -2,7 +2,7 @@
 
 Every point is read in several rounds over all points and its best reading counts, so that what
 else runs disturbs a round and not a point. On one thread the process's CPU time is taken, else the
-clock's; on CUDA the clock's, read when the device has done all that it was given.
+clock's; on CUDA the device's own, read when it has done all that it was given.
 """
 
 from __future__ import annotations

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from statistics import median
+from typing import Any
 
 from tnc.kernels.device import CPU
 
@@ -33,18 +34,33 @@ class Turns:
 def clock(threads: int, device: str = CPU) -> Clock:
     """Return the clock: the process's CPU time for one thread, the wall's for more.
 
-    On CUDA the wall's, read when the device has done all that it was given.
+    On CUDA the device's own, read when it has done all that it was given.
     """
     if device != CPU:
-        return _after_the_device
+        return _Events()
     return time.process_time if threads == 1 else time.perf_counter
 
 
-def _after_the_device() -> float:
-    import torch
+class _Events:
+    """A clock of the device: seconds between events that it meets when all before them is done."""
 
-    torch.cuda.synchronize()
-    return time.perf_counter()
+    def __init__(self) -> None:
+        self._seconds = 0.0
+        self._last = self._met()
+
+    def __call__(self) -> float:
+        event = self._met()
+        self._seconds += 1e-3 * self._last.elapsed_time(event)
+        self._last = event
+        return self._seconds
+
+    def _met(self) -> Any:
+        import torch
+
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        event.synchronize()
+        return event
 
 
 def block(run: Run, calls: int, now: Clock) -> float:
