@@ -6,6 +6,7 @@ no traceback, no internal error, nothing left behind, old files untouched.
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -684,7 +685,122 @@ ARTIFACTS = {
         text(), "the plan has no site 'gone'", "try: `tnc plan`", words=(*PLAN, "--explain", "gone")
     ),
 }
-TABLE = SPECS | MODELS | DATA | ARTIFACTS
+SEARCH = ("search", "run", "{spec}", "--out", "{folder}/run")
+ENDS = "  limits: {evaluations: 5}\n"
+RING = "search:\n  target: {ring: [3, 3, 3], ranks: [2, 2, 2]}\n" + ENDS
+FILE = "search:\n  target: {file: '{folder}/a.npz'}\n" + ENDS
+
+
+def search(spec: str, *told: str, words: tuple[str, ...] = SEARCH, prepare: Prepare = id) -> Row:
+    return two(spec, *told, words=words, prepare=prepare)
+
+
+def no_ray(folder: Path) -> None:
+    if importlib.util.find_spec("ray"):
+        pytest.skip("ray is installed")
+
+
+SEARCHES = {
+    "a search by an unknown strategy": search(
+        RING + "  strategy: {tnala: {radius: 2}}\n",
+        "{spec}:4:14: search.strategy.tnala: no strategy is named 'tnala'; did you mean 'tnale'?",
+    ),
+    "a search by a strategy with an unknown option": search(
+        RING + "  strategy: {tnale: {radiuss: 2}}\n",
+        "{spec}:4:22: search.strategy.tnale.radiuss: unknown key",
+        "did you mean 'radius'?",
+    ),
+    "a search with a word for a number": search(
+        RING + "  strategy: tnale{radius=wide}\n",
+        "{spec}:4:13: search.strategy.radius: expected a whole number, got 'wide'",
+    ),
+    "a search without a target": search(
+        "search:\n" + ENDS, "{spec}:1:1: search.target: missing key 'target'"
+    ),
+    "a search for two targets": search(
+        RING.replace("ring:", "file: a, ring:"),
+        "{spec}:2:11: search.target: a target is file and ring at once",
+    ),
+    "a search for something else": search(
+        RING.replace("ring:", "wring:"), "search.target: a target needs one of the keys file, ring"
+    ),
+    "a ring that is no ring": search(
+        RING.replace("[2, 2, 2]", "[2, 2]"), "search.target: a ring of 3 modes with 2 ranks; give"
+    ),
+    "a search without end": search(
+        RING.replace("evaluations: 5", "target: 0.1"),
+        "{spec}:3:11: search.limits: a search needs an end: give evaluations, seconds or patience",
+    ),
+    "a search of no evaluations": search(
+        RING.replace("5}", "0}"), "{spec}:3:25: search.limits.evaluations: expected greater"
+    ),
+    "a search with an unknown key": search(
+        RING + "  objektive: size-and-error\n", "{spec}:4:3: search.objektive: unknown key"
+    ),
+    "an objective without its option": search(
+        RING + "  objective: error-at-size\n", "search.objective.most: missing key 'most'"
+    ),
+    "a graph that is none": search(
+        RING + "  space: {bonds: rnig}\n",
+        "{spec}:4:18: search.space.bonds: no graph is named 'rnig'; did you mean 'ring'?",
+    ),
+    "bonds between three": search(
+        RING + "  space: {bonds: [[0, 1, 2]]}\n", "expected pairs such as [[0, 1], [1, 2]], got"
+    ),
+    "bonds that leave a mode out": search(
+        RING + "  space: {bonds: [[0, 1]]}\n",
+        "{spec}:4:10: search.space: the pairs ((0, 1),) are no graph on 3 modes; every mode in",
+    ),
+    "a space without room": search(
+        RING + "  space: {params: 5}\n", "{spec}:4:10: search.space: the space is empty", "allow 9"
+    ),
+    "an engine without workers": search(
+        RING + "  engine: {processes: {workers: 0}}\n",
+        "{spec}:4:11: search.engine: processes: workers is 0; use 1 or more",
+    ),
+    "an engine that is not installed": search(
+        RING + "  engine: ray\n", "the engine 'ray' needs ray", "pip install", prepare=no_ray
+    ),
+    "a tensor that is not there": search(FILE, "no file or folder", "try: paths in a spec"),
+    "several tensors": search(
+        FILE,
+        "2 arrays",
+        "at: {folder}/a.npz",
+        "try: name one of them in 'key': x, y",
+        prepare=npz(x=np.ones((2, 2)), y=np.ones((2, 2))),
+    ),
+    "a vector": search(FILE, "has shape (4,): a search needs two", "try:", prepare=npz(x=[1] * 4)),
+    "a tensor with NaN": search(
+        FILE, "x holds 1 of 4 entries that are NaN", prepare=npz(x=[[1.0, float("nan")], [0, 1]])
+    ),
+    "a tensor of words": search(FILE, "no tensor of real numbers", prepare=npz(x=[["a"], ["b"]])),
+    "a search that is not there": search(
+        "",
+        "no spec file and no recipe is named 'rnig'",
+        "mean 'ring'",
+        words=("search", "run", "rnig"),
+    ),
+    "a run in a full folder": search(
+        RING,
+        "{folder}/out is there already and is no run",
+        "try: choose another --out",
+        words=(*SEARCH[:-1], "{folder}/out"),
+        prepare=full_out,
+    ),
+    "a folder that is no run": search(
+        "",
+        "{folder} is no folder of a search: it has no run.json",
+        "try: `tnc search run",
+        words=("search", "status", "{folder}"),
+    ),
+    "a record that is none": search(
+        RING,
+        "{spec} is no record of searches: file is not a database",
+        "try: name another file",
+        words=(*SEARCH, "--record", "{spec}"),
+    ),
+}
+TABLE = SPECS | MODELS | DATA | ARTIFACTS | SEARCHES
 
 
 @pytest.mark.parametrize("name", TABLE)

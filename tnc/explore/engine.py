@@ -35,6 +35,9 @@ class Engine(ABC):
     def open(self, work: Work) -> Pool:
         """Start workers that know `work`."""
 
+    def check(self) -> None:  # noqa: B027 most need nothing
+        """Raise MissingExtra where something that the engine needs is not installed."""
+
 
 class Pool(ABC):
     """Workers that are running."""

@@ -105,9 +105,7 @@ def bonds(value: Any) -> Any:
             isinstance(mode, int) and not isinstance(mode, bool) and mode >= 0 for mode in pair
         )
         if not whole or len(pair) != 2:
-            raise problem(
-                "value", f"expected pairs of modes such as [[0, 1], [1, 2]], got {pair!r}"
-            )
+            raise problem("value", f"expected pairs such as [[0, 1], [1, 2]], got {pair!r}")
     return value
 
 

@@ -37,6 +37,7 @@ class Prepared:
 def prepare(spec: SearchSpec) -> Prepared:
     """Load the target and build the problem. Raises SpecProblems for a spec that does not fit."""
     search = spec.search
+    search.engine.check()
     tensor = search.target.load()
     spectra = Spectra.of(tensor)
     problem = Problem(_space(spec, tensor), search.objective, spectra)
@@ -61,6 +62,8 @@ def begin(
     tell: Tell = lambda text: None,
 ) -> Result:
     """Search in a new folder; `record` is a file that runs share. Raises Interrupted."""
+    if record is not None and record.exists():
+        SqliteRecord.open(record, prepared.work.digest).close()
     search = prepared.spec.search
     spec = SearchSpec(search.model_copy(update={"target": search.target.resolved()}))
     folder = RunFolder.create(path, spec, prepared.work.digest, record)

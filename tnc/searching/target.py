@@ -76,9 +76,14 @@ def checked(tensor: Any, name: str) -> Array:
         )
     wrong = int(found.size - np.isfinite(found).sum())
     if wrong:
-        raise SourceError(f"{name} holds {wrong} of {found.size} entries that are NaN or infinite")
+        raise SourceError(
+            f"{name} holds {wrong} of {found.size} entries that are NaN or infinite",
+            hint="mend the tensor first",
+        )
     if not found.any():
-        raise SourceError(f"{name} is zero everywhere: every network fits it")
+        raise SourceError(
+            f"{name} is zero everywhere: every network fits it", hint="is it the right tensor?"
+        )
     return np.ascontiguousarray(found, dtype=np.float64)
 
 

@@ -39,6 +39,9 @@ class Ray(Engine):
         if self.timeout is not None and not self.timeout > 0:
             raise SearchError(f"ray: timeout is {self.timeout}", hint="give seconds above 0")
 
+    def check(self) -> None:
+        _ray()
+
     def open(self, work: Work) -> Pool:
         ray = _ray()
         begun = not ray.is_initialized()
