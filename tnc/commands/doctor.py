@@ -80,6 +80,7 @@ def _calibrate(dtype: str, threads: int | None, device: str, progress: Progress)
     from tnc.files import check_place
     from tnc.kernels.calibrate import calibrate
     from tnc.kernels.device import CPU
+    from tnc.kernels.loops.copies import made as made_copies
     from tnc.kernels.loops.rates import made
     from tnc.kernels.machine import path, store
 
@@ -88,7 +89,8 @@ def _calibrate(dtype: str, threads: int | None, device: str, progress: Progress)
     store(calibrate(dtype, threads, report=progress, device=device), file)
     if device != CPU:
         return
-    progress("compiling loops for a few rows", 0, 1)
+    progress("compiling copies and loops", 0, 1)
+    made_copies(dtype)
     made(dtype)
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from tnc.kernels.backend import SMALLEST, cuda_probe, probes, torch_dtype
+from tnc.kernels.copying import COPIED, SHORT, moved, runs_of, turned
 from tnc.kernels.device import CPU
 from tnc.kernels.machine import fingerprint, torch_threads
 from tnc.kernels.price import COLUMNS, KINDS, VERSION
@@ -41,10 +42,6 @@ CUDA_FLOPS = {"mm": 1.5e11, "bmm": 4e10, "shared": 4e10}
 """Larger products are not measured: their rate is that of the largest ones that are."""
 MOST_SECONDS = 4e-3
 """Nor are products of a dtype without fast ones that would take longer."""
-COPIED = tuple(4**power << 10 for power in range(1, 9))
-"""Bytes of copies: 4 KiB to 64 MiB."""
-SHORT = (2, 8, 32, 128)
-"""Rows of matrices that are copied to their transposes; square ones where these are too many."""
 STREAMED = (128 << 10, 512 << 10, 2 << 20, 8 << 20, 24 << 20, 96 << 20, 256 << 20)
 """Bytes of working sets, half of them read and half written."""
 FRESH = (64 << 10, 1 << 20, 8 << 20, 31 << 20, 33 << 20, 128 << 20)
@@ -68,7 +65,7 @@ def calibrate(
     torch_device(device)
     threads = threads or torch_threads() if device == CPU else 1
     found = probes(dtype) if device == CPU else (cuda_probe(dtype),)
-    runs = tuple(kind.itemsize * 4**power for power in range(8))
+    runs = runs_of(kind.itemsize)
     with alone(threads):
         room = Room(kind, device)
         grids = {
@@ -84,8 +81,8 @@ def calibrate(
             ]
             for backend, name in grids
         }
-        copies = [Point(_copy(room, *at)) for at in product(COPIED, runs)]
-        turns = [Point(_turn(room, *at)) for at in product(COPIED, SHORT)]
+        copies = [Point(moved(room, *at)) for at in product(COPIED, runs)]
+        turns = [Point(turned(room, *at)) for at in product(COPIED, SHORT)]
         streams = [Point(_stream(room, size)) for size in STREAMED]
         new = [Point(_written(room, size, fresh=True)) for size in FRESH]
         used = [Point(_written(room, size, fresh=False)) for size in FRESH]
@@ -194,38 +191,6 @@ def _rate(room: Room, backend: str) -> float:
     point = product_point(room, backend, "mm", (size, size, size))
     read_all([point], 0.05, device=room.device)
     return 2 * size**3 / point.best
-
-
-def _copy(room: Room, size: int, run: int) -> Callable[[], Run]:
-    """Return a copy of `size` bytes in another order of dims, `run` of them contiguous."""
-    inner, blocks = min(run, size) // room.item, max(1, size // run)
-    low = 1 << (blocks.bit_length() - 1) // 2
-    if run > room.item:
-        shape, order = (low, blocks // low, inner), (1, 0, 2)
-    else:
-        half = 1 << (low.bit_length() - 1) // 2
-        shape, order = (half, low // half, blocks // low), (2, 1, 0)
-
-    def prepare() -> Run:
-        (source,) = room.operands(shape)
-        seen = source.permute(order)
-        out = room.result(tuple(seen.shape))
-        return lambda: out.copy_(seen)
-
-    return prepare
-
-
-def _turn(room: Room, size: int, short: int) -> Callable[[], Run]:
-    """Return a copy of a matrix of `size` bytes to its transpose."""
-    items = size // room.item
-    low = min(short, 1 << (items.bit_length() - 1) // 2)
-
-    def prepare() -> Run:
-        (source,) = room.operands((items // low, low))
-        out = room.result((low, items // low))
-        return lambda: out.copy_(source.t())
-
-    return prepare
 
 
 def _stream(room: Room, size: int) -> Callable[[], Run]:

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from math import ceil
 
 from tnc.derive.dense import ROWS
 from tnc.kernels.check import require
 from tnc.kernels.costs import Costs
 from tnc.kernels.device import CPU, CUDA, TF32, standard
+from tnc.kernels.loops import copies as compiled_copies
 from tnc.kernels.loops.costs import LoopCosts
 from tnc.kernels.loops.nest import nests
 from tnc.kernels.loops.rates import DTYPES, Rates, known
@@ -23,10 +25,12 @@ from tnc.net import Network
 TILES = {CPU: (16, 32, 64, 128, 256), CUDA: (1024, 4096), TF32: (1024, 4096)}
 TILED_FROM = {CPU: 256 << 10, CUDA: 16 << 20, TF32: 16 << 20}
 """Rows are taken in tiles only where some result is larger than so many bytes."""
-LOOPED = 4
-"""Loops over memory are considered for up to so many rows."""
+LOOPED = (64, 32, 16)
+"""Loops over memory take so many rows at a time, or all where they are less."""
 LOOPS = 4
 """As many ways of them are considered."""
+COMPARED, TURNED_ROWS = 1 << 20, 64
+"""Copies are compared by one of so many bytes, and by that of a matrix with so many rows."""
 VIEWS = 2
 """Views that a product of torch takes beside its call: they count against loops."""
 SHORTLIST = 8
@@ -73,9 +77,9 @@ def bucket(rows: int) -> int:
 @lru_cache(maxsize=4096)
 def choose(task: Task) -> tuple[Choice, ...]:
     """Return the ways to do a task that are predicted to be the fastest, fastest first."""
-    machine = current(task.dtype, task.threads, task.device)
+    machine, copies = equipped(task)
     rates = known(task.dtype) if may_loop(task) else None
-    found = ranked(task, machine)
+    found = ranked(task, machine, copies)
     if rates is None:
         return found
     view = VIEWS * machine.statement
@@ -84,10 +88,27 @@ def choose(task: Task) -> tuple[Choice, ...]:
     return tuple(sorted(every, key=lambda choice: handicapped(task, choice)))
 
 
+def equipped(task: Task) -> tuple[Machine, str]:
+    """Return the prices, and what copies into other orders: 'numba' where that is measured to win.
+
+    Compiled copies take one thread.
+    """
+    machine = current(task.dtype, task.threads, task.device)
+    own = compiled_copies.known(task.dtype) if task.device == CPU else None
+    if own is None:
+        return machine, "torch"
+    other = replace(machine, copies=own)
+    pairs = [
+        (each.copy(COMPARED, 1), each.turn(COMPARED, TURNED_ROWS)) for each in (other, machine)
+    ]
+    wins = all(mine < theirs for mine, theirs in zip(*pairs, strict=True))
+    return (other, "numba") if wins else (machine, "torch")
+
+
 def may_loop(task: Task) -> bool:
-    """Whether loops are considered: a few rows on one thread of the CPU, without gradients."""
+    """Whether loops are considered: on one thread of the CPU, without gradients."""
     free = task.device == CPU and not (task.training or task.backend)
-    return free and task.rows <= LOOPED and task.threads == 1 and task.dtype in DTYPES
+    return free and task.threads == 1 and task.dtype in DTYPES
 
 
 def looped(task: Task, machine: Machine, rates: Rates) -> tuple[Choice, ...]:
@@ -96,13 +117,16 @@ def looped(task: Task, machine: Machine, rates: Rates) -> tuple[Choice, ...]:
     Raises KernelError as `ranked` does.
     """
     costs = LoopCosts(machine, rates=rates)
-    size = dict(task.network.sizes) | {ROWS: task.rows}
-    way = Way(single=task.rows == 1, emitter="numba")
-    found = [
-        Choice(program, way, costs.total(task.network, program, size))
-        for program in (found.program for found in search(task.network, task.rows, costs))
-        if nests(program, task.rows) is not None
-    ]
+    most = min(task.rows, LOOPED[0])
+    found = []
+    for program in (found.program for found in search(task.network, most, costs)):
+        if nests(program, most) is None:
+            continue
+        for tile in (most, *(tile for tile in LOOPED if tile < most)):
+            size = dict(task.network.sizes) | {ROWS: tile}
+            seconds = costs.total(task.network, program, size) - rates.call
+            way = Way(tile if task.rows > 1 else 0, single=task.rows == 1, emitter="numba")
+            found.append(Choice(program, way, rates.call + ceil(task.rows / tile) * seconds))
     chosen = sorted(found, key=lambda choice: handicapped(task, choice))[:LOOPS]
     for choice in chosen:
         require(task.network, choice.program)
@@ -117,8 +141,10 @@ def keeps(task: Task) -> bool:
     return task.device == CPU and not task.training
 
 
-def ranked(task: Task, machine: Machine) -> tuple[Choice, ...]:
+def ranked(task: Task, machine: Machine, copies: str = "torch") -> tuple[Choice, ...]:
     """Rank programs and tiles by the costs of a machine; each program is checked.
+
+    `copies` says what copies into other orders, at the prices of the machine.
 
     Raises KernelError for a program that does not compute the network: a fault of the search.
     """
@@ -136,7 +162,7 @@ def ranked(task: Task, machine: Machine) -> tuple[Choice, ...]:
     if tiles:
         programs += _searched(task, tiles[len(tiles) // 2], every)
     found = [
-        choice
+        replace(choice, way=replace(choice.way, copies=copies))
         for program in dict.fromkeys(programs)
         for choice in ways(task, program, tiles, costs)
     ]

@@ -19,7 +19,7 @@ def choice_to(choice: Choice) -> dict[str, Any]:
         "operands": [[o.name, list(o.cores), list(o.layout)] for o in program.operands],
         "steps": [_step_to(step) for step in program.steps],
         "sizes": [list(pair) for pair in program.sizes],
-        "way": [way.tile, list(way.backends), way.single, way.emitter],
+        "way": [way.tile, list(way.backends), way.single, way.emitter, way.copies],
         "back": [
             way.back.tile,
             list(way.back.kept),
@@ -39,10 +39,10 @@ def choice_from(data: Mapping[str, Any]) -> Choice:
         tuple(_step_from(step) for step in data["steps"]),
         tuple((name, size) for name, size in data["sizes"]),
     )
-    tile, backends, single, emitter = data["way"]
+    tile, backends, single, emitter, *more = data["way"]
     back_tile, kept, gradients = data.get("back", (tile, (), ()))
     back = Back(back_tile, tuple(kept), tuple(Gradients(*each) for each in gradients))
-    way = Way(tile, tuple(backends), single, emitter, back)
+    way = Way(tile, tuple(backends), single, emitter, back, *more)
     return Choice(program, way, data["seconds"], data["measured"])
 
 

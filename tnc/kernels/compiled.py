@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from functools import cached_property, lru_cache
+from functools import cached_property, lru_cache, partial
 from math import prod
 from typing import Any
 
@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from tnc.derive.dense import INPUT, ROWS
-from tnc.kernels.choose import LOOPED, Choice
+from tnc.kernels.choose import Choice
 from tnc.kernels.emitters.numba_source import emit as loops_of
 from tnc.kernels.emitters.torch_backward import Backward
 from tnc.kernels.emitters.torch_source import emit
@@ -22,6 +22,7 @@ from tnc.kernels.emitters.triton_source import emit as fused_of
 from tnc.kernels.execute import execute
 from tnc.kernels.loops.nest import nests
 from tnc.kernels.loops.table import bound
+from tnc.kernels.loops.turning import turn
 from tnc.kernels.program import recomputed
 from tnc.kernels.switch import switching, use
 from tnc.kernels.way import Way
@@ -32,6 +33,7 @@ _NAMES: dict[str, Any] = {
     "addmm": torch.addmm,
     "use": use,
     "switching": switching,
+    "turn": turn,
 }
 
 
@@ -120,9 +122,9 @@ class Kernel:
         return {}
 
     def source(self, *, bias: bool = False, needs: tuple[str, ...] = ()) -> str:
-        """Return the source that runs; of loops, their meaning for the most rows of the bucket."""
+        """Return the source that runs; of loops, their meaning for a tile of rows."""
         if self.looped and not needs:
-            return loops_of(self.choice.program, 1 if self.choice.way.single else LOOPED, bias=bias)
+            return loops_of(self.choice.program, self.choice.way.tile or 1, bias=bias)
         if self.fused:
             text = fused_of(self.choice.program, self.choice.way.tile, bias=bias)
             if not needs:
@@ -159,14 +161,25 @@ class Kernel:
         """
         held = [*operands, *(() if bias is None else (bias,))]
         if self.looped and _plain(held):
-            found = nests(self.choice.program, rows)
-            if found is not None and (bias is None or bias.is_contiguous()):
-                names = [operand.name for operand in self.choice.program.operands]
-                given = {name: each.contiguous() for name, each in zip(names, operands)}
-                size = dict(self.choice.program.sizes)
-                outputs = prod(size[n] for n in self.choice.program.output if n != ROWS)
-                with suppress(ImportError):  # numba has gone since the choice was made
-                    return bound(found, given, bias, rows, outputs)
+            call = self._bound(operands, bias, rows)
+            if call is not None:
+                return call
         if bias is None:
             return lambda x: self.forward(x, *operands)
         return lambda x: self.forward_bias(x, *operands, bias)
+
+    def _bound(
+        self, operands: Sequence[Tensor], bias: Tensor | None, rows: int
+    ) -> Callable[[Tensor], Tensor] | None:
+        if bias is not None and not bias.is_contiguous():
+            return None
+        program, tile = self.choice.program, self.choice.way.tile
+        names = [operand.name for operand in program.operands]
+        given = {name: each.contiguous() for name, each in zip(names, operands)}
+        size = dict(program.sizes)
+        inputs = prod(size[n] for n in program.inputs)
+        outputs = prod(size[n] for n in program.output if n != ROWS)
+        with suppress(ImportError):  # numba has gone since the choice was made
+            steps = partial(nests, program)
+            return bound(steps, given, bias, (rows, inputs, outputs), tile)
+        return None

@@ -12,11 +12,21 @@ from torch import Tensor
 
 from tnc.kernels.applied import readied
 from tnc.kernels.check import wrong
-from tnc.kernels.choose import Choice, Task, by_one, choose, handicapped, looped, may_loop
+from tnc.kernels.choose import (
+    Choice,
+    Task,
+    by_one,
+    equipped,
+    handicapped,
+    looped,
+    may_loop,
+    ranked,
+)
 from tnc.kernels.codec import choice_from, choice_to
 from tnc.kernels.compiled import Kernel
 from tnc.kernels.device import CPU
 from tnc.kernels.fused import fused, refused
+from tnc.kernels.loops import copies as compiled_copies
 from tnc.kernels.loops.rates import made, stamp
 from tnc.kernels.machine import current
 from tnc.kernels.operands import keep, lay, lays
@@ -51,10 +61,13 @@ def _contenders(task: Task) -> list[Choice]:
     """Return the predicted short list, with every product by one library as alternatives."""
     found: list[Choice] = []
     backends = (task.backend,) if task.backend else _backends(task)
-    chosen = [choice for choice in choose(task) if choice.way.emitter == "torch"]
+    if task.device == CPU:
+        compiled_copies.made(task.dtype)
+    machine, copies = equipped(task)
+    chosen = ranked(task, machine, copies)
     rates = made(task.dtype) if may_loop(task) else None
     if rates is not None:
-        found += looped(task, current(task.dtype, task.threads), rates)
+        found += looped(task, machine, rates)
     for choice in chosen:
         count = len(choice.program.products)
         ways = [choice.way]

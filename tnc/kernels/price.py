@@ -207,7 +207,7 @@ def from_data(data: Mapping[str, Any]) -> Machine:
         statement=_positive(data["statement"]),
         backends=tuple(name for name, each in libraries.items() if not each.refused),
         libraries=libraries,
-        copies=_copies(data["copy"], data["turn"]),
+        copies=copies_of(data["copy"], data["turn"]),
         faults=_grid(data["fresh"], _positive),
         streams=_grid(data["bandwidth"], lambda rate: 1.0 / _positive(rate)),
         device=str(data.get("device", "cpu")),
@@ -237,7 +237,8 @@ def _products(data: Mapping[str, Any]) -> Products:
     return Products(overhead, grid, _ragged(axes[-2], columns), small, int(below))
 
 
-def _copies(data: Mapping[str, Any], turns: Mapping[str, Any]) -> Copies:
+def copies_of(data: Mapping[str, Any], turns: Mapping[str, Any]) -> Copies:
+    """Return the prices of copies from plain data; ValueError where it is not that."""
     overhead = _positive(data["overhead"])
     grid, turned = (_grid(each, lambda whole: _net(whole, overhead)) for each in (data, turns))
     return Copies(overhead, grid, turned)

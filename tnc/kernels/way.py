@@ -44,3 +44,5 @@ class Way:
     """What runs the steps: 'torch', 'numba' for loops over a few rows without gradients, or
     'triton' for a chain of products as one kernel, `tile` rows a program."""
     back: Back = Back()
+    copies: str = "torch"
+    """What copies into another order: 'torch', or 'numba' for the compiled copy."""

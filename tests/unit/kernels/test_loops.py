@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -98,6 +99,21 @@ def test_vectors_end_where_columns_end(sizes: tuple[int, int, int]) -> None:
         call = Kernel(choice).bind(operands, torch.ones(outputs), rows)
         for _ in range(3):
             assert off(call(x), x @ core.T + 1) < 1e-5
+
+
+@pytest.mark.parametrize("rows", [2, 3, 5, 9])
+@pytest.mark.parametrize("tile", [1, 2, 4, 16])
+def test_tiles_of_rows(rows: int, tile: int) -> None:
+    """Whole tiles and the rows that are left: the same as all rows at once."""
+    network = parse_network(NETWORKS["block-train"])
+    cores = {n: core.detach() for n, core in draw(network).items()}
+    x = torch.randn(rows, int(torch.tensor(network.signature.inputs).prod()), dtype=torch.float64)
+    wanted = truth(network, cores, x)
+    bias = torch.randn(wanted.shape[1], dtype=torch.float64)
+    for choice in ways(network, rows):
+        operands = laid(network, choice, cores)
+        tiled = replace(choice, way=replace(choice.way, tile=tile, single=False))
+        assert off(Kernel(tiled).bind(operands, bias, rows)(x), wanted + bias) < 1e-12
 
 
 @pytest.fixture
@@ -208,12 +224,11 @@ def test_gradients_take_products(layer: StructuredLayer) -> None:
     assert x.grad is not None and layer.cores["L"].grad is not None
 
 
-def test_few_rows_on_one_thread_only() -> None:
+def test_one_thread_without_gradients_only() -> None:
     network = parse_network(NETWORKS["low-rank"])
     task = Task(network, 1, "float32", 1, False)
     assert may_loop(task)
     for other in (
-        Task(network, 64, "float32", 1, False),
         Task(network, 1, "bfloat16", 1, False),
         Task(network, 1, "float32", 2, False),
         Task(network, 1, "float32", 1, True),

@@ -160,14 +160,16 @@ class Writer:
         elif order != tuple(range(len(order))):
             text = f"{text}.permute({', '.join(map(str, order))})"
         final = tuple(shape[place] for place in order)
+        compiled = self.way.copies == "numba" and len(order) > 1
         if out:
             place = out if self.shapes[out] == final else f"{out}.view({', '.join(final)})"
-            self.add(f"{place}.copy_({text})")
+            self.add(f"turn({place}, {text})" if compiled else f"{place}.copy_({text})")
         elif self.into:
             self.buffer(name, final)
-            self.add(f"{name}.copy_({text})")
+            self.add(f"turn({name}, {text})" if compiled else f"{name}.copy_({text})")
         else:
-            self.add(f"{name} = {text}.contiguous()")
+            made = f"turn(x.new_empty({', '.join(final)}), {text})"
+            self.add(f"{name} = {made if compiled else f'{text}.contiguous()'}")
             self.shapes[name] = final
 
     def start(self) -> None:

@@ -11,8 +11,8 @@ from tnc.kernels.loops.rates import Rates, lanes
 from tnc.kernels.program import Copy, Matrix, Multiply, Program, extent
 from tnc.net import Axis, Network
 
-MOVE = 6
-"""Cycles to copy an item in another order."""
+NEAR = 1 << 20
+"""Bytes of a product from which its memory is not read while it computes."""
 SCATTERED = 1.5
 """What reading memory in short pieces that lie apart costs more."""
 PIECE = 128
@@ -37,7 +37,13 @@ class LoopCosts(Costs):
             found = nest(step, size)
             needed = cycles(found, lanes(self.machine.dtype)) * self.rates.cycle
             read = held / self.machine.bandwidth(held) * (SCATTERED if _scattered(found) else 1)
-            self._known[key] = max(needed, read)
+            touched = self.itemsize * (extent(step.left.layout, size)
+                                       + extent(step.result.layout, size))  # fmt: skip
+            if held + touched > NEAR:  # what the loops wait for
+                needed += touched / self.machine.bandwidth(held + touched)
+                self._known[key] = needed + read
+            else:
+                self._known[key] = max(needed, read)
         return self._known[key]
 
     def turned(self, step: Multiply, legs: Axis, size: Mapping[str, int]) -> Multiply:
@@ -57,10 +63,9 @@ class LoopCosts(Costs):
 
     def copy(self, step: Copy, size: Mapping[str, int]) -> float:
         """Seconds of a copy into another order; none where memory stays as it is."""
-        loops = moves(step, size)
-        if len(loops) == 1:
+        if len(moves(step, size)) == 1:
             return 0.0
-        return MOVE * self.rates.cycle * extent(step.after, size)
+        return max(0.0, super().copy(step, size) - self.machine.copy(0, 0))
 
     def total(self, network: Network, program: Program, size: Mapping[str, int]) -> float:
         """Seconds of a call with all of its steps."""

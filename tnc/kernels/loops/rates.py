@@ -21,6 +21,7 @@ from tnc.kernels.machine import fingerprint, path
 from tnc.kernels.turns import Run, block, clock
 
 DTYPES = ("float32", "float64")
+SOURCES = ("run.py", "tiles.py", "moves.py", "blocks.py")
 READINGS = 25
 EDGE = 96
 
@@ -83,7 +84,7 @@ def stamp() -> str:
     if find_spec("numba") is None:
         return ""
     with suppress(PackageNotFoundError, OSError):
-        files = [Path(__file__).with_name(name) for name in ("run.py", "tiles.py")]
+        files = [Path(__file__).with_name(name) for name in SOURCES]
         text = [(str(file), file.stat().st_mtime_ns, file.stat().st_size) for file in files]
         return sha256(f"{version('numba')} {text}".encode()).hexdigest()[:16]
     return ""
@@ -114,7 +115,9 @@ def _measured(dtype: str) -> Rates:
     def seconds(m: int, n: int, k: int) -> tuple[float, float]:
         nest = Nest("tile", "y", "V", "x", Loop(), Loop(),
                     Loop(m, n, 0, k), Loop(n, 1, 1, 0), Loop(k, 0, n, 1))  # fmt: skip
-        call = bound(Nests((nest,), ()), {"V": torch.rand(k, n, dtype=kind)}, None, m, n)
+        steps = Nests((nest,), ())
+        call = bound(lambda _: steps, {"V": torch.rand(k, n, dtype=kind)}, None, (m, k, n))
+        assert call is not None
         x = torch.rand(m, k, dtype=kind)
         return _least(lambda: call(x)), cycles(nest, lanes(dtype))
 

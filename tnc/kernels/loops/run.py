@@ -14,7 +14,8 @@ from zlib import crc32
 import numpy as np
 from numba import njit
 
-from tnc.kernels.loops.tiles import BYTES, add, dot, item_size, move, pairs, tile, word
+from tnc.kernels.loops.moves import moves
+from tnc.kernels.loops.tiles import BYTES, add, dot, item_size, pairs, tile, word
 
 _tile_1_1, _tile_1_2, _tile_1_4, _tile_1_8 = (tile(1, n) for n in (1, 2, 4, 8))
 _tile_4_1, _tile_4_2, _tile_4_4 = (tile(4, n) for n in (1, 2, 4))
@@ -25,8 +26,9 @@ HELD, X, Y, SCRATCH = range(4)
 """What an address in the table is relative to; held memory is given by its own address."""
 KINDS = ("tile", "dot", "pairs", "move", "add")
 TILE, DOT, PAIRS, MOVE, ADD = range(5)
-WORDS = 28
-"""Words of a step: kind; place and offset of result, vector, scalar; then the loops."""
+WORDS, HEAD = 28, 5
+"""Words of a step: kind; place and offset of result, vector, scalar; then the loops. Before the
+steps: how many there are, bytes of scratch, tiles of rows, bytes of a tile's input and output."""
 
 
 @njit
@@ -77,25 +79,6 @@ def _dots(like, c, v, s, rows, cr, sr, columns, cc, vc, k):
 
 
 @njit
-def _moves(like, c, v, at):
-    """Copy by five loops of (count, stride of the result, of the source)."""
-    size = item_size(like)
-    n0, n1, n2, n3, n4 = word(at), word(at + 24), word(at + 48), word(at + 72), word(at + 96)
-    c0, c1, c2 = word(at + 8) * size, word(at + 32) * size, word(at + 56) * size
-    c3, c4 = word(at + 80) * size, word(at + 104) * size
-    v0, v1, v2 = word(at + 16) * size, word(at + 40) * size, word(at + 64) * size
-    v3, v4 = word(at + 88) * size, word(at + 112) * size
-    for a in range(n0):
-        for b in range(n1):
-            for d in range(n2):
-                for e in range(n3):
-                    cp = c + a * c0 + b * c1 + d * c2 + e * c3
-                    vp = v + a * v0 + b * v1 + d * v2 + e * v3
-                    for f in range(n4):
-                        move(like, cp + f * c4, vp + f * v4)
-
-
-@njit
 def _address(at, x, y, scratch):
     place, offset = word(at), word(at + 8)
     if place == X:
@@ -105,6 +88,46 @@ def _address(at, x, y, scratch):
     if place == SCRATCH:
         return scratch + offset
     return offset
+
+
+@njit
+def _steps(like, table, x, y, scratch):
+    """Run the steps of the table on one tile of rows."""
+    size = item_size(like)
+    for step in range(word(table)):
+        at = table + HEAD * 8 + step * WORDS * 8
+        kind = word(at)
+        c0 = _address(at + 8, x, y, scratch)
+        v0 = _address(at + 24, x, y, scratch)
+        s0 = _address(at + 40, x, y, scratch)
+        if kind == MOVE:
+            moves(like, c0, v0, at + 56)
+            continue
+        batch, cb = word(at + 56), word(at + 64) * size
+        vb, sb = word(at + 72) * size, word(at + 80) * size
+        outer, co = word(at + 88), word(at + 96) * size
+        vo, so = word(at + 104) * size, word(at + 112) * size
+        rows, cr, sr = word(at + 120), word(at + 128) * size, word(at + 144) * size
+        columns, cc, vc = word(at + 152), word(at + 160) * size, word(at + 168) * size
+        k, vk, sk = word(at + 184), word(at + 200) * size, word(at + 208) * size
+        if kind == ADD:
+            for row in range(rows):
+                for column in range(columns):
+                    add(like, c0 + row * cr + column * size, v0 + column * size)
+            continue
+        for b in range(batch):
+            for o in range(outer):
+                c = c0 + b * cb + o * co
+                v = v0 + b * vb + o * vo
+                s = s0 + b * sb + o * so
+                if kind == TILE:
+                    _tiles(like, c, v, s, rows, cr, sr, columns, k, vk, sk)
+                elif kind == DOT:
+                    _dots(like, c, v, s, rows, cr, sr, columns, cc, vc, k)
+                else:
+                    for column in range(0, columns, 4 * (BYTES // size)):
+                        on = column * size
+                        _pairs(like, c + on, v + on, s + on, k, vk, sk, columns - column)
 
 
 def _compiled(source):
@@ -118,49 +141,17 @@ def _compiled(source):
     def run(table, x, y, like):
         """Run the steps of the table at an address on an input, writing the result to `y`."""
         _ = source
-        size = item_size(like)
-        steps = word(table)
         room = np.empty(word(table + 8) + BYTES, np.uint8)
         scratch = (room.ctypes.data + BYTES - 1) & ~(BYTES - 1)
-        for step in range(steps):
-            at = table + 16 + step * WORDS * 8
-            kind = word(at)
-            c0 = _address(at + 8, x, y, scratch)
-            v0 = _address(at + 24, x, y, scratch)
-            s0 = _address(at + 40, x, y, scratch)
-            if kind == MOVE:
-                _moves(like, c0, v0, at + 56)
-                continue
-            batch, cb = word(at + 56), word(at + 64) * size
-            vb, sb = word(at + 72) * size, word(at + 80) * size
-            outer, co = word(at + 88), word(at + 96) * size
-            vo, so = word(at + 104) * size, word(at + 112) * size
-            rows, cr, sr = word(at + 120), word(at + 128) * size, word(at + 144) * size
-            columns, cc, vc = word(at + 152), word(at + 160) * size, word(at + 168) * size
-            k, vk, sk = word(at + 184), word(at + 200) * size, word(at + 208) * size
-            if kind == ADD:
-                for row in range(rows):
-                    for column in range(columns):
-                        add(like, c0 + row * cr + column * size, v0 + column * size)
-                continue
-            for b in range(batch):
-                for o in range(outer):
-                    c = c0 + b * cb + o * co
-                    v = v0 + b * vb + o * vo
-                    s = s0 + b * sb + o * so
-                    if kind == TILE:
-                        _tiles(like, c, v, s, rows, cr, sr, columns, k, vk, sk)
-                    elif kind == DOT:
-                        _dots(like, c, v, s, rows, cr, sr, columns, cc, vc, k)
-                    else:
-                        for column in range(0, columns, 4 * (BYTES // size)):
-                            on = column * size
-                            _pairs(like, c + on, v + on, s + on, k, vk, sk, columns - column)
+        x_bytes, y_bytes = word(table + 24), word(table + 32)
+        for place in range(word(table + 16)):
+            _steps(like, table, x + place * x_bytes, y + place * y_bytes, scratch)
 
     return run
 
 
-run = _compiled(crc32(Path(__file__).with_name("tiles.py").read_bytes()))
+_PARTS = ("tiles.py", "moves.py", "blocks.py")
+run = _compiled(crc32(b"".join(Path(__file__).with_name(n).read_bytes() for n in _PARTS)))
 
 
 def entry(dtype: str) -> Callable[[int, int, int, float], object]:
