@@ -12,15 +12,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tnc.derive.dense import forward
 from tnc.errors import KernelError
 from tnc.kernels.backend import allowed
 from tnc.kernels.choose import Choice, Task, bucket, choose
 from tnc.kernels.compiled import Kernel
 from tnc.kernels.device import CPU, CUDA, device_name
-from tnc.kernels.einsums import lower
 from tnc.kernels.kept import Kept, Shelf, apart, can_watch
 from tnc.kernels.operands import Lay, keep, lay, lays
+from tnc.kernels.trainer import Trainer, trained
 from tnc.net import Network
 
 DTYPES = {torch.float32: "float32", torch.float64: "float64", torch.bfloat16: "bfloat16"}
@@ -51,6 +50,7 @@ class Ready:
     lays: tuple[Lay, ...]
     names: tuple[str, ...]
     """The cores by which kept operands are known to be fresh."""
+    trainer: Trainer
     laid: Shelf[Tensor] = field(default_factory=Shelf)
     """Operands, which buckets of rows that lay one alike have in common."""
     kept: Kept[tuple[Tensor, ...]] | None = None
@@ -122,9 +122,7 @@ class Ready:
 
     def train(self, cores: Mapping[str, Tensor], x: Tensor, bias: Tensor | None) -> Tensor:
         """Apply with gradients of the input, the cores and the bias."""
-        operands = [lay(how, cores) for how in self.lays]
-        found: Tensor = _Apply.apply(self, x, bias, *operands)  # type: ignore[no-untyped-call]
-        return found
+        return trained(self.trainer, [cores[name] for name in self.names], x, bias)
 
 
 def _made(how: Lay, cores: Mapping[str, Tensor]) -> Tensor:
@@ -136,77 +134,9 @@ def readied(network: Network, choice: Choice, laid: Shelf[Tensor] | None = None)
     """Return a choice ready to run; `laid` are operands that are shared with other buckets."""
     found = lays(network, choice.program)
     names = tuple(dict.fromkeys(name for how in found for name in how.cores))
-    return Ready(Kernel(choice), network, found, names, Shelf() if laid is None else laid)
-
-
-class _Apply(torch.autograd.Function):
-    """A kernel with its gradients. Input, operands and the values that its way keeps are kept."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, ready: Ready, x: Tensor, bias: Tensor | None, *operands: Tensor
-    ) -> Tensor:
-        ctx.ready = ready
-        kernel, last = ready.kernel, () if bias is None else (bias,)
-        if kernel.choice.way.back.kept:
-            _, wants_x, _, *wants = ctx.needs_input_grad
-            needs = kernel.needs(wants_x, wants)
-            ctx.kept = kernel.kept(needs)
-            if ctx.kept:
-                y, *kept = kernel.keeping(needs, bias is not None)(x, *operands, *last)
-                ctx.save_for_backward(x, *operands, *kept)
-                return y
-        ctx.kept = ()
-        ctx.save_for_backward(x, *operands)
-        if bias is None:
-            return kernel.forward(x, *operands)
-        return kernel.forward_bias(x, *operands, bias)
-
-    @staticmethod
-    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        ready: Ready = ctx.ready
-        kernel = ready.kernel
-        x, *given = ctx.saved_tensors
-        count = len(given) - len(ctx.kept)
-        operands, kept = given[:count], dict(zip(ctx.kept, given[count:]))
-        _, wants_x, wants_bias, *wants = ctx.needs_input_grad
-        if torch.is_grad_enabled():
-            found = _differentiable(ready, dy, x, operands, (wants_x, *wants))
-        else:
-            needs = kernel.needs(wants_x, wants)
-            values = [kept[name] for name in kernel.kept(needs)] if kept else ()
-            made = iter(kernel.backward(needs)(dy.contiguous(), x, *values, *operands)
-                        if needs else ())  # fmt: skip
-            found = [next(made) if want else None for want in (wants_x, *wants)]
-        return None, found[0], dy.sum(0) if wants_bias else None, *found[1:]
-
-
-def _differentiable(
-    ready: Ready, dy: Tensor, x: Tensor, operands: Sequence[Tensor], wants: Sequence[bool]
-) -> list[Tensor | None]:
-    """Return gradients that can be differentiated again, by plain einsums."""
-    with torch.enable_grad():
-        y = plain(ready, x, operands)
-        asked = [t for t, want in zip((x, *operands), wants) if want]
-        given = iter(torch.autograd.grad(y, asked, dy, create_graph=True))
-    return [next(given) if want else None for want in wants]
-
-
-def plain(ready: Ready, x: Tensor, operands: Sequence[Tensor]) -> Tensor:
-    """Apply a program's operands by pairwise einsums."""
-    program, size = ready.kernel.choice.program, ready.network.size
-    contraction = forward(ready.network, max(1, x.shape[0]))
-    legs = [contraction.operands[0], *(operand.layout for operand in program.operands)]
-    whole = type(contraction)(
-        ("input", *(operand.name for operand in program.operands)),
-        tuple(legs),
-        contraction.output,
-        contraction.sizes,
-    )
-    given = [x.reshape(x.shape[0], *(size[name] for name in program.inputs))]
-    for operand, tensor in zip(program.operands, operands):
-        given.append(tensor.reshape([size[name] for name in operand.layout]))
-    return lower(whole).run(given).reshape(x.shape[0], -1)
+    kernel = Kernel(choice)
+    trainer = Trainer(kernel, network, found, names)
+    return Ready(kernel, network, found, names, trainer, Shelf() if laid is None else laid)
 
 
 TUNES = ("model", "measure")

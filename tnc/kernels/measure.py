@@ -29,9 +29,10 @@ from tnc.kernels.fused import fused, refused
 from tnc.kernels.loops import copies as compiled_copies
 from tnc.kernels.loops.rates import made, stamp
 from tnc.kernels.machine import current
-from tnc.kernels.operands import keep, lay, lays
+from tnc.kernels.operands import keep, lays
 from tnc.kernels.remembered import remembered
 from tnc.kernels.timing import torch_device
+from tnc.kernels.trainer import trained
 from tnc.kernels.turns import Run, Turns, block, clock, interleaved, typical
 
 TURNS = Turns(seconds=0.004)
@@ -103,22 +104,19 @@ def _runner(task: Task, choice: Choice) -> Run:
 
     cores = {core.name: draw(*network.shape(core)) for core in network.equation.cores}
     x = draw(task.rows, prod(network.signature.inputs))
-    kernel = Kernel(choice)
-    ways = lays(network, choice.program)
     if not task.training:
         if task.device != CPU:
             ready = readied(network, choice)
             return lambda: ready.run(cores, x, None)
-        call = kernel.bind([keep(how, cores) for how in ways], None, task.rows)
+        operands = [keep(how, cores) for how in lays(network, choice.program)]
+        call = Kernel(choice).bind(operands, None, task.rows)
         return lambda: call(x)
     dy = draw(task.rows, prod(network.signature.outputs))
-    needs = kernel.needs(True, [True] * len(ways))
-    forward, backward = kernel.keeping(needs, False), kernel.backward(needs)
-    keeps = bool(kernel.kept(needs))
+    trainer = readied(network, choice).trainer
+    asked = [x.requires_grad_(), *(cores[name].requires_grad_() for name in trainer.names)]
 
-    def run() -> None:
-        made = [lay(how, cores) for how in ways]
-        found = forward(x, *made)
-        backward(dy, x, *(found[1:] if keeps else ()), *made)
+    def run() -> object:
+        with torch.enable_grad():
+            return torch.autograd.grad(trained(trainer, asked[1:], x, None), asked, dy)
 
     return run

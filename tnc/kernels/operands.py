@@ -2,38 +2,69 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 from torch import Tensor
 
 from tnc.derive.contraction import Contraction
+from tnc.kernels import einsums
 from tnc.kernels.costs import merge
 from tnc.kernels.einsums import lower
 from tnc.kernels.program import Program, extent
 from tnc.net import Network
 
+GRADIENT = "gradient"
+
 
 @dataclass(frozen=True)
 class Lay:
-    """How one operand is made: cores, their contraction if they are several, order, shape."""
+    """How one operand is made: cores, their contraction if they are several, order, shape.
+
+    `order` is empty where a core's legs keep theirs.
+    """
 
     cores: tuple[str, ...]
     merged: Contraction | None
     order: tuple[int, ...]
     shape: tuple[int, ...]
+    legs: tuple[int, ...]
+    """The sizes of the legs, in the order of the operand's memory."""
+    merging: einsums.Program | None = field(default=None, compare=False)
+    backs: tuple[einsums.Program, ...] = field(default=(), compare=False)
+    """How a merged operand's gradient is brought to each core: from it and the other cores."""
 
 
 def lays(network: Network, program: Program) -> tuple[Lay, ...]:
     """Return how the operands of a program are made, in its order."""
     found = []
     for operand, step in zip(program.operands, program.products):
-        merged = merge(network, operand.cores, operand.layout) if len(operand.cores) > 1 else None
-        legs = operand.layout if merged else network.equation.core(operand.cores[0]).indices
-        order = tuple(legs.index(name) for name in operand.layout)
         shape = tuple(extent(group, network.size) for group in step.right.groups)
-        found.append(Lay(operand.cores, merged, order, shape))
+        sizes = tuple(network.size[name] for name in operand.layout)
+        if len(operand.cores) > 1:
+            merged = merge(network, operand.cores, operand.layout)
+            backs = tuple(
+                lower(_back(merged, place), folds=True) for place in range(len(operand.cores))
+            )
+            found.append(Lay(operand.cores, merged, (), shape, sizes, lower(merged), backs))
+            continue
+        legs = network.equation.core(operand.cores[0]).indices
+        order = tuple(legs.index(name) for name in operand.layout)
+        if order == tuple(range(len(order))):
+            order = ()
+        found.append(Lay(operand.cores, None, order, shape, sizes))
     return tuple(found)
+
+
+def _back(merged: Contraction, place: int) -> Contraction:
+    """Return the contraction of a merged operand's gradient and the other cores to one core."""
+    rest = [other for other in range(len(merged.names)) if other != place]
+    return replace(
+        merged,
+        names=(GRADIENT, *(merged.names[other] for other in rest)),
+        operands=(merged.output, *(merged.operands[other] for other in rest)),
+        output=merged.operands[place],
+    )
 
 
 def keep(how: Lay, cores: Mapping[str, Tensor]) -> Tensor:
@@ -43,9 +74,20 @@ def keep(how: Lay, cores: Mapping[str, Tensor]) -> Tensor:
 
 def lay(how: Lay, cores: Mapping[str, Tensor]) -> Tensor:
     """Make an operand; a view of the core where its memory allows it. Differentiable."""
-    if how.merged is not None:
-        return lower(how.merged).run([cores[name] for name in how.cores]).reshape(how.shape)
+    if how.merging is not None:
+        return how.merging.run([cores[name] for name in how.cores]).reshape(how.shape)
     core = cores[how.cores[0]]
-    if how.order != tuple(range(len(how.order))):
+    if how.order:
         core = core.permute(how.order)
-    return core.reshape(how.shape)
+    return core if core.shape == how.shape else core.reshape(how.shape)
+
+
+def gradient(how: Lay, place: int, found: Tensor, cores: Sequence[Tensor]) -> Tensor:
+    """Return the gradient of one of an operand's cores from that of the operand."""
+    found = found.view(how.legs)
+    if how.backs:
+        rest = [core for other, core in enumerate(cores) if other != place]
+        return how.backs[place].run([found, *rest])
+    if how.order:
+        found = found.permute([how.order.index(leg) for leg in range(len(how.order))])
+    return found
