@@ -19,7 +19,7 @@ def gated(
     threshold: float,
     seed: int,
     effort: float = 1.0,
-    sweeps: int = 60,
+    sweeps: int = 40,
 ) -> Fit:
     """Fit cores A and a diagonal gate s on every bond in turns, bonds losing what is not needed.
 
@@ -36,7 +36,7 @@ def gated(
         for v in range(len(state.cores)):
             state.sweep(v, level)
     for v in [*range(len(state.cores)), *range(len(state.cores))]:
-        state.cores[v] = state.solved(v, state.rest(v), 1e-9)
+        state.cores[v] = state.view(v).solved(1e-9, topology.modes[v : v + 1])
     cores = state.whole(float(np.linalg.norm(tensor)))
     counts = {"sweeps": float(count + 2), "starts": 1.0}
     for (a, b, _), gates in zip(topology.bonds, state.gates):
@@ -58,17 +58,41 @@ class _State:
         rng = np.random.default_rng(seed)
         cores = [rng.standard_normal(s) / np.sqrt(prod(s[1:]) or 1) for s in topology.shapes]
         gates = [np.ones(size) for _, _, size in topology.bonds]
-        return cls(tensor / (float(np.linalg.norm(tensor)) or 1.0), topology, cores, gates)
+        state = cls(tensor / (float(np.linalg.norm(tensor)) or 1.0), topology, cores, gates)
+        state.begin()
+        return state
+
+    def begin(self, sweeps: int = 3) -> None:
+        """Come near the tensor by plain sweeps, and give all cores the same norm.
+
+        Penalties close all gates of a network that is far from the tensor or out of balance.
+        """
+        for v in [*range(len(self.cores))] * sweeps:
+            core = self.view(v).solved(1e-9, self.topology.modes[v : v + 1])
+            size = float(np.linalg.norm(core))
+            self.cores[v] = core / (size or 1.0)
+        for v in range(len(self.cores)):
+            self.cores[v] = self.cores[v] * size ** (1 / len(self.cores))
 
     def sweep(self, v: int, level: float) -> None:
         """Solve one core, then the gates of the bonds of which it is the lower end."""
-        rest = self.rest(v)
-        self.cores[v] = self.solved(v, rest, level)
+        view = self.view(v)
+        self.cores[v] = view.solved(level, self.topology.modes[v : v + 1])
         for leg, bond in enumerate(self.topology.legs[v]):
             if self.topology.bonds[bond][0] == v:
-                terms = self.terms(v, leg, rest) / self.gates[bond][:, None]
-                gates = _lasso(terms, self.tensor_at(v).reshape(-1), self.gates[bond], level)
-                rest = self.narrow(v, leg, rest, gates)
+                gram, towards = view.terms(self.cores[v], leg)
+                old = self.gates[bond]
+                gates = _lasso(gram / np.outer(old, old), towards / old, old, level)
+                view = view.rescaled(leg, gates / old, self.narrow(v, leg, gates))
+
+    def view(self, v: int) -> _View:
+        """Return all that a core sees of the rest of the network and the tensor."""
+        legs = len(self.topology.legs[v])
+        rest = self.rest(v)
+        rows = rest.reshape(prod(rest.shape[:legs]), -1)
+        sizes = rest.shape[:legs]
+        goal = self.tensor_at(v) @ rows.T
+        return _View((rows @ rows.T).reshape((*sizes, *sizes)), goal.reshape((-1, *sizes)))
 
     def rest(self, v: int) -> Array:
         """Contract all cores but one, with all gates: its legs first, then modes in order."""
@@ -86,45 +110,23 @@ class _State:
         found: Array = opt_einsum.contract(*operands, outer, optimize="greedy")
         return found
 
-    def solved(self, v: int, rest: Array, level: float) -> Array:
-        """Solve the core at `v` against the rest of the network."""
-        legs = len(self.topology.legs[v])
-        rows = rest.reshape(prod(rest.shape[:legs]), -1)
-        gram = rows @ rows.T
-        gram[np.diag_indices_from(gram)] += max(level, 1e-12)
-        solved: Any = np.linalg.solve(gram, rows @ self.tensor_at(v).T).T
-        head = self.topology.modes[v : v + 1] if v < len(self.topology.modes) else ()
-        core: Array = solved.reshape(*head, *rest.shape[:legs])
-        return core
-
     def tensor_at(self, v: int) -> Array:
         """Return the tensor with the mode of a core as rows."""
         if v >= len(self.topology.modes):
             return self.tensor.reshape(1, -1)
         return np.moveaxis(self.tensor, v, 0).reshape(self.topology.modes[v], -1)
 
-    def terms(self, v: int, leg: int, rest: Array) -> Array:
-        """Return the network at every index of a bond: (indices, entries)."""
-        size, legs = rest.shape[leg], len(self.topology.legs[v])
-        core = np.moveaxis(self.cores[v], self.axis(v, leg), 0)
-        slices = core.reshape(size, -1, prod(rest.shape[:legs]) // size)
-        rows = np.moveaxis(rest, leg, 0).reshape(size, slices.shape[2], -1)
-        found: Array = (slices @ rows).reshape(size, -1)
-        return found
-
-    def narrow(self, v: int, leg: int, rest: Array, gates: Array) -> Array:
-        """Take new gates of a bond of `v`, drop its closed ones, and return the rest with both."""
+    def narrow(self, v: int, leg: int, gates: Array) -> Any:
+        """Take new gates of a bond of `v`, drop its closed ones, and return which are left."""
         bond = self.topology.legs[v][leg]
         other = self.topology.bonds[bond][1]
         order = np.argsort(-np.abs(gates), kind="stable")
         kept = order[gates[order] != 0]
-        rest = rest * _along(rest, leg, gates / self.gates[bond])
         self.gates[bond] = gates[kept]
         self.cores[v] = np.take(self.cores[v], kept, self.axis(v, leg))
         far = self.axis(other, self.topology.legs[other].index(bond))
         self.cores[other] = np.take(self.cores[other], kept, far)
-        left: Array = np.take(rest, kept, leg)
-        return left
+        return kept
 
     def axis(self, v: int, leg: int) -> int:
         """Return the axis of a leg of a core."""
@@ -143,6 +145,43 @@ class _State:
         )
 
 
+@dataclass
+class _View:
+    """Products of the rest of a network, legs by legs, and of the tensor with it, mode by legs."""
+
+    gram: Array
+    goal: Array
+
+    def solved(self, level: float, head: tuple[int, ...]) -> Array:
+        """Return the core that is least in `|tensor - core rest|^2 + level |core|^2`."""
+        sizes = self.goal.shape[1:]
+        gram = self.gram.reshape(prod(sizes), prod(sizes)).copy()
+        gram[np.diag_indices_from(gram)] += max(level, 1e-12)
+        solved: Any = np.linalg.solve(gram, self.goal.reshape(-1, prod(sizes)).T).T
+        core: Array = solved.reshape((*head, *sizes))
+        return core
+
+    def terms(self, core: Array, leg: int) -> tuple[Array, Array]:
+        """Return products of the terms at every index of a leg, and theirs with the tensor."""
+        legs = self.goal.ndim - 1
+        size = self.goal.shape[leg + 1]
+        held = core.reshape(self.goal.shape)
+        slices = np.moveaxis(held, leg + 1, 1).reshape(len(held), -1)
+        towards = (held * self.goal).sum(axis=tuple(k for k in range(legs + 1) if k != leg + 1))
+        gram = np.moveaxis(self.gram, (leg, legs + leg), (0, legs)).reshape(slices.shape[1], -1)
+        both = (gram * (slices.T @ slices)).reshape(size, -1, size, slices.shape[1] // size)
+        return both.sum(axis=(1, 3)), towards
+
+    def rescaled(self, leg: int, factors: Array, kept: Any) -> _View:
+        """Return the view with a bond's indices scaled, and only these of them."""
+        legs = self.goal.ndim - 1
+        gram = self.gram * _along(self.gram, leg, factors) * _along(self.gram, legs + leg, factors)
+        goal = self.goal * _along(self.goal, leg + 1, factors)
+        return _View(
+            np.take(np.take(gram, kept, leg), kept, legs + leg), np.take(goal, kept, leg + 1)
+        )
+
+
 def _along(core: Array, axis: int, values: Array) -> Array:
     """Return values shaped to multiply a core along one axis."""
     shape = [1] * core.ndim
@@ -150,9 +189,11 @@ def _along(core: Array, axis: int, values: Array) -> Array:
     return values.reshape(shape)
 
 
-def _lasso(terms: Array, goal: Array, gates: Array, level: float) -> Array:
-    """Return gates that minimise `|goal - gates terms|^2 / 2 + level |gates|_1`, one at least."""
-    gram, towards = terms @ terms.T, terms @ goal
+def _lasso(gram: Array, towards: Array, gates: Array, level: float) -> Array:
+    """Return gates that minimise `|tensor - gates terms|^2 / 2 + level |gates|_1`, one at least.
+
+    `gram` holds the products of the terms and `towards` those with the tensor.
+    """
     found = gates.copy()
     for _ in range(100):
         before = found.copy()

@@ -19,13 +19,13 @@ class SVDinsTN(Strategy):
     The widest network that is not above `ratio` times the dense size, all bonds alike, is fitted
     jointly with a diagonal gate on every bond, once for each of `thresholds` (shares of the
     tensor's norm); what is left of the bonds is then fitted in full from there. It ends after the
-    last threshold; where modes have places it starts again with others drawn, unless `restart` is
-    off. Every joint fit counts as an evaluation, of the wide network.
+    last threshold, unless modes have places and `restart` draws others. A joint fit counts as an
+    evaluation, of the wide network.
     """
 
-    thresholds: tuple[float, ...] = (0.05, 0.02, 0.01, 0.005, 0.002)
+    thresholds: tuple[float, ...] = (0.02, 0.01, 0.005, 0.002, 0.001)
     ratio: float = 4.0
-    restart: bool = True
+    restart: bool = False
 
     def refuses(self, problem: Problem) -> str:
         if problem.spectra is None:
