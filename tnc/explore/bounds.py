@@ -22,7 +22,8 @@ class Spectra:
     `tails[s][r]` is the share of the tensor's squared norm beyond the first r singular values of
     the unfolding whose rows are the modes in s. The unfolding of any network has at most the rank
     that is the least product of bonds between the two sides, so by Eckart and Young its squared
-    relative error is at least that tail: `floor` is the largest of them over all cuts.
+    relative error is at least that tail: `floor` is the largest of them over all cuts. Squares of
+    singular values are eigenvalues of Gram matrices, good to about 1e-15 of the largest.
     """
 
     modes: tuple[int, ...]
@@ -42,8 +43,10 @@ class Spectra:
             rest = [k for k in range(len(modes)) if k not in side]
             rows = int(np.prod([modes[k] for k in side], dtype=np.int64))
             unfolded = tensor.astype(np.float64).transpose(*side, *rest).reshape(rows, -1)
-            values = np.linalg.svd(unfolded, compute_uv=False)
-            beyond = np.cumsum(np.square(values)[::-1])[::-1] / total
+            if rows > unfolded.shape[1]:
+                unfolded = unfolded.T
+            squares = np.maximum(np.linalg.eigvalsh(unfolded @ unfolded.T)[::-1], 0.0)
+            beyond = np.cumsum(squares[::-1])[::-1] / total
             cuts.append(sum(1 << k for k in side))
             tails.append(np.append(beyond, 0.0))
         return cls(tuple(modes), tuple(cuts), tuple(tails))

@@ -36,7 +36,9 @@ class Process:
         for length in (scale * times for times in _LENGTHS):
             kernel = np.exp(-0.5 * distances / length**2)
             for noise in _NOISES:
-                factor: Array = np.linalg.cholesky(kernel + noise * np.eye(len(rows)))
+                factor = np.asarray(
+                    np.linalg.cholesky(kernel + noise * np.eye(len(rows))), np.float64
+                )
                 ones = _solve(factor, np.ones(len(rows)))
                 mean = float(ones @ values / ones.sum())
                 weights = _solve(factor, values - mean)
