@@ -30,6 +30,9 @@ TURNED_MKL, LONG_MKL = 0.5, 3.0
 """What MKL spends on matrices that lie otherwise, as a part of the time to copy them: on any, and
 on an activation whose columns lie one after another, so many bytes apart or more:"""
 LONG = 2048
+NEAR = 1 << 20
+"""Bytes of activations from which a product waits for memory beside computing. Products that wait
+for nothing else were measured so."""
 EACH = 1
 """Lines of Python of one product of a sum, beside its call."""
 
@@ -139,6 +142,11 @@ class Costs:
         seconds = self.machine.gemm(backend, batch, m, n, k, shared=lone)
         touched = self.itemsize * batch * (m * k + k * n + m * n)
         seconds = max(seconds, touched / self.machine.bandwidth(touched))
+        active = self.itemsize * (extent(step.left.layout, size)
+                                  + extent(step.result.layout, size))  # fmt: skip
+        if active > NEAR and backend != CUBLAS:
+            waited = active / self.machine.bandwidth(active)
+            seconds += waited * max(0.0, 1.0 - waited / seconds)
         if backend == CUBLAS:  # it reads and writes batches by any strides
             return seconds
         apart = step.result.roles[0] != "b" and "b" in step.result.roles

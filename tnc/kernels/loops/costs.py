@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from tnc.kernels.costs import TURNED, Costs, same_memory
+from tnc.kernels.costs import NEAR, TURNED, Costs, same_memory
 from tnc.kernels.loops.nest import Nest, cycles, moves, nest
 from tnc.kernels.loops.rates import Rates, lanes
 from tnc.kernels.program import Copy, Matrix, Multiply, Program, extent
 from tnc.net import Axis, Network
 
-NEAR = 1 << 20
-"""Bytes of a product from which its memory is not read while it computes."""
+FAR, AGAIN = 8 << 20, 4
+"""Bytes of an operand from which reading it row by row, for several rows, costs so much more."""
 SCATTERED = 1.5
 """What reading memory in short pieces that lie apart costs more."""
 PIECE = 128
@@ -37,6 +37,8 @@ class LoopCosts(Costs):
             found = nest(step, size)
             needed = cycles(found, lanes(self.machine.dtype)) * self.rates.cycle
             read = held / self.machine.bandwidth(held) * (SCATTERED if _scattered(found) else 1)
+            if held >= FAR and found.kind == "tile" and found.rows.count >= 4:
+                read *= AGAIN
             touched = self.itemsize * (extent(step.left.layout, size)
                                        + extent(step.result.layout, size))  # fmt: skip
             if held + touched > NEAR:  # what the loops wait for
