@@ -14,6 +14,8 @@ from random import Random
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from tnc.explore import (
     Batch,
@@ -297,3 +299,81 @@ def test_the_laws_can_fail() -> None:
     assert rounds(Stubborn(), problem("ring"), 0, 300)[2] == ""
     assert not reaches(Stubborn(), size(problem("ring").space).candidates)
     assert keys(run(Forgetful(), evaluations=9)) != keys(run(Forgetful(), evaluations=9))
+
+
+def test_greedy_growth_starts_fits_from_its_parent_and_refits_what_it_keeps() -> None:
+    batches, history, end = rounds(strategies.get("greedy")(), problem("ring"), 0, 4)
+    assert batches[0].trials[0].topology.bonds == ()
+    tries = batches[1].trials
+    assert {trial.effort for trial in tries} == {0.1}
+    assert {trial.start for trial in tries} == {batches[0].trials[0].key}
+    best = min(history[1], key=lambda told: told.score)
+    assert batches[2].trials[0].topology == best.trial.topology
+    assert batches[2].trials[0].effort == 1.0 and batches[2].trials[0].start == best.trial.key
+    assert end is None
+
+
+def test_greedy_growth_of_a_star_grows_paths_through_its_hub() -> None:
+    batches, _, _ = rounds(strategies.get("greedy")(), problem("star"), 0, 2)
+    pairs = {trial.topology.bonds for trial in batches[1].trials}
+    assert pairs == {((0, 1, 2),), ((0, 2, 2),), ((1, 2, 2),)}
+
+
+def test_exhaustive_goes_by_size_and_leaves_out_what_cannot_win() -> None:
+    made = strategies.get("exhaustive")(batch=1)
+    batches, history, end = rounds(made, problem("ring"), 0, 1000)
+    sizes = [batch.trials[0].topology.parameters for batch in batches]
+    assert sizes == sorted(sizes)
+    whole = size(problem("ring").space).candidates
+    assert len(sizes) < whole and end.startswith(f"all of {whole} candidates: {len(sizes)} fitted")
+    best = min(told[0].score for told in history)
+    assert best == pytest.approx(optimum("ring"))
+    small = strategies.get("exhaustive")(limit=20)
+    assert "at most 27 candidates at 162 points, at most 20 are tried" in small.refuses(
+        problem("ring")
+    )
+
+
+def test_core_shapes_need_a_star() -> None:
+    made = strategies.get("core-shape")()
+    assert "need a star" in made.refuses(problem("ring"))
+    assert not made.refuses(problem("star"))
+    asked = rounds(made, problem("star"), 0, 100)[0]
+    assert sum(len(batch.trials) for batch in asked) <= size(problem("star").space).candidates
+
+
+def test_gates_ask_for_few_fits_and_start_from_the_wide_one() -> None:
+    made = strategies.get("svdinstn")()
+    assert "vertices without a mode" in made.refuses(problem("star"))
+    batches, history, end = rounds(made, problem("ring"), 0, 100)
+    joint, narrow = batches
+    assert [trial.gates for trial in joint.trials] == list(made.thresholds)
+    assert {trial.start for trial in narrow.trials} <= {trial.key for trial in joint.trials}
+    assert all(trial.gates == 0 and trial.effort == 1 for trial in narrow.trials)
+    assert end == "all of 5 thresholds"
+    for told in history[0]:
+        assert any(key.startswith("kept ") for key in told.outcome.metrics)
+
+
+@given(st.permutations(range(6)), st.permutations(range(6)), st.integers(0, 99))
+def test_orders_are_crossed_to_orders(first: list[int], second: list[int], seed: int) -> None:
+    from tnc.explore.strategies.tnga import _ordered
+
+    child = _ordered(tuple(first), tuple(second), Random(seed))
+    assert sorted(child) == list(range(6))
+    assert _ordered(tuple(first), tuple(first), Random(seed)) == tuple(first)
+
+
+def test_local_samples_are_near_the_best() -> None:
+    made = strategies.get("tnls")(samples=30, swaps=0)
+    batches, history, _ = rounds(made, problem("ring"), 0, 6)
+    for number in range(1, 6):
+        told = [scored for rounds_ in history[:number] for scored in rounds_]
+        centre = min(told, key=lambda scored: scored.score).trial.point
+        assert all(trial.point[-1] == centre[-1] for trial in batches[number].trials)
+        steps = [
+            abs(value - middle)
+            for trial in batches[number].trials
+            for value, middle in zip(trial.point[:-1], centre[:-1])
+        ]
+        assert max(steps) <= 2 and sum(steps) < len(steps)
