@@ -43,8 +43,8 @@ NAME = "search-images"
 
 RANK, WEIGHT, SEEDS = 10, 1.0, 5
 COUNTS = (150, 500)
-SHORT: Mapping[str, Any] = {"starts": 2, "sweeps": 20, "race": 5}
-LONG: Mapping[str, Any] = {"starts": 2}
+SHORT: Mapping[str, Any] = {"starts": 1, "sweeps": 20}
+LONG: Mapping[str, Any] = {"starts": 2, "sweeps": 100}
 
 
 @dataclass(frozen=True)
