@@ -76,7 +76,7 @@ def write_kernels(folder: Path, model: nn.Module, wanted: Kernels | None) -> lis
         return []
     entries: list[dict[str, Any]] = []
     (folder / FOLDER).mkdir(exist_ok=True)
-    given = Given(wanted.rows, wanted.images, wanted.training, wanted.keep)
+    given = Given(wanted.rows, wanted.images, wanted.training, wanted.keep, wanted.compile)
     for kind in kinds_of(model):
         for found in kind.outcomes(given, wanted.tune):
             shown = found.shown()

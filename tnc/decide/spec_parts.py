@@ -178,7 +178,9 @@ class Kernels(Part):
     `tune` chooses them by predicted time (`model`) or by timing (`measure`), for each number of
     `rows` that a layer meets at once (batch x tokens), of `images` that a convolution meets, for
     inference or for `training`, which may `keep` that many times the bytes of the input for the
-    backward. They are there to be read: what runs is generated anew wherever the model is loaded.
+    backward. With `compile` linear layers through `torch.compile` are timed as well, which takes
+    seconds for each kernel. They are there to be read: what runs is generated anew wherever the
+    model is loaded.
     """
 
     tune: Literal["off", "model", "measure"] = "model"
@@ -186,6 +188,15 @@ class Kernels(Part):
     images: Annotated[tuple[Rank, ...], AfterValidator(not_empty), OneOrMore()] = (1, 16)
     training: Flag = False
     keep: Multiple = 0.0
+    compile: Flag = False
+
+    @model_validator(mode="after")
+    def _timed(self) -> Self:
+        if self.compile and self.tune != "measure":
+            raise problem(
+                "value", "torch.compile takes part only in timing; add tune: measure", key="compile"
+            )
+        return self
 
     @model_validator(mode="after")
     def _trained(self) -> Self:

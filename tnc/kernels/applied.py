@@ -62,7 +62,7 @@ class Ready:
     def run(self, cores: Mapping[str, Tensor], x: Tensor, bias: Tensor | None) -> Tensor:
         """Apply to rows `[n, inputs]` without gradients."""
         if x.is_cuda:
-            return self._applied(self._on_device(cores), x, bias)
+            return self.kernel.applied(self._on_device(cores), x, bias)
         kept = self.kept
         if kept is None or not kept.holds([cores[name] for name in self.names]):
             kept = self._keep(cores)
@@ -73,12 +73,7 @@ class Ready:
             if call is None:
                 call = self.calls[key] = self.kernel.bind(operands, bias, x.shape[0])
             return call(x)
-        return self._applied(operands, x, bias)
-
-    def _applied(self, operands: Sequence[Tensor], x: Tensor, bias: Tensor | None) -> Tensor:
-        if bias is None:
-            return self.kernel.forward(x, *operands)
-        return self.kernel.forward_bias(x, *operands, bias)
+        return self.kernel.applied(operands, x, bias)
 
     def _keep(self, cores: Mapping[str, Tensor]) -> Kept[tuple[Tensor, ...]] | None:
         """Make the operands that have changed; None where changes of the cores are not seen."""
@@ -140,17 +135,24 @@ def readied(network: Network, choice: Choice, laid: Shelf[Tensor] | None = None)
 
 
 TUNES = ("model", "measure")
-_TUNE: ContextVar[tuple[str, float]] = ContextVar("tnc_tune", default=("model", 0.0))
+_TUNE: ContextVar[tuple[str, float, bool]] = ContextVar("tnc_tune", default=("model", 0.0, False))
 
 
 @contextmanager
-def tuning(how: str, keep: float = 0.0) -> Iterator[None]:
+def tuning(how: str, keep: float = 0.0, compile: bool = False) -> Iterator[None]:
     """Choose the kernels that are first needed in this block by the cost model, or by timing.
 
     What kernels for training `keep` for the backward beyond the input is at most that many times
-    the bytes of the input, where that is faster; the rest is recomputed. Raises KernelError for
-    another `how` and for a `keep` below 0.
+    the bytes of the input, where that is faster; the rest is recomputed. With `compile` the plain
+    program through `torch.compile` is timed too, which takes seconds for each kernel. Raises
+    KernelError for another `how`, for a `keep` below 0, and for `compile` without timing.
     """
+    if compile and how != "measure":
+        raise KernelError(
+            "torch.compile takes part only where kernels are timed",
+            where="compile",
+            hint="choose by 'measure', or leave compile out",
+        )
     if how not in TUNES:
         raise KernelError(f"kernels are chosen by {' or '.join(TUNES)}, not {how!r}")
     if not keep >= 0:
@@ -159,7 +161,7 @@ def tuning(how: str, keep: float = 0.0) -> Iterator[None]:
             where="keep",
             hint="a part of the bytes of the input: 0 for nothing, 0.25, 1.0, inf for everything",
         )
-    token = _TUNE.set((how, float(keep)))
+    token = _TUNE.set((how, float(keep), compile))
     try:
         yield
     finally:
@@ -184,12 +186,19 @@ def task_of(
     network: Network, rows: int, training: bool, dtype: torch.dtype, device: str = CPU
 ) -> Task:
     """Return what is chosen for when a network meets `rows` inputs on a torch device type now."""
-    name, keep = dtypes(device)[dtype], _TUNE.get()[1] if training else 0.0
-    if device == CPU:
-        threads = torch.get_num_threads()
-        return Task(network, bucket(rows), name, threads, training, allowed(), keep=keep)
-    there = device_name(device, name)
-    return Task(network, bucket(rows), name, 1, training, device=there, keep=keep)
+    name, (_, keep, compiled) = dtypes(device)[dtype], _TUNE.get()
+    cpu = device == CPU
+    return Task(
+        network,
+        bucket(rows),
+        name,
+        torch.get_num_threads() if cpu else 1,
+        training,
+        allowed() if cpu else "",
+        device_name(device, name),
+        keep if training else 0.0,
+        compiled,
+    )
 
 
 @dataclass(eq=False)

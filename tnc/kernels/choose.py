@@ -37,6 +37,8 @@ SHORTLIST = 8
 LARGEST = 1 << 14
 DENSE_GAIN = 0.85
 """A kept dense weight must take at most this part of the time of the best other way."""
+COMPILED_GAIN = 0.9
+"""What is compiled for seconds in every process must take at most this part of it."""
 
 
 @dataclass(frozen=True)
@@ -53,16 +55,22 @@ class Task:
     device: str = CPU
     keep: float = 0.0
     """What training may keep beyond the input, as a part of the input's bytes."""
+    compiled: bool = False
+    """Whether `torch.compile` of the plain program takes part where kernels are timed."""
 
 
 @dataclass(frozen=True)
 class Choice:
-    """A program, how it is run, its predicted seconds, and those measured (0: not measured)."""
+    """A program, how it is run, its predicted seconds, and those measured (0: not measured).
+
+    `compiling` are the seconds that a compiler took before the first call, where one was asked for.
+    """
 
     program: Program
     way: Way
     seconds: float
     measured: float = 0.0
+    compiling: float = 0.0
 
 
 def bucket(rows: int) -> int:
@@ -216,8 +224,11 @@ def by_one(way: Way, library: str, products: int, device: str) -> Way:
 
 
 def handicapped(task: Task, choice: Choice) -> float:
-    """Return the seconds that count: a dense weight kept for inference costs all of its memory."""
+    """Return the seconds that count: a dense weight kept for inference costs all of its memory,
+    and what `torch.compile` makes has to be compiled."""
     seconds = choice.measured or choice.seconds
+    if choice.way.emitter == "inductor":
+        seconds /= COMPILED_GAIN
     dense = len(choice.program.operands) == 1 and _merges(choice.program)
     return seconds / DENSE_GAIN if dense and keeps(task) else seconds
 

@@ -27,6 +27,7 @@ def choice_to(choice: Choice) -> dict[str, Any]:
         ],
         "seconds": choice.seconds,
         "measured": choice.measured,
+        "compiling": choice.compiling,
     }
 
 
@@ -43,7 +44,8 @@ def choice_from(data: Mapping[str, Any]) -> Choice:
     back_tile, kept, gradients = data.get("back", (tile, (), ()))
     back = Back(back_tile, tuple(kept), tuple(Gradients(*each) for each in gradients))
     way = Way(tile, tuple(backends), single, emitter, back, *more)
-    return Choice(program, way, data["seconds"], data["measured"])
+    compiling = data.get("compiling", 0.0)
+    return Choice(program, way, data["seconds"], data["measured"], compiling)
 
 
 def _step_to(step: Step) -> list[Any]:

@@ -15,6 +15,7 @@ from torch.nn import Parameter
 
 from tnc.derive.dense import INPUT, ROWS
 from tnc.kernels.choose import Choice
+from tnc.kernels.emitters.einsum_source import emit as plain_of
 from tnc.kernels.emitters.numba_source import emit as loops_of
 from tnc.kernels.emitters.torch_backward import Backward
 from tnc.kernels.emitters.torch_source import emit
@@ -27,6 +28,8 @@ from tnc.kernels.program import recomputed
 from tnc.kernels.switch import switching, use
 from tnc.kernels.way import Way
 
+MANY = 128
+"""Rows for which the order of plain einsums is taken, where there are several."""
 _NAMES: dict[str, Any] = {
     "mm": torch.mm,
     "bmm": torch.bmm,
@@ -69,11 +72,21 @@ class Kernel:
         """`forward(x, *operands, bias)`."""
         return self._forward(bias=True)
 
+    def applied(self, operands: Sequence[Tensor], x: Tensor, bias: Tensor | None) -> Tensor:
+        """Apply the forward, with a bias where there is one."""
+        if bias is None:
+            return self.forward(x, *operands)
+        return self.forward_bias(x, *operands, bias)
+
     def _forward(self, bias: bool) -> Callable[..., Tensor]:
         if self.fused:
             from tnc.kernels.triton_run import forward
 
             return forward(self.choice.program, self.choice.way, bias)
+        if self.by_compiler:
+            from tnc.kernels.inductor import compiled
+
+            return compiled(self._plain(bias), self.choice.way.single)
         found: Callable[..., Tensor] = functions(self._torch(bias=bias))["forward"]
         return found
 
@@ -125,6 +138,8 @@ class Kernel:
         """Return the source that runs; of loops, their meaning for a tile of rows."""
         if self.looped and not needs:
             return loops_of(self.choice.program, self.choice.way.tile or 1, bias=bias)
+        if self.by_compiler:
+            return self._plain(bias)
         if self.fused:
             text = fused_of(self.choice.program, self.choice.way.tile, bias=bias)
             if not needs:
@@ -141,6 +156,14 @@ class Kernel:
         """The way that torch's products take; of a Triton kernel those of its gradients."""
         way = self.choice.way
         return replace(way, tile=0, emitter="torch") if self.fused else way
+
+    def _plain(self, bias: bool) -> str:
+        return plain_of(self.choice.program, 1 if self.choice.way.single else MANY, bias=bias)
+
+    @cached_property
+    def by_compiler(self) -> bool:
+        """Whether `torch.compile` has the forward, and with gradients the backward too."""
+        return self.choice.way.emitter == "inductor"
 
     @cached_property
     def fused(self) -> bool:

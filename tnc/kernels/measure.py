@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from functools import lru_cache
@@ -10,6 +12,7 @@ from math import prod
 import torch
 from torch import Tensor
 
+from tnc.kernels import inductor
 from tnc.kernels.applied import readied
 from tnc.kernels.check import wrong
 from tnc.kernels.choose import (
@@ -54,7 +57,11 @@ def measured(task: Task) -> tuple[Choice, ...]:
 
 def _faulty(task: Task, choice: Choice) -> bool:
     """Whether a kept choice is no way to do the task here, whatever wrote it."""
-    gone = choice.way.emitter == "triton" and refused(task)
+    gone = ""
+    if choice.way.emitter == "triton":
+        gone = refused(task)
+    elif choice.way.emitter == inductor.EMITTER:
+        gone = inductor.refused(torch_device(task.device))
     return bool(gone or wrong(task.network, choice.program))
 
 
@@ -74,7 +81,26 @@ def _contenders(task: Task) -> list[Choice]:
         ways = [choice.way]
         ways += [by_one(choice.way, name, count, task.device) for name in backends]
         found += [replace(choice, way=way) for way in dict.fromkeys(ways)]
-    return found + fused(task, chosen)
+    return [*found, *fused(task, chosen), *_by_compiler(task, chosen)]
+
+
+def _by_compiler(task: Task, chosen: Sequence[Choice]) -> list[Choice]:
+    """Return the plain program, compiled, where that was asked for and works."""
+    if not task.compiled or inductor.refused(torch_device(task.device)):
+        return []
+    choice = inductor.proposed(task, chosen)
+    started = time.perf_counter()
+    try:
+        with torch.no_grad():
+            _runner(task, choice)()
+    except Exception as error:  # whatever the compiler raises
+        warnings.warn(
+            f"torch.compile fails on {task.network}, so it takes no part: "
+            f"{inductor.reason_of(error)}",
+            stacklevel=2,
+        )
+        return []
+    return [replace(choice, compiling=time.perf_counter() - started)]
 
 
 def _backends(task: Task) -> tuple[str, ...]:
@@ -87,7 +113,9 @@ def timed(task: Task, choices: Sequence[Choice]) -> tuple[Choice, ...]:
     now = clock(torch.get_num_threads(), task.device)
     with torch.no_grad():
         guesses = [min(block(run, 1, now), block(run, 1, now)) for run in runs]
-        order = sorted(range(len(runs)), key=guesses.__getitem__)[:FINALISTS]
+        order = sorted(range(len(runs)), key=guesses.__getitem__)
+        order = [n for place, n in enumerate(order)
+                 if place < FINALISTS or choices[n].compiling]  # fmt: skip
         first = [guesses[place] for place in order]
         times = interleaved([runs[place] for place in order], first, now, TURNS)
     found = [replace(choices[place], measured=typical(own)) for place, own in zip(order, times)]

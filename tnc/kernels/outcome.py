@@ -9,13 +9,13 @@ from typing import Any
 
 from tnc.derive.dense import ROWS
 from tnc.errors import KernelError
+from tnc.kernels import fused, inductor
 from tnc.kernels.check import wrong
 from tnc.kernels.choose import DENSE_GAIN, Choice, Task, choose
 from tnc.kernels.codec import choice_from, choice_to
 from tnc.kernels.compiled import Kernel
 from tnc.kernels.costs import same_memory
 from tnc.kernels.device import CPU, precision, standard
-from tnc.kernels.fused import notes
 from tnc.kernels.machine import current, state
 from tnc.kernels.program import Copy, Step, dimensions, extent, made, product_flops, written
 from tnc.kernels.shown import Contender, Explained, Shown
@@ -25,6 +25,7 @@ from tnc.net import Network
 COMPILED = {
     "numba": "as loops over memory, compiled by numba",
     "triton": "as one Triton kernel",
+    "inductor": "as plain einsums through torch.compile",
 }
 """What is compiled in the place of calls of a library, in words."""
 
@@ -121,7 +122,7 @@ class Outcome(Explained):
 
     def entry(self) -> dict[str, Any]:
         task = self.task
-        names = ("rows", "dtype", "threads", "device", "training", "keep")
+        names = ("rows", "dtype", "threads", "device", "training", "keep", "compiled")
         return {
             "network": str(task.network),
             **{name: getattr(task, name) for name in names},
@@ -156,7 +157,7 @@ def outcome(task: Task, choices: Sequence[Choice], bias: bool = False) -> Outcom
         contenders,
         _dense_seconds(task),
         bias,
-        notes(task, choices),
+        (*fused.notes(task, choices), *inductor.notes(task, choices)),
     )
 
 
@@ -177,6 +178,7 @@ def recorded(network: Network, entry: Mapping[str, Any]) -> Outcome:
         entry["library"],
         entry.get("device", CPU),
         entry.get("keep", 0.0),
+        entry.get("compiled", False),
     )
     return outcome(task, (choice,), entry["bias"])
 

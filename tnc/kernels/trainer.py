@@ -69,6 +69,10 @@ class Trainer:
 
 def trained(trainer: Trainer, cores: Sequence[Tensor], x: Tensor, bias: Tensor | None) -> Tensor:
     """Apply to rows `[n, inputs]`, differentiable in the input, the bias and the cores."""
+    if trainer.kernel.by_compiler:
+        named = dict(zip(trainer.names, cores))
+        operands = [lay(how, named) for how in trainer.lays]
+        return trainer.kernel.applied(operands, x, bias)
     found: Tensor = _Trained.apply(trainer, x, bias, *cores)  # type: ignore[no-untyped-call]
     return found
 

@@ -41,8 +41,9 @@ class Way:
     single: bool = False
     """Whether there is one row only, as in a bucket of its own."""
     emitter: str = "torch"
-    """What runs the steps: 'torch', 'numba' for loops over a few rows without gradients, or
-    'triton' for a chain of products as one kernel, `tile` rows a program."""
+    """What runs the steps: 'torch', 'numba' for loops over a few rows without gradients, 'triton'
+    for a chain of products as one kernel, `tile` rows a program; 'inductor' for the operands
+    contracted by plain einsums, through `torch.compile`."""
     back: Back = Back()
     copies: str = "torch"
     """What copies into another order: 'torch', or 'numba' for the compiled copy."""

@@ -18,13 +18,15 @@ class Given:
     """What layers will be given: numbers of rows, and of images, their dtype and device.
 
     Rows are vectors that a layer meets at once (batch x tokens); convolutions meet images. For
-    training `keep` times the bytes of the input may be kept beside it.
+    training `keep` times the bytes of the input may be kept beside it. With `compile`, linear
+    layers through `torch.compile` are timed as well.
     """
 
     rows: tuple[int, ...] = ROWS
     images: tuple[int, ...] = IMAGES
     training: bool = False
     keep: float = 0.0
+    compile: bool = False
     dtype: torch.dtype = torch.float32
     device: str = CPU
 

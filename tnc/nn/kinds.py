@@ -51,7 +51,7 @@ class Kind:
         if self.reason:
             return ()
         given = replace(given, dtype=self.dtype, device=self.device)
-        with tuning(how, given.keep):
+        with tuning(how, given.keep, given.compile):
             return self.view.outcomes(self.structure, given, self.bias)
 
 
