@@ -59,7 +59,8 @@ def proposed(task: Task, chosen: Sequence[Choice]) -> Choice:
 @lru_cache(maxsize=256)
 def compiled(source: str, single: bool) -> Forward:
     """Return the `forward` of a source, compiled when it is first called."""
-    made = torch.compile(execute(source, _NAMES)["forward"], dynamic=not single)
+    plain = execute(source, _NAMES)["forward"]
+    made: Forward = torch.compile(plain, dynamic=not single)
 
     def forward(x: Tensor, *given: Tensor) -> Tensor:
         if torch.is_grad_enabled() and not any(each.requires_grad for each in (x, *given)):

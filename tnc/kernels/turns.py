@@ -57,7 +57,7 @@ class _Events:
     def _met(self) -> Any:
         import torch
 
-        event = torch.cuda.Event(enable_timing=True)
+        event: Any = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
         event.record()
         event.synchronize()
         return event

@@ -30,9 +30,9 @@ def emit(program: Program, rows: int, *, bias: bool = False) -> str:
                 f"{operand.name} = {operand.name}.reshape({_shape((), operand.layout, size)})"
             )
     slots = list(names)
-    for place, step in enumerate(plain.instructions):
-        final = step is plain.instructions[-1]
-        lines += _step(step, slots, f"t{place}", "bias" if rides and final else "")
+    for place, each in enumerate(plain.instructions):
+        final = each is plain.instructions[-1]
+        lines += _step(each, slots, f"t{place}", "bias" if rides and final else "")
         slots.append(f"t{place}")
     last = slots[-1]
     if plain.final:
