@@ -9,7 +9,17 @@ import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-LIBRARIES = ("numpy", "scipy", "torch", "opt_einsum", "tensorly", "tensorly-torch", "peft")
+LIBRARIES = (
+    "numpy",
+    "scipy",
+    "torch",
+    "numba",
+    "ray",
+    "opt_einsum",
+    "tensorly",
+    "tensorly-torch",
+    "peft",
+)
 
 
 def describe() -> dict[str, object]:
