@@ -77,6 +77,7 @@ def run(arguments: Arguments) -> Outcome:
         "empty tasks a second": small,
         "load before": load,
         "load after": os.getloadavg(),
+        "niceness": os.nice(0),
         "steps": work.evaluator.steps,  # type: ignore[attr-defined]
     }
     return Outcome((table(heads, rows),), tuple(goals), figures)

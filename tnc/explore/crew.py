@@ -106,9 +106,10 @@ class Crew(Pool):
         while self._tasks:
             self._fill(min(self.workers, len(self._tasks)))
             self._hand_out()
-            for ticket, done in self._answers():
-                if self._tasks.pop(ticket, None) is not None:
-                    yield ticket - first, done
+            answers = [each for each in self._answers() if self._tasks.pop(each[0], None)]
+            self._hand_out()
+            for ticket, done in answers:
+                yield ticket - first, done
 
     def close(self) -> None:
         for post in self._posts:

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from random import Random
+from threading import Thread
 from typing import Any
 
 from tnc.errors import Interrupted, SearchError
@@ -189,11 +190,13 @@ class _Log:
 
 @contextmanager
 def _resumable(folder: RunFolder, tell: Tell) -> Iterator[Callable[[], bool]]:
-    """Let a signal wait for the evaluation that ends next, and say how the run goes on."""
+    """Let a signal wait for the evaluation that ends next, and say how the run goes on.
+
+    It is told from a thread of its own: a signal may come in the middle of another line.
+    """
+    said = Thread(target=tell, args=("stopping after the next evaluation; again to stop at once",))
     try:
-        with deferred(
-            lambda: tell("stopping after the next evaluation; again to stop at once")
-        ) as stopped:
+        with deferred(said.start) as stopped:
             yield stopped
     except KeyboardInterrupt:
         raise Interrupted(
