@@ -19,14 +19,34 @@ def carried(
 ) -> tuple[Array, ...]:
     """Return cores of `new.shapes` that hold as much of the network `old` as fits.
 
-    Legs keep their leading entries; where a bond is new or wider, the entries are normal with a
-    standard deviation of `noise` times the core's root mean square, since alternating solves
-    never leave zeros. Vertices without modes are matched by the bonds that they share, and one
-    that stands in the middle of an old bond begins as an identity. `old` and `new` share modes.
+    Every bond is first turned so that its leading entries hold most of the product of its two
+    cores (singular value decomposition), and legs keep their leading entries. Where a bond is new
+    or wider, the entries are normal with a standard deviation of `noise` times the core's root mean
+    square, since alternating solves never leave zeros. Vertices without modes are matched by the
+    bonds that they share, and one that stands in the middle of an old bond begins as an identity.
+    `old` and `new` share modes.
     """
     rng = np.random.default_rng(seed)
-    held = _matched(cores, old, new)
+    held = _matched(_turned(cores, old), old, new)
     return tuple(_resized(held.get(v), v, new, rng, noise) for v in range(len(new.shapes)))
+
+
+def _turned(cores: tuple[Array, ...], old: Topology) -> tuple[Array, ...]:
+    """Return cores of the same tensor whose bonds are in the order of what their entries hold."""
+    turned = list(cores)
+    for number, (*ends, size) in enumerate(old.bonds):
+        places = [cores[v].ndim - len(old.legs[v]) + old.legs[v].index(number) for v in ends]
+        parts = [np.moveaxis(turned[v], place, -1) for v, place in zip(ends, places)]
+        (left, inner), (right, outer) = (np.linalg.qr(part.reshape(-1, size)) for part in parts)
+        u, values, v = np.linalg.svd(inner @ outer.T, full_matrices=False)
+        root = np.sqrt(values)
+        for end, place, part, side in zip(
+            ends, places, parts, (left @ (u * root), right @ (v.T * root))
+        ):
+            wide = np.zeros((side.shape[0], size))
+            wide[:, : side.shape[1]] = side
+            turned[end] = np.moveaxis(wide.reshape(part.shape), -1, place)
+    return tuple(turned)
 
 
 def _matched(cores: tuple[Array, ...], old: Topology, new: Topology) -> Held:

@@ -41,7 +41,7 @@ class Bench:
         """Plan and lay out. Raises MemoryError where a sweep needs more than `MOST` numbers."""
         modes = np.array([*topology.modes, *[1] * topology.hidden], dtype=np.int64)
         bonds = np.array(topology.bonds, dtype=np.int64).reshape(-1, 3)
-        made = plan.plan(modes, bonds)
+        made = plan.plan(modes, bonds, MOST)
         marks, order = made[2], made[3]
         if marks[3] > MOST:
             raise MemoryError(f"{topology} needs {marks[3] / 2**27:.1f} GiB to be fitted")
@@ -66,13 +66,20 @@ class Bench:
         return [cores.astype(self.room.dtype) for cores in drawn]
 
     def descend(
-        self, cores: Array, most: int, anneal: int, enough: float, gain: float, reach: float
+        self,
+        cores: Array,
+        most: int,
+        anneal: int,
+        stir: float,
+        enough: float,
+        gain: float,
+        reach: float,
     ) -> int:
         """Sweep `most` times or to `enough`; leave the best in `cores`, return the sweeps made."""
         steps, tables, marks, order, places = self.plan
         _, made = sweeps.descend(
             self.room, steps, tables, marks, order, places, self.norm, cores,
-            most, anneal, max(enough, EXACT), gain, reach,
+            most, anneal, stir, max(enough, EXACT), gain, reach,
         )  # fmt: skip
         return int(made)
 

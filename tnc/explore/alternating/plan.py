@@ -251,6 +251,16 @@ def entries(size, legs, held):
 
 
 @compiled
+def shared(size, legs, held, x, y):
+    """Return the product of the legs that two tensors share."""
+    total = 1
+    for place in range(held[x]):
+        if stride_of(size, legs[y], held[y], legs[x, place]) > 0:
+            total *= size[legs[x, place]]
+    return total
+
+
+@compiled
 def schedule(children, count, root, outside, work):
     """Write the products of the first way up, of a sweep and of the rebuilding, in order.
 
@@ -315,7 +325,7 @@ def put(work, used, what, x, y, out):
 
 
 @compiled
-def plan(modes, bonds):
+def plan(modes, bonds, most):
     """Return all that `sweeps` needs to know of a topology.
 
     `modes` has one entry for every vertex, 1 where it holds none; `bonds` are rows (a, b, size).
@@ -323,6 +333,7 @@ def plan(modes, bonds):
     all (the last one rebuilds the tensor), the length of the flat array, where in it scratch memory
     begins, and the multiply-adds of a sweep; the order of the vertices in a sweep, which is that of
     the modes of the given tensor and of the rebuilt one; the place of every core, and of their end.
+    A plan whose length comes to more than `most` is left unfinished.
     """
     count, edges = len(modes), len(bonds)
     nodes = 2 * count - 1
@@ -388,9 +399,15 @@ def plan(modes, bonds):
                 leg = legs[x, place]
                 legs[out, place] = leg + edges if what == 2 and leg >= count else leg
             continue
-        most = 2 * (entries(size, legs[x], held[x]) + entries(size, legs[y], held[y])) + 8
-        if used + most > len(tables):
-            grown = np.zeros(2 * len(tables) + most, np.int64)
+        both = shared(size, legs, held, x, y)
+        rows = entries(size, legs[x], held[x]) // both
+        columns = entries(size, legs[y], held[y]) // both
+        more = rows + columns + 2 * both + 8
+        if what == 0 and float(rows) * columns + room > most:
+            marks[3] = np.int64(min(float(rows) * columns + room, 1e18))
+            break
+        if used + more > len(tables):
+            grown = np.zeros(2 * len(tables) + more, np.int64)
             for place in range(used):
                 grown[place] = tables[place]
             tables = grown
@@ -417,5 +434,6 @@ def plan(modes, bonds):
             if before <= k < swept:
                 marks[5] += row[4] * row[5] * row[6]
         row[1], row[2], row[3] = offset[out], offset[x], offset[y]
-    marks[2], marks[3], marks[4] = number, room + scratch, room
+    if marks[3] == 0:
+        marks[2], marks[3], marks[4] = number, room + scratch, room
     return steps[:number], tables[:used], marks, order, places

@@ -9,7 +9,7 @@ from tnc.explore.alternating.plan import INNER, OTHER, OUTER, SOLVE
 
 SMALL = 1 << 14
 """Multiply-adds below which loops are faster than a call of BLAS."""
-HOLD = 1e-10
+HOLD = 1e-8
 """Of the mean of N's diagonal: how strongly a core is held where it is. It biases nothing, and no
 direction of a core grows at once until what it adds cancels."""
 UP, DOWN = np.int64(1 << INNER), np.int64(1 << OUTER)
@@ -189,18 +189,19 @@ def perform(room, steps, tables, first, last, kinds, scratch, norm, order, place
 
 @compiled
 def descend(room, steps, tables, marks, order, places, norm, cores,
-            sweeps, anneal, enough, gain, reach):  # fmt: skip
+            sweeps, anneal, stir, enough, gain, reach):  # fmt: skip
     """Sweep from `cores` and leave the best found there; return its error and the sweeps made.
 
     `shrink` falls from 1 to 1e-3 over the first `anneal` sweeps, so that directions of the cores
-    come in by what they explain; that finds better minima. It is 0 from there on, when
-    all cores go on after every sweep by up to `reach` times what it changed; a sweep from there
-    that ends above the best is undone. The end is at an error of `enough`, after `sweeps`, or when
-    ten of them gain less than `gain` of the error.
+    come in by what they explain; that finds better minima. Then `stir` times what was there at
+    first is added, since some directions have died, and there is no ridge from there on. All cores
+    go on after every sweep by up to `reach` times what it changed; a sweep from there that ends
+    above the best is undone. The end is at an error of `enough`, after `sweeps`, or when ten of
+    them gain less than `gain` of the error.
     """
     before, swept, scratch = marks[0], marks[1], marks[4]
     here = room[places[0] : places[-1]]
-    earlier = np.zeros_like(cores)
+    origin, earlier = cores.copy(), cores.copy()
     error, last, since = np.inf, np.inf, 0
     ahead, grown = 0.0, 0.5 * reach
     made, stale = 0, True
@@ -209,6 +210,15 @@ def descend(room, steps, tables, marks, order, places, norm, cores,
     while made < sweeps:
         free = made >= anneal
         shrink = 0.0 if free else 1e-3 ** (made / anneal)
+        if made == anneal and made > 0:
+            error, stale = np.inf, True
+            for v in range(len(order)):
+                size = 0.0
+                for k in range(places[v], places[v + 1]):
+                    size += room[k] * room[k]
+                size = stir * np.sqrt(size / (places[v + 1] - places[v]))
+                for k in range(places[v], places[v + 1]):
+                    room[k] += size * origin[k - places[0]]
         if stale:
             perform(room, steps, tables, BEGIN, before, SWEEP, scratch, norm, order, places, 0.0)
         found = perform(

@@ -29,6 +29,7 @@ class ALS(Evaluator):
     few: int = 2
     sweeps: int = 300
     anneal: int = 25
+    stir: float = 1e-2
     gain: float = 1e-3
     reach: float = 1.0
 
@@ -65,8 +66,9 @@ class ALS(Evaluator):
             warm = start is not None and k == 0
             cold = k == int(start is not None) or large
             swept += bench.descend(
-                cores, most, anneal if cold and not warm else 0, enough, self.gain, self.reach
-            )
+                cores, most, anneal if cold and not warm else 0, self.stir, enough,
+                self.gain, self.reach,
+            )  # fmt: skip
             error = bench.rse(cores)
             if error < least:
                 best, least = cores, error
