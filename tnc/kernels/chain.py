@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from tnc.derive.dense import ROWS
-from tnc.kernels.costs import long_legs
+from tnc.kernels.layouts import long_legs
 from tnc.kernels.program import Multiply, Program, extent, product_flops
 from tnc.net import Axis
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from tnc.derive.contraction import Contraction
 from tnc.kernels.device import CUBLAS
+from tnc.kernels.layouts import halves, long_legs, same_memory
 from tnc.kernels.machine import Machine
 from tnc.kernels.program import (
     Copy,
@@ -33,6 +34,8 @@ LONG = 2048
 NEAR = 1 << 20
 """Bytes of activations from which a product waits for memory beside computing. Products that wait
 for nothing else were measured so."""
+PIECE, MERGING = 16, 10
+"""Bytes that stay together where a sum of two cores is brought in order, and lines of Python."""
 EACH = 1
 """Lines of Python of one product of a sum, beside its call."""
 
@@ -253,11 +256,13 @@ class Costs:
         seconds = 0.0
         for _, cores, legs in pieces:
             if len(cores) > 1:
-                flops = merge(network, cores, legs).order.flops
-                best = max(self.machine.peak.values())
-                entries = self.itemsize * extent(legs, network.size)
-                once = flops / (0.5 * best) + 2 * self.machine.copy(entries, entries)
-                seconds += (3 if self.training else 1) * once
+                merged = merge(network, cores, legs)
+                summed = set().union(*merged.operands) - set(legs)
+                flops = merged.order.flops / (0.5 * max(self.machine.peak.values()))
+                moved = self.itemsize * extent(legs, network.size)
+                run = PIECE if summed else moved
+                once = flops + self.machine.copy(moved, run) + MERGING * self.machine.statement
+                seconds += (1 + len(cores) if self.training else 1) * once
         return seconds
 
 
@@ -268,15 +273,6 @@ def _wanted(step: Multiply, matrix: Matrix) -> tuple[str, str]:
     return (rows, summed) if rows in matrix.roles else (summed, columns)
 
 
-def halves(before: Axis, after: Axis) -> tuple[Axis, Axis] | None:
-    """Return the legs of rows and columns where a copy turns a matrix; None for any other copy."""
-    if not before or before[0] not in after:
-        return None
-    place = after.index(before[0])
-    turned = (before[len(before) - place :], before[: len(before) - place])
-    return (turned[1], turned[0]) if place and after == (*turned[0], *turned[1]) else None
-
-
 def merge(network: Network, cores: Sequence[str], legs: Axis) -> Contraction:
     """Return the contraction of some cores to an operand with `legs`."""
     return Contraction(
@@ -285,13 +281,3 @@ def merge(network: Network, cores: Sequence[str], legs: Axis) -> Contraction:
         legs,
         network.sizes,
     )
-
-
-def same_memory(one: Axis, other: Axis, size: Mapping[str, int]) -> bool:
-    """Whether two orders of legs are one order of memory."""
-    return long_legs(one, size) == long_legs(other, size)
-
-
-def long_legs(layout: Sequence[str], size: Mapping[str, int]) -> Axis:
-    """Leave out legs of size 1: they have no place in memory."""
-    return tuple(name for name in layout if size[name] != 1)

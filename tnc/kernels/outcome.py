@@ -14,8 +14,8 @@ from tnc.kernels.check import wrong
 from tnc.kernels.choose import DENSE_GAIN, Choice, Task, choose
 from tnc.kernels.codec import choice_from, choice_to
 from tnc.kernels.compiled import Kernel
-from tnc.kernels.costs import same_memory
 from tnc.kernels.device import CPU, precision, standard
+from tnc.kernels.layouts import same_memory
 from tnc.kernels.machine import current, state
 from tnc.kernels.program import Copy, Step, dimensions, extent, made, product_flops, written
 from tnc.kernels.shown import Contender, Explained, Shown

@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from itertools import permutations
 
 from tnc.derive.dense import INPUT, ROWS
-from tnc.kernels.costs import Costs, same_memory
+from tnc.kernels.costs import Costs
+from tnc.kernels.layouts import same_memory
 from tnc.kernels.merges import Piece, groupings
 from tnc.kernels.program import Copy, Matrix, Multiply, Operand, Program, Step
 from tnc.net import Axis, Network

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from math import ceil
 
 from tnc.derive.dense import INPUT, ROWS
-from tnc.kernels.costs import Costs, same_memory
+from tnc.kernels.costs import Costs
+from tnc.kernels.layouts import same_memory
 from tnc.kernels.program import (
     Copy,
     Multiply,

@@ -7,7 +7,8 @@ from dataclasses import replace
 import pytest
 
 from tnc.kernels.choose import Task, choose
-from tnc.kernels.costs import Costs, halves
+from tnc.kernels.costs import Costs
+from tnc.kernels.layouts import halves
 from tnc.kernels.machine import generic
 from tnc.kernels.program import Copy, Matrix, Multiply
 from tnc.net import parse_network

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from tnc.kernels.costs import NEAR, TURNED, Costs, same_memory
+from tnc.kernels.costs import NEAR, TURNED, Costs
+from tnc.kernels.layouts import same_memory
 from tnc.kernels.loops.nest import Nest, cycles, moves, nest
 from tnc.kernels.loops.rates import Rates, lanes
 from tnc.kernels.program import Copy, Matrix, Multiply, Program, extent
