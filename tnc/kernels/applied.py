@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 import torch
@@ -18,7 +17,7 @@ from tnc.kernels.choose import Choice, Task, bucket, choose
 from tnc.kernels.compiled import Kernel
 from tnc.kernels.device import CPU, CUDA, device_name
 from tnc.kernels.kept import Kept, Shelf, apart, can_watch
-from tnc.kernels.operands import Lay, keep, lay, lays
+from tnc.kernels.operands import Lay, held, lay, lays
 from tnc.kernels.trainer import Trainer, trained
 from tnc.net import Network
 
@@ -78,17 +77,7 @@ class Ready:
     def _keep(self, cores: Mapping[str, Tensor]) -> Kept[tuple[Tensor, ...]] | None:
         """Make the operands that have changed; None where changes of the cores are not seen."""
         self.forget()
-        own = [cores[name] for name in self.names]
-        if can_watch(own):
-            made, copied = [], []
-            for how in self.lays:
-                used = [cores[name] for name in how.cores]
-                operand = self.laid.take(
-                    how, used, partial(_made, how, cores), partial(apart, cores=used)
-                )
-                made.append(operand)
-                copied += apart(operand, used)
-            self.kept = Kept.of(tuple(made), own, copied)
+        self.kept = held(self.lays, cores, self.laid)
         return self.kept
 
     def _on_device(self, cores: Mapping[str, Tensor]) -> Sequence[Tensor]:
@@ -118,11 +107,6 @@ class Ready:
     def train(self, cores: Mapping[str, Tensor], x: Tensor, bias: Tensor | None) -> Tensor:
         """Apply with gradients of the input, the cores and the bias."""
         return trained(self.trainer, [cores[name] for name in self.names], x, bias)
-
-
-def _made(how: Lay, cores: Mapping[str, Tensor]) -> Tensor:
-    with torch.no_grad():
-        return keep(how, cores)
 
 
 def readied(network: Network, choice: Choice, laid: Shelf[Tensor] | None = None) -> Ready:

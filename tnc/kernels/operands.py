@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 
+import torch
 from torch import Tensor
 
 from tnc.derive.contraction import Contraction
 from tnc.kernels import einsums
 from tnc.kernels.costs import merge
 from tnc.kernels.einsums import lower
-from tnc.kernels.program import Program, extent
+from tnc.kernels.kept import Kept, Shelf, apart, can_watch
+from tnc.kernels.program import Operand, Program, extent
 from tnc.net import Network
 
 GRADIENT = "gradient"
@@ -37,23 +40,26 @@ class Lay:
 
 def lays(network: Network, program: Program) -> tuple[Lay, ...]:
     """Return how the operands of a program are made, in its order."""
-    found = []
-    for operand, step in zip(program.operands, program.products):
-        shape = tuple(extent(group, network.size) for group in step.right.groups)
-        sizes = tuple(network.size[name] for name in operand.layout)
-        if len(operand.cores) > 1:
-            merged = merge(network, operand.cores, operand.layout)
-            backs = tuple(
-                lower(_back(merged, place), folds=True) for place in range(len(operand.cores))
-            )
-            found.append(Lay(operand.cores, merged, (), shape, sizes, lower(merged), backs))
-            continue
-        legs = network.equation.core(operand.cores[0]).indices
-        order = tuple(legs.index(name) for name in operand.layout)
-        if order == tuple(range(len(order))):
-            order = ()
-        found.append(Lay(operand.cores, None, order, shape, sizes))
-    return tuple(found)
+    return tuple(
+        lay_of(network, operand, tuple(extent(group, network.size) for group in step.right.groups))
+        for operand, step in zip(program.operands, program.products)
+    )
+
+
+def lay_of(network: Network, operand: Operand, shape: tuple[int, ...]) -> Lay:
+    """Return how one operand is made, of a shape."""
+    sizes = tuple(network.size[name] for name in operand.layout)
+    if len(operand.cores) > 1:
+        merged = merge(network, operand.cores, operand.layout)
+        backs = tuple(
+            lower(_back(merged, place), folds=True) for place in range(len(operand.cores))
+        )
+        return Lay(operand.cores, merged, (), shape, sizes, lower(merged), backs)
+    legs = network.equation.core(operand.cores[0]).indices
+    order = tuple(legs.index(name) for name in operand.layout)
+    if order == tuple(range(len(order))):
+        order = ()
+    return Lay(operand.cores, None, order, shape, sizes)
 
 
 def _back(merged: Contraction, place: int) -> Contraction:
@@ -70,6 +76,31 @@ def _back(merged: Contraction, place: int) -> Contraction:
 def keep(how: Lay, cores: Mapping[str, Tensor]) -> Tensor:
     """Make an operand for many calls: it lies in memory as products read it."""
     return lay(how, cores).detach().contiguous()
+
+
+def held(
+    ways: Sequence[Lay], cores: Mapping[str, Tensor], shelf: Shelf[Tensor]
+) -> Kept[tuple[Tensor, ...]] | None:
+    """Make the operands that have changed, for many calls; None where changes are not seen.
+
+    The cores that tell whether they are fresh are all that the operands are made of, in order.
+    """
+    names = dict.fromkeys(name for how in ways for name in how.cores)
+    own = [cores[name] for name in names]
+    if not can_watch(own):
+        return None
+    made, copied = [], []
+    for how in ways:
+        used = [cores[name] for name in how.cores]
+        operand = shelf.take(how, used, partial(_kept, how, cores), partial(apart, cores=used))
+        made.append(operand)
+        copied += apart(operand, used)
+    return Kept.of(tuple(made), own, copied)
+
+
+def _kept(how: Lay, cores: Mapping[str, Tensor]) -> Tensor:
+    with torch.no_grad():
+        return keep(how, cores)
 
 
 def lay(how: Lay, cores: Mapping[str, Tensor]) -> Tensor:

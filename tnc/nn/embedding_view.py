@@ -11,8 +11,14 @@ from torch import Tensor
 from torch.nn import functional
 
 from tnc.derive.gather import gathered
+from tnc.kernels.applied import DTYPES
+from tnc.kernels.device import CPU
 from tnc.kernels.einsums import Program, lower
+from tnc.kernels.lookups.choose import choices
 from tnc.net import Network, Structure
+from tnc.nn.generated_lookup import GeneratedLookUp, without_gradient
+from tnc.nn.given import Given
+from tnc.nn.lookup_outcome import LookUpOutcome, recorded
 from tnc.nn.sparse import Kept
 from tnc.nn.view import View
 
@@ -50,6 +56,42 @@ class EmbeddingView(View):
             for term, contraction in ((term, gathered(term, 128)) for term in structure.terms)
         )
 
+    @property
+    def kernel_view(self) -> EmbeddingView:
+        return EmbeddingView()
+
+    def generated(self, structure: Structure) -> GeneratedLookUp | None:
+        return GeneratedLookUp.of(structure, self.padding_idx)
+
+    def why_plain(self, structure: Structure, dtype: torch.dtype, device: str) -> str:
+        if structure.stored:
+            return "sparse cores are looked up entry by entry"
+        if any(term.equation.shared for term in structure.terms):
+            return "a leg of both sides picks and stays: rows are looked up by plain calls"
+        if device != CPU:
+            return f"look-ups are generated for the CPU, not for {device}"
+        if dtype not in DTYPES:
+            return f"look-ups are generated for {', '.join(DTYPES.values())}"
+        return ""
+
+    def outcomes(self, structure: Structure, given: Given, bias: bool) -> tuple[LookUpOutcome, ...]:
+        generated = GeneratedLookUp(structure, None)
+        found = []
+        for part in generated.parts:
+            for count in given.rows:
+                task = part.applied.task(count, given.training, given.dtype)
+                best, *others = choices(task)
+                found.append(LookUpOutcome(task, best, tuple(others)))
+        return tuple(dict.fromkeys(found))
+
+    def recorded(self, structure: Structure, entry: Mapping[str, Any]) -> LookUpOutcome:
+        return recorded(structure, entry)
+
+    def adopt(self, prepared: Any, generated: GeneratedLookUp, given: Given) -> None:
+        for part in generated.parts:
+            for count in given.rows:
+                part.applied.prepare(count, given.training, given.dtype)
+
     def apply(
         self,
         prepared: tuple[LookUp, ...],
@@ -60,10 +102,7 @@ class EmbeddingView(View):
         total = prepared[0].run(cores, x)
         for term in prepared[1:]:
             total = total + term.run(cores, x)
-        if self.padding_idx is not None and total.requires_grad:
-            padding = (x == self.padding_idx).unsqueeze(-1)
-            total = torch.where(padding, total.detach(), total)
-        return total
+        return without_gradient(total, x, self.padding_idx)
 
     def attributes(self, structure: Structure) -> dict[str, Any]:
         (rows,), (width,) = structure.signature.outputs, structure.signature.inputs
@@ -92,7 +131,7 @@ def _pick(
     if name.startswith("one-hot:"):
         leg = name.removeprefix("one-hot:")
         like = next(iter(cores.values()))
-        return functional.one_hot(digits[leg], term.size[leg]).to(like.dtype)
+        return functional.one_hot(digits[leg].long(), term.size[leg]).to(like.dtype)
     indices = term.equation.core(name).indices
     picked = [n for n in indices if n in digits]
     core = cores[name]

@@ -39,6 +39,19 @@ def plain_kernels(wanted: bool = True) -> Iterator[None]:
         _PLAIN.reset(token)
 
 
+def is_plain(device: str) -> bool:
+    """Whether nobody watches or transforms the calls of torch, nor asked for plain ones."""
+    return (
+        not is_compiling()
+        and not is_autocast_enabled(device)
+        and _transforms() is None
+        and _tracing() is None
+        and forward_ad._current_level < 0
+        and not _dispatch_modes()
+        and not _PLAIN.get()
+    )
+
+
 @dataclass(frozen=True, eq=False)
 class Part:
     """One network of the sum: how much its input is padded, how much of its result is used."""
@@ -87,16 +100,14 @@ class GeneratedLinear:
         return (
             type(x) is Tensor
             and (x.dtype in DTYPES if x.is_cpu else x.is_cuda and x.dtype in CUDA_DTYPES)
-            and not is_compiling()
-            and not is_autocast_enabled("cpu" if x.is_cpu else "cuda")
-            and _transforms() is None
-            and _tracing() is None
-            and forward_ad._current_level < 0
-            and not _dispatch_modes()
-            and not _PLAIN.get()
             and x.dim() > 0
             and x.size(-1) == self._widths[0]  # loops read memory and would not notice
+            and is_plain("cpu" if x.is_cpu else "cuda")
         )
+
+    def fits(self, core: Tensor | None, x: Tensor) -> bool:
+        """Whether the cores, of which this is the first, have the input's dtype and device."""
+        return beside(core, x)
 
     def forget(self) -> None:
         """Drop what was made of the cores for inference, and the memory that it holds."""

@@ -12,7 +12,6 @@ from tnc.derive.initial import core_std
 from tnc.errors import KernelError
 from tnc.net import Structure
 from tnc.nn.dense import plan_rebuild, rebuild
-from tnc.nn.generated import beside
 from tnc.nn.given import Given
 from tnc.nn.sparse import Kept, compressed
 from tnc.nn.view import View
@@ -113,7 +112,7 @@ class StructuredLayer(nn.Module):
         if generated is not None and input.numel() and generated.takes(input):
             own = self._modules["cores"]._parameters  # type: ignore[union-attr]
             first = next(iter(own.values()), None)
-            if beside(first, input):
+            if generated.fits(first, input):
                 return generated.run(own, self._parameters["bias"], input)  # type: ignore[arg-type]
         prepared = self._prepared
         if output_size is not None:

@@ -14,6 +14,7 @@ from tnc.errors import KernelError
 from tnc.kernels.shown import Explained
 from tnc.net import Structure
 from tnc.nn.generated import GeneratedLinear
+from tnc.nn.generated_lookup import GeneratedLookUp
 from tnc.nn.given import Given
 
 Cores = Mapping[str, Tensor]
@@ -35,7 +36,7 @@ class View(ABC):
     def apply(self, prepared: Any, cores: Cores, bias: Tensor | None, x: Tensor) -> Tensor:
         """Apply the weight to the layer's input, by what `prepare` returned."""
 
-    def generated(self, structure: Structure) -> GeneratedLinear | None:
+    def generated(self, structure: Structure) -> GeneratedLinear | GeneratedLookUp | None:
         """Return generated kernels that the layer is to use where they apply."""
         return None
 

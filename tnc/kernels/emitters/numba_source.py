@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from tnc.kernels.loops.nest import OUTPUT, Move, Nest, nests
+from tnc.kernels.loops.nest import OUTPUT, Move, Nest, Nests, Picked, nests
 from tnc.kernels.program import Program
 
 _LETTERS = ("b", "o", "i", "j", "k")
@@ -17,9 +17,12 @@ _LETTERS = ("b", "o", "i", "j", "k")
 def emit(program: Program, rows: int, *, bias: bool = False) -> str:
     """Return the source for so many rows; empty where a program has no loops."""
     found = nests(program, rows)
-    if found is None:
-        return ""
     operands = [operand.name for operand in program.operands]
+    return "" if found is None else printed(found, operands, rows, bias=bias)
+
+
+def printed(found: Nests, operands: Sequence[str], rows: int, *, bias: bool = False) -> str:
+    """Return loops as source."""
     arguments = ", ".join(["x", *operands, *(["bias"] if bias else []), OUTPUT])
     lines = [f"def forward({arguments}):  # {rows} row{'s' if rows > 1 else ''}"]
     if bias:
@@ -28,7 +31,10 @@ def emit(program: Program, rows: int, *, bias: bool = False) -> str:
     for name, count in found.scratch:
         lines.append(f"    {name} = [0.0] * {count}")
     for step in found.steps:
-        written = _moved(step) if isinstance(step, Move) else _nested(step)
+        if isinstance(step, Picked):
+            written = _picked(step)
+        else:
+            written = _moved(step) if isinstance(step, Move) else _nested(step)
         lines += ["    " + line for line in written]
     return "\n".join(lines)
 
@@ -52,6 +58,19 @@ def _moved(step: Move) -> Iterator[str]:
     result = _place([(letter, stride) for letter, (_, stride, _) in named])
     source = _place([(letter, stride) for letter, (_, _, stride) in named])
     yield "    " * len(named) + f"{step.result}[{result}] += {step.source}[{source}]"
+
+
+def _picked(step: Picked) -> Iterator[str]:
+    yield "# pick"
+    parts = []
+    for after, size, stride in step.runs:
+        part = "x[i]" if after == 1 else f"x[i] // {after}"
+        part = f"{part} % {size}" if size else part
+        parts.append(part if stride == 1 else f"{stride} * ({part})")
+    yield from _heads([("i", step.rows)])
+    yield f"    row = {' + '.join(parts)}"
+    yield f"    for j in range({step.items}):"
+    yield f"        {step.result}[{step.items} * i + j] = {step.source}[{step.items} * row + j]"
 
 
 def _heads(loops: Sequence[tuple[str, int]]) -> Iterator[str]:

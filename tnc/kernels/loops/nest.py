@@ -59,10 +59,25 @@ class Move:
 
 
 @dataclass(frozen=True)
+class Picked:
+    """`result[row, item] = source[number, item]`: rows of a table, by numbers that are the input.
+
+    A row's number is the sum of `(x[row] // after % size) * stride` over `runs`; a size of 0 takes
+    no remainder.
+    """
+
+    result: str
+    source: str
+    rows: int
+    items: int
+    runs: tuple[tuple[int, int, int], ...]
+
+
+@dataclass(frozen=True)
 class Nests:
     """All loops of a program for so many rows; `scratch` has the items of values between."""
 
-    steps: tuple[Nest | Move, ...]
+    steps: tuple[Nest | Move | Picked, ...]
     scratch: tuple[tuple[str, int], ...]
 
 
@@ -70,7 +85,7 @@ def nests(program: Program, rows: int) -> Nests | None:
     """Return a program's loops; None where a copy has too many runs."""
     size = dict(program.sizes) | {ROWS: rows}
     names = {INPUT: "x"}
-    steps: list[Nest | Move] = []
+    steps: list[Nest | Move | Picked] = []
     scratch: list[tuple[str, int]] = []
     given = list(program.steps)
     while len(given) > 1 and isinstance(given[-1], Copy) and len(moves(given[-1], size)) == 1:

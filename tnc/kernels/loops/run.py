@@ -15,7 +15,7 @@ import numpy as np
 from numba import njit
 
 from tnc.kernels.loops.moves import moves
-from tnc.kernels.loops.tiles import BYTES, add, dot, item_size, pairs, tile, word
+from tnc.kernels.loops.tiles import BYTES, add, dot, item_size, move, pairs, tile, word
 
 _tile_1_1, _tile_1_2, _tile_1_4, _tile_1_8 = (tile(1, n) for n in (1, 2, 4, 8))
 _tile_4_1, _tile_4_2, _tile_4_4 = (tile(4, n) for n in (1, 2, 4))
@@ -24,8 +24,8 @@ _pairs = pairs(4)
 
 HELD, X, Y, SCRATCH = range(4)
 """What an address in the table is relative to; held memory is given by its own address."""
-KINDS = ("tile", "dot", "pairs", "move", "add")
-TILE, DOT, PAIRS, MOVE, ADD = range(5)
+KINDS = ("tile", "dot", "pairs", "move", "add", "pick")
+TILE, DOT, PAIRS, MOVE, ADD, PICK = range(6)
 WORDS, HEAD = 28, 5
 """Words of a step: kind; place and offset of result, vector, scalar; then the loops. Before the
 steps: how many there are, bytes of scratch, tiles of rows, bytes of a tile's input and output."""
@@ -79,6 +79,25 @@ def _dots(like, c, v, s, rows, cr, sr, columns, cc, vc, k):
 
 
 @njit
+def _picks(like, c, v, x, at):
+    """Copy the rows of a table that numbers ask for, which are 64-bit integers."""
+    size = item_size(like)
+    rows, items, runs = word(at), word(at + 8), word(at + 16)
+    for row in range(rows):
+        number = word(x + row * 8)
+        place = 0
+        for run in range(runs):
+            by = at + 24 + run * 24
+            digit = number // word(by)
+            if word(by + 8):
+                digit %= word(by + 8)
+            place += digit * word(by + 16)
+        cp, vp = c + row * items * size, v + place * items * size
+        for item in range(items):
+            move(like, cp + item * size, vp + item * size)
+
+
+@njit
 def _address(at, x, y, scratch):
     place, offset = word(at), word(at + 8)
     if place == X:
@@ -102,6 +121,9 @@ def _steps(like, table, x, y, scratch):
         s0 = _address(at + 40, x, y, scratch)
         if kind == MOVE:
             moves(like, c0, v0, at + 56)
+            continue
+        if kind == PICK:
+            _picks(like, c0, v0, s0, at + 56)
             continue
         batch, cb = word(at + 56), word(at + 64) * size
         vb, sb = word(at + 72) * size, word(at + 80) * size

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from tnc.kernels.loops.arrange import arranged
-from tnc.kernels.loops.nest import OUTPUT, Loop, Move, Nest, Nests
+from tnc.kernels.loops.nest import OUTPUT, Loop, Move, Nest, Nests, Picked
 
 ALIGNED = 64
 """Values between steps start at multiples of so many bytes."""
@@ -96,10 +96,14 @@ def _table(
     return np.array(words, dtype=np.int64)
 
 
-def _line(step: Nest | Move, places: Mapping[str, tuple[int, int]]) -> Sequence[int]:
+def _line(step: Nest | Move | Picked, places: Mapping[str, tuple[int, int]]) -> Sequence[int]:
     from tnc.kernels.loops.run import KINDS, WORDS
 
-    if isinstance(step, Move):
+    if isinstance(step, Picked):
+        where = [*places[step.result], *places[step.source], *places["x"]]
+        numbers = [number for run in step.runs for number in run]
+        words = [KINDS.index("pick"), *where, step.rows, step.items, len(step.runs), *numbers]
+    elif isinstance(step, Move):
         copied = arranged(step.loops)
         assert copied is not None  # `nests` refuses copies of too many loops
         where = [*places[step.result], *places[step.source], *places[step.source]]
