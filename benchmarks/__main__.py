@@ -69,6 +69,8 @@ def main(words: list[str] | None = None) -> int:
     if options.name not in names:
         parser.error(f"no benchmark {options.name!r}; there are {', '.join(names)}")
     module = importlib.import_module(names[options.name][0])
+    if (options.device != "cpu" or options.dtype) and not getattr(module, "DEVICES", ()):
+        parser.error(f"{options.name} is of the CPU and chooses its dtypes itself")
     if words is None:
         _restart_under(getattr(module, "ENVIRONMENT", {}))
     given = {key: value for key, value in vars(options).items() if key not in ("name", "json")}

@@ -7,6 +7,7 @@ from benchmarks.outcome import Arguments, Outcome
 
 NAME = "kernels"
 ENVIRONMENT = running.MALLOC
+DEVICES = ("cpu", "cuda")
 
 
 def run(arguments: Arguments) -> Outcome:

@@ -11,7 +11,7 @@ from math import prod
 
 from tnc.derive.dense import ROWS
 from tnc.kernels.chain import chain_of
-from tnc.kernels.choose import Choice, Task
+from tnc.kernels.choose import Choice, Task, choose
 from tnc.kernels.costs import Costs
 from tnc.kernels.device import CPU, CUDA, TF32
 from tnc.kernels.machine import current
@@ -64,15 +64,15 @@ def notes(task: Task, choices: Sequence[Choice]) -> tuple[str, ...]:
         return (f"no Triton kernel: {reason}",)
     if not any(choice.measured for choice in choices):
         return ("no Triton kernel: they take part where kernels are timed (tune: measure)",)
-    found = chains(choices)
+    chosen = choose(task)
+    found = chains(chosen)
     if not found:
-        return (f"no Triton kernel: {_why_none(choices)}",)
-    told = []
-    for program in found:
-        for rows in blocks(task):
-            said = fault(task, program, rows)
-            if said:
-                told.append(f"no Triton kernel of {rows} rows a program: {said}")
+        return (f"no Triton kernel: {_why_none(chosen)}",)
+    tried = [(rows, fault(task, program, rows)) for program in found for rows in blocks(task)]
+    told = [f"no Triton kernel of {rows} rows a program: {said}" for rows, said in tried if said]
+    timed = any(choice.way.emitter == "triton" for choice in choices)
+    if not timed and not all(said for _, said in tried):
+        told.append("Triton kernels were timed, and are far behind")
     return tuple(dict.fromkeys(told))
 
 

@@ -14,6 +14,7 @@ from importlib.util import find_spec
 import pytest
 import torch
 
+from tnc.kernels import fused as fusing
 from tnc.kernels.chain import chain_of
 from tnc.kernels.choose import Choice, Task, choose
 from tnc.kernels.codec import choice_from, choice_to
@@ -98,6 +99,29 @@ def test_without_a_gpu_there_are_none_and_the_reason_is_told() -> None:
     assert "tf32" in refused(task)
     here = replace(task, device="cpu")
     assert refused(here) and not outcome(here, choose(here)).notes
+
+
+def test_faults_are_left_out_and_told(monkeypatch) -> None:
+    """As on a machine that has a GPU, on which kernels of 64 rows do not compile."""
+    monkeypatch.setattr(fusing, "refused", lambda task: "")
+    monkeypatch.setattr(
+        fusing, "fault", lambda task, program, rows: "OutOfResources: shared" if rows == 64 else ""
+    )
+    network = parse_network(CHAINS["low-rank"])
+    task = Task(network, 128, "bfloat16", 1, False, device=CUDA)
+    found = fused(task, choose(task))
+    assert {choice.way.tile for choice in found} == {16, 128}
+    assert {choice.way.emitter for choice in found} == {"triton"}
+    timed = [replace(choice, measured=1e-5) for choice in (*choose(task)[:1], *found)]
+    assert outcome(task, timed).notes == (
+        "no Triton kernel of 64 rows a program: OutOfResources: shared",
+    )
+    assert outcome(task, timed[:1]).notes[-1] == "Triton kernels were timed, and are far behind"
+    wide = parse_network("B[o r] A[r i] : i -> o | i=700 o=700 r=200")
+    other = Task(wide, 128, "bfloat16", 1, False, device=CUDA)
+    assert not fused(other, choose(other))
+    (note,) = outcome(other, [replace(choose(other)[0], measured=1e-5)]).notes
+    assert "200 columns between two products" in note
 
 
 @pytest.mark.parametrize("training", [False, True])
