@@ -35,8 +35,8 @@ TRAINING = 3
 class Settings:
     """Hold how cells are measured: with gradients or not, on how many threads, and against whom.
 
-    `compiled` lets torch.compile of the einsum take part, `kept` the layer's own version that keeps
-    all intermediates; without `rivals` nobody else does.
+    `compiled` lets torch.compile of the einsum take part, `kept` versions of the layer that keep
+    all intermediates: its own, and plain einsums; without `rivals` nobody else does.
     """
 
     train: bool
@@ -93,6 +93,9 @@ def _ours(cell: Cell, numbers: Numbers, settings: Settings) -> Iterator[Side]:
         if settings.kept:
             untiled = sides.kept(cell, numbers)
             yield _checked(f"kept {backend}", backend, untiled, numbers, train, held=True)
+            layer = sides.ours(cell, numbers)
+            with sides.keeping():
+                yield _checked(f"keeping {backend}", backend, layer, numbers, train, held=True)
 
 
 def _rivals(cell: Cell, numbers: Numbers, train: bool, said: list[str]) -> Iterator[Side]:
@@ -153,7 +156,9 @@ def _ratios(
 ) -> Iterator[tuple[str, float]]:
     for backend in place.backends:
         own = f"ours {backend}" if f"ours {backend}" in seconds else "ours free"
-        rivals = {kind: f"{kind} {backend}" for kind in ("einsum", "compiled", "dense", "kept")}
+        rivals = {
+            kind: f"{kind} {backend}" for kind in ("einsum", "compiled", "dense", "kept", "keeping")
+        }
         rivals["tensorly"] = best_tensorly(seconds, backend) or ""
         for kind, rival in rivals.items():
             if rival not in seconds:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,15 +17,11 @@ from benchmarks.kernels.place import Place
 from benchmarks.kernels.timing import library
 from tnc.derive.contraction import index_letters
 from tnc.derive.dense import forward
+from tnc.kernels.applied import measures, tuning
 from tnc.net import Network
 from tnc.nn import LinearView, StructuredLayer
 
 Function = Callable[[Tensor], Tensor]
-
-try:
-    from tnc.kernels.kept import kept as offered_kept  # type: ignore[import-not-found]
-except ImportError:
-    offered_kept = None
 
 
 @dataclass(frozen=True)
@@ -130,14 +127,20 @@ def ours(cell: Cell, numbers: Numbers) -> Contender:
 def kept(cell: Cell, numbers: Numbers) -> Contender:
     """Return the layer untiled, as plain torch calls whose intermediates autograd keeps.
 
-    Where the library offers none (`tnc.kernels.kept`), it is pairwise einsums in the order of the
-    fewest FLOPs.
+    They are pairwise einsums in the order of the fewest FLOPs.
     """
     layer = _layer(cell, numbers.cores)
     names = tuple(layer.cores)
     parameters = tuple(layer.cores[name] for name in names)
-    function = offered_kept(layer) if offered_kept else _pairwise(cell, layer.cores)
+    function = _pairwise(cell, layer.cores)
     return Contender(function, parameters, lambda numbers: [_of(numbers)[name] for name in names])
+
+
+@contextmanager
+def keeping() -> Iterator[None]:
+    """Let layers that are first called here keep all values that this makes faster."""
+    with tuning("measure" if measures() else "model", float("inf")):
+        yield
 
 
 def _pairwise(cell: Cell, cores: Mapping[str, Tensor]) -> Function:
