@@ -23,7 +23,7 @@ def choice_to(choice: Choice) -> dict[str, Any]:
         "back": [
             way.back.tile,
             list(way.back.kept),
-            [[each.input, each.operand, each.sum] for each in way.back.gradients],
+            [[each.input, each.operand, each.sum, each.turned] for each in way.back.gradients],
         ],
         "seconds": choice.seconds,
         "measured": choice.measured,

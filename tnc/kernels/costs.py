@@ -128,9 +128,15 @@ class Costs:
         if key not in self._gradients:
             back = input_gradient(step)
             name = self.backend(back, size)
-            seconds, own, how = self.summing(operand_gradient(step), size)
-            total = self._call(back, size, name) + seconds
-            self._gradients[key] = total, Gradients(name, own, how)
+            moved = self.itemsize * extent(step.right.layout, size)
+            ways = []
+            for turned in (False, True):
+                seconds, own, how = self.summing(operand_gradient(step, turned), size)
+                # a parameter's gradient is brought into its order
+                after = self.machine.copy(moved, PIECE) if turned else 0.0
+                ways.append((seconds + after, Gradients(name, own, how, turned)))
+            seconds, best = min(ways, key=lambda way: way[0])
+            self._gradients[key] = self._call(back, size, name) + seconds, best
         return self._gradients[key]
 
     def call(self, step: Multiply, size: Mapping[str, int]) -> float:

@@ -189,12 +189,17 @@ def input_gradient(step: Multiply) -> Multiply:
     return Multiply(gradient_of(step.left), gradient_of(step.result), step.right)
 
 
-def operand_gradient(step: Multiply) -> Multiply:
-    """Return the product that gives the gradient of a step's operand.
+def operand_gradient(step: Multiply, turned: bool = False) -> Multiply:
+    """Return the product that gives the gradient of a step's operand, or its transpose.
 
     Where the operand has no batch role and the step has, the batch is summed.
     """
-    return Multiply(gradient_of(step.right), gradient_of(step.result), step.left)
+    right = step.right
+    if turned:
+        other = {"k": "n", "n": "k", "b": "b"}
+        roles = "".join(other[role] for role in right.roles)
+        right = Matrix(right.value, tuple(right.group(role) for role in roles), roles)
+    return Multiply(gradient_of(right), gradient_of(step.result), step.left)
 
 
 def gradient_of(matrix: Matrix) -> Matrix:

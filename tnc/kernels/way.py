@@ -17,6 +17,8 @@ class Gradients:
     operand: str = ""
     sum: str = ""
     """One of `SUMS` where a batch is summed."""
+    turned: bool = False
+    """Whether the operand's gradient is taken transposed, and handed on as a view."""
 
 
 @dataclass(frozen=True)

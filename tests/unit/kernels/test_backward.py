@@ -65,8 +65,8 @@ def ways(program: Program) -> list[Way]:
     tiles += [(names, tile) for names in sorted(sets) if names for tile in ((0, 0), (8, 8))]
     count = len(program.products)
     return [
-        Way(tile, back=Back(back, names, (Gradients(sum=how),) * count))
-        for (names, (tile, back)), how in product(tiles, sums)
+        Way(tile, back=Back(back, names, (Gradients(sum=how, turned=turned),) * count))
+        for (names, (tile, back)), how, turned in product(tiles, sums, (False, True))
     ]
 
 

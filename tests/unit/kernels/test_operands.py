@@ -25,7 +25,7 @@ def operand_of(name: str, merged: int):
     rest = {n for core in network.equation.cores[merged:] for n in core.indices}
     outer = rest.union(*network.equation.inputs, *network.equation.outputs)
     legs = tuple(dict.fromkeys(n for core in cores for n in core.indices if n in outer))[::-1]
-    right = Matrix("W", ((), legs), "kn")
+    right = Matrix("W", (legs[:1], legs[1:]), "kn")
     step = Multiply(Matrix("t0", ((), ()), "mn"), Matrix("input", ((), ()), "mk"), right)
     operand = Operand("W", tuple(core.name for core in cores), legs)
     program = Program((), (), (operand,), (step,), network.sizes)
@@ -49,8 +49,9 @@ def test_gradients_come_back_to_cores(name: str, merged: int) -> None:
     wanted = torch.autograd.grad(made, asked, seed)
     with torch.no_grad():
         for place, want in enumerate(wanted):
-            found = gradient(how, place, seed, asked)
-            torch.testing.assert_close(found, want, rtol=1e-10, atol=1e-10)
+            for other in (seed, seed.t().contiguous().t()):
+                found = gradient(how, place, other, asked)
+                torch.testing.assert_close(found, want, rtol=1e-10, atol=1e-10)
 
 
 def test_long_batches_of_vectors_are_folded() -> None:

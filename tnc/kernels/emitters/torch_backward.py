@@ -46,14 +46,16 @@ class Backward(Writer):
         self.shapes |= dict.fromkeys(self.kept, ())  # flat, or as the forward had them
         wanted = [step for step in program.products if step.right.value in self.needs]
         grads = [f"d_{step.right.value}" for step in wanted]
-        self.shapes |= {g: self.extents(s.right.groups) for g, s in zip(grads, wanted)}
+        backs = [operand_gradient(step, self._how(step).turned) for step in wanted]
+        self.shapes |= {g: self.extents(back.result.groups) for g, back in zip(grads, backs)}
         own = ["dx"] if INPUT in self.needs else []
         if self.into and own:
             self.shapes["dx"] = (rows, inputs)
         self.steps(self.again)
         self._reverse()
         head = f"def backward({', '.join(['dy', 'x', *self.kept, *self.arguments])}):"
-        returned = f"return {', '.join([*own, *grads])},"
+        views = [self._as_operand(*pair) for pair in zip(grads, wanted)]
+        returned = f"return {', '.join([*own, *views])},"
         if not self.into:
             count = [] if self.way.single else ["n = x.shape[0]"]
             body = [*count, f"{INPUT} = x", *guarded(self.lines), returned]
@@ -93,10 +95,10 @@ class Backward(Writer):
                 out = "dx" if self.into and step.source == INPUT else ""
                 self.copy(f"d_{step.source}", f"d_{step.result}", step.after, step.before, out)
                 continue
-            how = self._how(self.program.products.index(step))
+            how = self._how(step)
             if step.right.value in self.needs:
                 self.use(how.operand)
-                self._operand(step, how.sum)
+                self._operand(operand_gradient(step, how.turned), how.sum)
             if place > first or INPUT in self.needs:
                 self.use(how.input)
                 out = "dx" if self.into and step.left.value == INPUT else ""
@@ -105,16 +107,24 @@ class Backward(Writer):
             shape = self.shapes[INPUT]
             self.add(f"dx = {self.view('d_' + INPUT, shape)}")
 
-    def _how(self, place: int) -> Gradients:
+    def _as_operand(self, name: str, step: Multiply) -> str:
+        """Write an operand's gradient in the shape of the operand, a view where it is turned."""
+        if not self._how(step).turned:
+            return name
+        roles = step.right.roles
+        places = sorted((roles.index("k"), roles.index("n")))
+        return f"{name}.transpose({places[0]}, {places[1]})"
+
+    def _how(self, step: Multiply) -> Gradients:
         """Return how the gradients of a product are taken."""
+        place = self.program.products.index(step)
         if self.way.back.gradients:
             return self.way.back.gradients[place]
         name = self.backend_of(place)
         return Gradients(name, name)
 
-    def _operand(self, step: Multiply, how: str) -> None:
+    def _operand(self, back: Multiply, how: str) -> None:
         """Write an operand's gradient: one product, or a sum of a batch of them."""
-        back = operand_gradient(step)
         out = back.result.value
         if not summed(back):
             self.multiply(back, out=out if self.into else "", add=self.into)
