@@ -57,7 +57,14 @@ def run(
 
 
 @app.command()
-def resume(folder: Folder, set_: Sets = None, as_json: AsJson = False) -> None:
+def resume(
+    folder: Folder,
+    set_: Sets = None,
+    retry: Annotated[
+        bool, typer.Option("--retry", help="Evaluate again what hung or killed its workers.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
     """Go on with a run; --set may change its limits and its engine."""
     from tnc.searching.folder import RunFolder
     from tnc.searching.running import ended
@@ -66,10 +73,10 @@ def resume(folder: Folder, set_: Sets = None, as_json: AsJson = False) -> None:
     found, overrides = RunFolder.open(folder), tuple(set_ or ())
     limits = found.spec(overrides).search.limits.limits()
     before = ended(found)
-    if before and not overrides:
+    if before and not overrides and not retry:
         print_note(f"it came to its end: {before}; with --set search.limits.KEY=VALUE it goes on")
     with working() as progress:
-        result = go_on(found, overrides, _watch(progress, limits), print_note)
+        result = go_on(found, overrides, _watch(progress, limits), print_note, retry)
     _show(result, folder, as_json)
 
 

@@ -197,7 +197,7 @@ class Crew(Pool):
         self._deaths.update(list(post.held)[:1])
         fatal = [ticket for ticket in list(post.held)[:1] if self._deaths[ticket] >= KILLS]
         self._take_back(ticket for ticket in post.held if ticket not in fatal)
-        outcome = Outcome(error=f"killed {KILLS} workers, one after another")
+        outcome = Outcome(error=f"killed {KILLS} workers, one after another", lost=True)
         return [(ticket, (self._counted(ticket, outcome, 0), None)) for ticket in fatal]
 
     def _overdue(self, post: _Post) -> list[tuple[int, Done]]:
@@ -215,7 +215,8 @@ class Crew(Pool):
         at, *ahead = post.held
         self._take_back(ahead)
         told = f"hung: no answer in {self.timeout:g} seconds"
-        return [(at, (self._counted(at, Outcome(error=told, seconds=self.timeout)), None))]
+        outcome = Outcome(error=told, seconds=self.timeout, lost=True)
+        return [(at, (self._counted(at, outcome), None))]
 
     def _take_back(self, tickets: Iterable[int]) -> None:
         """Put tasks that nobody is at any more before all others, in their order."""

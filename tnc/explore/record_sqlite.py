@@ -27,6 +27,7 @@ CREATE TABLE IF NOT EXISTS eval (
     seconds REAL NOT NULL, cores BLOB
 )
 """
+_OUTCOME = "metrics, error, seconds, attempts, status"
 _INSERT = "INSERT INTO eval VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT(key) DO NOTHING"
 
 
@@ -64,8 +65,8 @@ class SqliteRecord(Record):
         return sha256(f"{self.work} {trial}".encode()).hexdigest()
 
     def outcome(self, key: str) -> Outcome | None:
-        row = self._row("metrics, error, seconds, attempts", key)
-        return None if row is None else Outcome(json.loads(row[0]), row[1], False, row[2], row[3])
+        row = self._row(_OUTCOME, key)
+        return None if row is None else _outcome(row)
 
     def cores(self, key: str) -> Cores | None:
         row = self._row("cores", key)
@@ -77,7 +78,7 @@ class SqliteRecord(Record):
             self.work,
             self.run,
             json.dumps(trial.to_json()),
-            "ok" if outcome.ok else "failed",
+            "ok" if outcome.ok else "lost" if outcome.lost else "failed",
             outcome.attempts,
             json.dumps(dict(outcome.metrics)),
             outcome.error,
@@ -88,7 +89,7 @@ class SqliteRecord(Record):
 
     def rows(self, trials: Iterable[str] = ()) -> Iterator[tuple[Trial, Outcome]]:
         """Yield what is on record of the trials with these keys, then what else this run wrote."""
-        query = "SELECT trial, metrics, error, seconds, attempts FROM eval WHERE "
+        query = f"SELECT {_OUTCOME}, trial FROM eval WHERE "
         seen: set[str] = set()
         for key in trials:
             for row in self.base.execute(query + "key = ?", (self.key(key),)):
@@ -99,6 +100,11 @@ class SqliteRecord(Record):
             trial, outcome = _read(row)
             if trial.key not in seen:
                 yield trial, outcome
+
+    def forget_lost(self) -> int:
+        """Take off what engines had no answer of; return how many rows that were."""
+        delete = "DELETE FROM eval WHERE work = ? AND status = 'lost'"
+        return int(self._wait(lambda: self.base.execute(delete, (self.work,))).rowcount)
 
     @property
     def written(self) -> int:
@@ -177,8 +183,9 @@ def _opened(path: str) -> sqlite3.Connection:
 
 
 def _read(row: Any) -> tuple[Trial, Outcome]:
-    trial, metrics, error, seconds, attempts = row
-    return (
-        Trial.from_json(json.loads(trial)),
-        Outcome(json.loads(metrics), error, False, seconds, attempts),
-    )
+    return Trial.from_json(json.loads(row[-1])), _outcome(row)
+
+
+def _outcome(row: Any) -> Outcome:
+    metrics, error, seconds, attempts, status = row[:5]
+    return Outcome(json.loads(metrics), error, False, seconds, attempts, lost=status == "lost")

@@ -171,6 +171,7 @@ def _evaluate(
     counts = found.counts
     missing = [k for k, trial in enumerate(trials) if record.outcome(trial.key) is None]
     counts.evaluations += len(trials)
+    counts.hits += len(trials) - len(missing)
     tasks = [_task(trials[k], told, record) for k in missing]
     for number, (outcome, cores) in pool.run(tasks):
         record.write(tasks[number].trial, outcome, cores)

@@ -56,7 +56,8 @@ class Outcome:
 
     `metrics` has at least `rse` (squared relative error), `ratio` (size over dense size) and
     `params`. `seconds` is what the fit took, `attempts` how often it was begun: more than once
-    when a worker died. A `refused` trial was not fitted at all.
+    when a worker died. A `refused` trial was not fitted at all; of a `lost` one the engine had no
+    answer, so that another try may have one.
     """
 
     metrics: Mapping[str, float] = field(default_factory=dict)
@@ -64,6 +65,7 @@ class Outcome:
     refused: bool = False
     seconds: float = 0.0
     attempts: int = 1
+    lost: bool = False
 
     @property
     def ok(self) -> bool:

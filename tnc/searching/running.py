@@ -76,15 +76,17 @@ def resume(
     overrides: tuple[str, ...] = (),
     watch: Watch = lambda found: None,
     tell: Tell = lambda text: None,
+    retry: bool = False,
 ) -> Result:
     """Go on with a run that was ended; one that came to its end needs other limits to go on.
 
-    What is on record is not evaluated again: the strategy is asked anew, and told it.
-    `overrides` may change limits and engine. Raises SearchError, Interrupted.
+    What is on record is not evaluated again: the strategy is asked anew, and told it. `retry`
+    takes off the record first what hung or killed its workers. `overrides` may change limits and
+    engine. Raises SearchError, Interrupted.
     """
     spec = folder.spec(overrides)
     _check_same(folder, spec, overrides)
-    if not overrides and ended(folder):
+    if not overrides and not retry and ended(folder):
         return load(folder)
     prepared = prepare(spec)
     if prepared.work.digest != folder.about["work"]:
@@ -92,7 +94,7 @@ def resume(
             f"the target or the evaluator is another one than when {folder.path} was begun",
             hint="begin a new run: what is on record there does not hold for it",
         )
-    return _run(prepared, folder, watch, tell)
+    return _run(prepared, folder, watch, tell, retry)
 
 
 def ended(folder: RunFolder) -> str:
@@ -122,10 +124,14 @@ def load(folder: RunFolder) -> Result:
     return Result(found, record, spec)
 
 
-def _run(prepared: Prepared, folder: RunFolder, watch: Watch, tell: Tell) -> Result:
+def _run(
+    prepared: Prepared, folder: RunFolder, watch: Watch, tell: Tell, retry: bool = False
+) -> Result:
     waiting = Waiting(tell, resume=folder.resume)
     with folder.alone(), _resumable(folder, tell) as stopped:
         record = SqliteRecord.open(folder.record, prepared.work.digest, folder.about["id"], waiting)
+        if retry:
+            tell(f"{record.forget_lost()} candidates without an answer are evaluated again")
         log = _Log(folder, waiting, watch, stopped)
         folder.log(waiting, "begin")
         found = _searched(prepared, record, log.spent, log)

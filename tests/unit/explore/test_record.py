@@ -24,7 +24,7 @@ from tnc.explore.waiting import Waiting
 ROOT = Path(__file__).resolve().parents[3]
 OUTCOMES = (
     Outcome({"rse": 0.1 + 0.2, "ratio": 1e-300, "params": 12.0}, seconds=0.5),
-    Outcome(error="hung: no answer in 2 seconds", seconds=2.0, attempts=3),
+    Outcome(error="hung: no answer in 2 seconds", seconds=2.0, attempts=3, lost=True),
     Outcome({"rse": 0.0, "odd": float("inf")}),
 )
 
@@ -63,6 +63,13 @@ def test_runs_share_a_file_by_content(tmp_path: Path) -> None:
     assert [trial for trial, _ in two.rows([given[2].key])] == [given[2], more]
     assert [trial for trial, _ in reading(path, "same work", "one").rows()] == given
     assert list(other.rows()) == []
+
+
+def test_what_was_lost_is_forgotten() -> None:
+    record = SqliteRecord.open(":memory:", "w")
+    given = filled(record)
+    assert record.forget_lost() == 1 and record.forget_lost() == 0
+    assert [record.outcome(trial.key) for trial in given] == [OUTCOMES[0], None, OUTCOMES[2]]
 
 
 def test_keys_tell_all_that_outcomes_depend_on() -> None:

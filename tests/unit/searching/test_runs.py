@@ -105,6 +105,21 @@ def test_an_ended_run_needs_other_limits(run: Path, capsys: pytest.CaptureFixtur
     assert len(load(RunFolder.open(run)).found.trials) == 30
 
 
+def test_what_hung_is_tried_again(spec: str, tmp_path: Path, capsys) -> None:
+    run = str(tmp_path / "run")
+    slow = ["--set", "search.evaluator={toy: {seconds: 0.4}}", "--set", "search.engine={processes: "
+            "{workers: 2, timeout: 0.2}}", "--set", "search.limits.evaluations=4"]  # fmt: skip
+    assert main(["search", "run", spec, "--out", run, *slow, "--json"]) == 0
+    assert document(capsys)["counts"]["failed"] == 4
+    words = ["search", "resume", run, "--set", "search.engine=serial", "--json"]
+    assert main(words) == 0
+    assert document(capsys)["counts"]["failed"] == 4
+    assert main([*words, "--retry"]) == 0
+    printed = capsys.readouterr()
+    assert "4 candidates without an answer are evaluated again" in printed.err
+    assert json.loads(printed.out)["counts"]["failed"] == 0
+
+
 @pytest.mark.parametrize("key", ["seed=1", "strategy=tnale", "space.rank=2", "objective.kind=x"])
 def test_a_run_keeps_what_it_searches(key: str, run: Path, capsys) -> None:
     assert main(["search", "resume", str(run), "--set", f"search.{key}"]) == 2
