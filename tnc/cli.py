@@ -1,4 +1,4 @@
-"""The command line: `tnc compile | plan | inspect | report | verify | export | search | spec
+"""The command line: `tnc compile | plan | inspect | report | draw | verify | export | search | spec
 | doctor`.
 
 Exit codes: 0 ok; 1 internal error; 2 usage or spec; 3 infeasible budget; 4 quality gate;
@@ -16,7 +16,18 @@ from typing import Annotated
 
 import typer
 
-from tnc.commands import compile, doctor, export, inspect, plan, report, search, spec, verify
+from tnc.commands import (
+    compile,
+    doctor,
+    draw,
+    export,
+    inspect,
+    plan,
+    report,
+    search,
+    spec,
+    verify,
+)
 from tnc.commands.failures import report_failure
 
 _INTERRUPTED_BY_TYPER = 130
@@ -32,6 +43,7 @@ app.command("compile")(compile.compile)
 app.command("plan")(plan.plan)
 app.command("inspect")(inspect.inspect)
 app.command("report")(report.report)
+app.command("draw")(draw.draw)
 app.command("verify")(verify.verify)
 app.command("export")(export.export)
 app.command("doctor")(doctor.doctor)

@@ -121,7 +121,7 @@ def test_a_module_shows_its_equation_and_drawing(visit) -> None:
     assert page.locator(".diff .equation").count() == 0
     page.locator(".diff summary").last.click()
     assert "B[o r] A[r i] : i -> o" in page.locator(".diff .equation").inner_text()
-    assert page.locator(".diff .drawing svg circle").count() == 2
+    assert page.locator(".diff .drawing svg .core").count() == 2
 
 
 def test_a_layer_is_chosen_for_its_curve(visit) -> None:

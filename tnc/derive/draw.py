@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from html import escape
-from math import cos, pi, sin
 
+from tnc.derive.pen import Drawing, Node, draw
+from tnc.derive.sketch import Sketch
 from tnc.net import Network
 
-_FILL = {"trainable": "#4c78a8", "frozen": "#9aa5b1", "constant": "#e0e0e0"}
+_FILL = {"trainable": "#3f72b5", "frozen": "#6b7686", "constant": "#d4d9e0"}
+_INK = {"trainable": "#fff", "frozen": "#fff", "constant": "#222"}
+_EDGE, _GAP, _CAPTION = 14.0, 30.0, 22.0
 
 
 def draw_text(network: Network) -> str:
@@ -35,78 +40,77 @@ def draw_text(network: Network) -> str:
     return "\n".join(lines)
 
 
-def draw_svg(network: Network, width: int = 480, height: int = 320) -> str:
-    """Draw cores as discs on a ring, bonds as lines with their sizes, legs as open ends.
+def draw_svg(network: Network, named: bool = True) -> str:
+    """Draw cores as discs, bonds and legs as lines as thick as the logarithm of their size.
 
-    An index that joins more than two cores is a small dot with a line to each.
+    Chains are lines, rings rings, trees trees, dense graphs circles. An index with three ends or
+    more, legs counted, is a dot. Arrows go the way of the map; a tensor has none. Without `named`
+    bonds are told by their sizes alone.
     """
-    equation = network.equation
-    place = _places(network, width, height)
-    body: list[str] = []
-    for name in equation.indices:
-        holders = [core.name for core in equation.cores if name in core.indices]
-        body += _bond(network, name, [place[h] for h in holders], (width / 2, height / 2))
-    for core in equation.cores:
-        x, y = place[core.name]
-        body.append(
-            f'<circle cx="{x:.1f}" cy="{y:.1f}" r="18" fill="{_FILL[core.kind]}"/>'
-            f'<text x="{x:.1f}" y="{y + 4:.1f}" fill="#fff">{escape(core.name)}</text>'
-        )
+    return draw_sheet([Panel((network,))], named=named)
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One drawing of a sheet: a network, or the terms of a sum, below a caption."""
+
+    networks: tuple[Network, ...]
+    caption: str = ""
+
+
+def draw_sheet(panels: Sequence[Panel], columns: int = 1, named: bool = True) -> str:
+    """Draw several networks on one sheet, row by row, terms of a sum with a plus between."""
+    cells = [_cell(panel, named) for panel in panels]
+    body, top, right = [], _EDGE, 0.0
+    rows = [cells[k : k + columns] for k in range(0, len(cells), columns)]
+    wide = [max(row[k][1] for row in rows if k < len(row)) for k in range(min(columns, len(cells)))]
+    for row in rows:
+        left = _EDGE
+        high = max(cell[2] for cell in row)
+        for (parts, _, _), room in zip(row, wide):
+            body.append(f'<g transform="translate({left:.1f} {top:.1f})">{parts}</g>')
+            left += room + _GAP
+        right = max(right, left - _GAP + _EDGE)
+        top += high + _GAP
+    foot = top - _GAP + _EDGE
+    title = "; ".join(f"{n}" for panel in panels for n in panel.networks)
     return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" '
-        f'font-family="sans-serif" font-size="11" text-anchor="middle">'
-        f"<title>{escape(str(network))}</title>{''.join(body)}</svg>"
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {right:.0f} {foot:.0f}" '
+        f'width="{right:.0f}" height="{foot:.0f}" font-family="system-ui, sans-serif" '
+        f'font-size="12" text-anchor="middle"><title>{escape(title)}</title>'
+        f'<rect class="ground" width="{right:.0f}" height="{foot:.0f}" rx="8" fill="#fff"/>'
+        f"{''.join(body)}</svg>"
     )
 
 
-def _places(network: Network, width: int, height: int) -> dict[str, tuple[float, float]]:
-    cores = network.equation.cores
-    if len(cores) == 1:
-        return {cores[0].name: (width / 2, height / 2)}
-    found = {}
-    for number, core in enumerate(cores):
-        angle = pi + 2 * pi * number / len(cores)
-        found[core.name] = (
-            width / 2 + 0.27 * width * cos(angle),
-            height / 2 + 0.27 * height * sin(angle),
-        )
-    return found
+def _cell(panel: Panel, named: bool) -> tuple[str, float, float]:
+    """Return a panel's elements with its width and height; its corner is the origin."""
+    drawn = [_drawn(network, named) for network in panel.networks]
+    frames = [each.frame for each in drawn]
+    head = _CAPTION if panel.caption else 0.0
+    high = max(frame[3] for frame in frames)
+    parts, x = [], 0.0
+    for number, (each, (left, top, wide, own)) in enumerate(zip(drawn, frames)):
+        if number:
+            parts.append(f'<text class="told" x="{x + _GAP / 2:.1f}" y="{head + high / 2 + 6:.1f}" '
+                         'font-size="20" fill="#222">+</text>')  # fmt: skip
+            x += _GAP
+        down = head + (high - own) / 2 - top
+        parts.append(f'<g transform="translate({x - left:.1f} {down:.1f})">{each.body}</g>')
+        x += wide
+    if panel.caption:
+        parts.append(f'<text class="told" x="0" y="12" text-anchor="start" fill="#222">'
+                     f"{escape(panel.caption)}</text>")  # fmt: skip
+        x = max(x, 6.5 * len(panel.caption))
+    return "".join(parts), x, head + high
 
 
-def _bond(
-    network: Network, name: str, ends: list[tuple[float, float]], centre: tuple[float, float]
-) -> list[str]:
-    label = escape(f"{name}={network.size[name]}")
-    equation = network.equation
-    arrows = [
-        a
-        for a, legs in (("→", equation.output_indices), ("←", equation.input_indices))
-        if name in legs
-    ]
-    parts: list[str] = []
-    if len(ends) > 2:
-        hub = (sum(x for x, _ in ends) / len(ends), sum(y for _, y in ends) / len(ends))
-        parts += [_line(hub, end) for end in ends]
-        parts.append(f'<circle cx="{hub[0]:.1f}" cy="{hub[1]:.1f}" r="3" fill="#333"/>')
-        parts.append(_label(hub, label))
-    elif len(ends) == 2:
-        shift = 6.0 * equation.indices.index(name) - 3.0 * len(equation.indices)
-        middle = ((ends[0][0] + ends[1][0]) / 2, (ends[0][1] + ends[1][1]) / 2 + shift)
-        parts += [_line(ends[0], middle), _line(middle, ends[1]), _label(middle, label)]
-    if arrows:
-        for x, y in ends or [centre]:
-            spread = (equation.indices.index(name) % 3 - 1) * 26
-            tip = (x + (x - centre[0]) * 0.45 + spread, y + (y - centre[1]) * 0.45 - 34)
-            parts += [_line((x, y), tip), _label(tip, f"{' '.join(arrows)} {label}")]
-    return parts
-
-
-def _line(start: tuple[float, float], end: tuple[float, float]) -> str:
-    return (
-        f'<line x1="{start[0]:.1f}" y1="{start[1]:.1f}" x2="{end[0]:.1f}" y2="{end[1]:.1f}" '
-        f'stroke="#555" stroke-width="1.5"/>'
-    )
-
-
-def _label(place: tuple[float, float], text: str) -> str:
-    return f'<text x="{place[0]:.1f}" y="{place[1] - 4:.1f}" fill="#222">{text}</text>'
+def _drawn(network: Network, named: bool) -> Drawing:
+    nodes = {}
+    for core in network.equation.cores:
+        size = " x ".join(map(str, network.shape(core))) or "scalar"
+        told = f"{core.name}[{' '.join(core.indices)}]: {size}"
+        if core.stored:
+            told += f", {network.stored(core)} stored"
+        nodes[core.name] = Node(_FILL[core.kind], _INK[core.kind], told, bool(core.stored))
+    return draw(Sketch.of(network), nodes, named)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,6 +17,7 @@ from tnc.net import Axis, Core, Equation, Network
 Bond = tuple[int, int, int]
 """Two vertices, the lower first, and the size of the bond between them."""
 _MOST_RELABELLINGS = factorial(6)
+_TEXT = re.compile(r"(\d+(?:x\d+)*)(?: \+(\d+))?(?: no bonds)?((?: \d+-\d+:\d+)*)")
 
 
 @dataclass(frozen=True)
@@ -99,6 +101,24 @@ class Topology:
     def __str__(self) -> str:
         told = " ".join(f"{a}-{b}:{size}" for a, b, size in self.bonds) or "no bonds"
         return f"{'x'.join(map(str, self.modes))}{f' +{self.hidden}' * bool(self.hidden)} {told}"
+
+    @classmethod
+    def parse(cls, text: str) -> Topology:
+        """Read the text form, `MODESx.. [+HIDDEN] A-B:SIZE ..`. Raises SearchError.
+
+        >>> str(Topology.parse("3x3x3 0-1:2 1-2:2"))
+        '3x3x3 0-1:2 1-2:2'
+        """
+        match = _TEXT.fullmatch(text.strip())
+        if match is None:
+            raise SearchError(
+                f"{text!r} is no topology", hint="example: '3x4x5 0-1:2 1-2:3', bonds as A-B:SIZE"
+            )
+        bonds = [tuple(map(int, re.split("[-:]", bond))) for bond in match[3].split()]
+        modes = tuple(map(int, match[1].split("x")))
+        if min(modes) < 1:
+            raise SearchError(f"{text!r} has a mode of size 0", hint="modes are 1 or more")
+        return cls.of(modes, [(a, b, size) for a, b, size in bonds], int(match[2] or 0))
 
     def network(self, prefix: str = "G") -> Network:
         """Return the network: legs `m1 ..` are its modes, all of them outputs."""

@@ -13,13 +13,13 @@ from typing import Any
 from tnc.decide.background import thinned
 from tnc.decide.plan import Entry, Plan
 from tnc.derive.draw import draw_svg
-from tnc.net import Network, Signature
+from tnc.net import Signature
 from tnc.report.findings import budget_rows, differences, gate_of, warnings_of
 from tnc.report.subject import Reported
 
 VERSION = 1
 DRAWN = 300
-"""Distinct structures that are drawn into a page; `tnc inspect --draw` draws any."""
+"""Distinct structures that are drawn into a page; `tnc draw` draws any."""
 
 POINTS = 20_000
 """Points of all curves of a run together, but not fewer than `FEWEST` on each."""
@@ -58,13 +58,8 @@ class _Drawings:
             if len(self.made) >= DRAWN:
                 return -1
             self._place[key] = len(self.made)
-            self.made.append([drawn(term) for term in entry.structure.terms])
+            self.made.append([draw_svg(term) for term in entry.structure.terms])
         return self._place[key]
-
-
-def drawn(term: Network) -> str:
-    """Draw a network; one of two cores needs less height."""
-    return draw_svg(term, 480, 190 if len(term.equation.cores) < 3 else 320)
 
 
 def _run(one: Reported, drawings: _Drawings) -> dict[str, Any]:
