@@ -252,6 +252,45 @@ def test_bfloat16(name: str) -> None:
     assert float((found - want).norm() / want.norm()) < 0.03
 
 
+@pytest.mark.parametrize("name", STRUCTURES)
+def test_float16(name: str) -> None:
+    """Computed in float32 and rounded once: a part in a thousand of the largest output."""
+    layer = made(name, torch.float16)
+    x = drawn(layer, 5)
+    exact = functional.linear(x.double(), weight_of(layer), layer.bias.detach().double())
+    with torch.no_grad():
+        found = layer(x)
+    assert found.dtype == torch.float16
+    assert float((found.double() - exact).abs().max() / exact.abs().max()) < 1e-3
+    trained = layer(x.requires_grad_())
+    torch.testing.assert_close(trained.detach(), found, rtol=2e-3, atol=2e-3)
+    trained.float().pow(2).sum().backward()
+    wanted = 2 * exact @ weight_of(layer)
+    assert x.grad is not None and x.grad.dtype == torch.float16
+    assert float((x.grad.double() - wanted).norm() / wanted.norm()) < 5e-3
+    assert all(core.grad is not None for core in layer.cores.values())
+
+
+def weight_of(layer: tnc.StructuredLayer) -> Tensor:
+    """The weight, without rounding between its cores."""
+    return copy.deepcopy(layer).double().weight.detach()
+
+
+def test_changes_of_float16_cores_and_bias_are_seen() -> None:
+    layer = made(TRAIN, torch.float16)
+    x = drawn(layer, 5)
+    with torch.no_grad():
+        for change in (
+            lambda: layer(x),
+            lambda: layer.bias.add_(1),
+            lambda: next(iter(layer.cores.values())).data.mul_(2),
+            lambda: layer.load_state_dict({k: v + 0.5 for k, v in layer.state_dict().items()}),
+        ):
+            change()
+            exact = functional.linear(x.double(), weight_of(layer), layer.bias.detach().double())
+            assert float((layer(x).double() - exact).abs().max() / exact.abs().max()) < 1e-3
+
+
 def test_checkpointing_and_inference_mode() -> None:
     from torch.utils.checkpoint import checkpoint
 

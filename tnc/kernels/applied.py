@@ -19,15 +19,16 @@ from tnc.kernels.device import CPU, CUDA, device_name
 from tnc.kernels.kept import Kept, Shelf, apart, can_watch
 from tnc.kernels.operands import Lay, held, lay, lays
 from tnc.kernels.trainer import Trainer, trained
+from tnc.kernels.widened import Wide, Widened, computed
 from tnc.net import Network
 
 DTYPES = {torch.float32: "float32", torch.float64: "float64", torch.bfloat16: "bfloat16"}
-CUDA_DTYPES = DTYPES | {torch.float16: "float16"}
+LINEAR_DTYPES = DTYPES | {torch.float16: "float16"}
 
 
 def dtypes(device: str) -> dict[torch.dtype, str]:
     """Return the dtypes that have kernels on a torch device type; none where it has no kernels."""
-    return {CPU: DTYPES, CUDA: CUDA_DTYPES}.get(device, {})
+    return LINEAR_DTYPES if device in (CPU, CUDA) else {}
 
 
 _BINDINGS: Any = torch._C
@@ -172,11 +173,12 @@ def task_of(
     """Return what is chosen for when a network meets `rows` inputs on a torch device type now."""
     name, (_, keep, compiled) = dtypes(device)[dtype], _TUNE.get()
     cpu = device == CPU
+    threads = torch.get_num_threads() if cpu else 1
     return Task(
         network,
         bucket(rows),
-        name,
-        torch.get_num_threads() if cpu else 1,
+        computed(name, threads) if cpu else name,
+        threads,
         training,
         allowed() if cpu else "",
         device_name(device, name),
@@ -193,8 +195,9 @@ class Applied:
     """
 
     network: Network
-    _ready: dict[tuple[Any, ...], Ready] = field(default_factory=dict)
+    _ready: dict[tuple[Any, ...], Ready | Widened] = field(default_factory=dict)
     _laid: Shelf[Tensor] = field(default_factory=Shelf)
+    _wide: Wide = field(default_factory=Wide)
 
     def __call__(
         self, cores: Mapping[str, Tensor], x: Tensor, bias: Tensor | None, training: bool
@@ -211,16 +214,22 @@ class Applied:
     def forget(self) -> None:
         """Drop kept operands; they are made anew at the next call."""
         self._laid.forget()
+        self._wide.forget()
         for ready in self._ready.values():
             ready.forget()
 
-    def prepare(self, rows: int, training: bool, dtype: torch.dtype, device: str = CPU) -> Ready:
+    def prepare(
+        self, rows: int, training: bool, dtype: torch.dtype, device: str = CPU
+    ) -> Ready | Widened:
         """Choose the kernel of a bucket, and use it from now on."""
         made = self.ready(rows, training, dtype, device)
         self._ready[(rows - 1).bit_length(), training, dtype, device == CUDA] = made
         return made
 
-    def ready(self, rows: int, training: bool, dtype: torch.dtype, device: str = CPU) -> Ready:
+    def ready(
+        self, rows: int, training: bool, dtype: torch.dtype, device: str = CPU
+    ) -> Ready | Widened:
         """Choose the kernel of a bucket."""
-        choice = choices(task_of(self.network, rows, training, dtype, device))[0]
-        return readied(self.network, choice, self._laid)
+        task = task_of(self.network, rows, training, dtype, device)
+        made = readied(self.network, choices(task)[0], self._laid)
+        return made if task.dtype == LINEAR_DTYPES[dtype] else Widened(made, self._wide)

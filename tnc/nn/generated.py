@@ -16,7 +16,7 @@ from torch.autograd import forward_ad
 from torch.compiler import is_compiling
 from torch.nn import functional
 
-from tnc.kernels.applied import CUDA_DTYPES, DTYPES, Applied
+from tnc.kernels.applied import LINEAR_DTYPES, Applied
 from tnc.net import Structure
 
 _BINDINGS: Any = torch._C
@@ -99,7 +99,8 @@ class GeneratedLinear:
         """
         return (
             type(x) is Tensor
-            and (x.dtype in DTYPES if x.is_cpu else x.is_cuda and x.dtype in CUDA_DTYPES)
+            and x.dtype in LINEAR_DTYPES
+            and (x.is_cpu or x.is_cuda)
             and x.dim() > 0
             and x.size(-1) == self._widths[0]  # loops read memory and would not notice
             and is_plain("cpu" if x.is_cpu else "cuda")
