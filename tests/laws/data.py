@@ -15,8 +15,10 @@ OPTIONS: dict[str, tuple[dict[str, object], ...]] = {
         {"equation": "B[o r] A[r i h w] : i h w -> o"},
     ),
     "tucker": ({}, {"factors": 2}, {"spatial": True}),
-    "tensor-train": ({}, {"factors": 3}),
-    "tensor-ring": ({"factors": 3},),
+    "tensor-train": ({}, {"factors": 3}, {"output_modes": (2, 6), "input_modes": (9, 2)}),
+    "tensor-ring": ({"factors": 3}, {"output_modes": (2, 3, 2)}),
+    "block-tensor-train": ({}, {"output_modes": (2, 6), "input_modes": (9, 2)}),
+    "search": ({"evaluations": 4},),
     "cp": ({}, {"factors": 1}),
     "sum": tuple(
         {"terms": tuple(build(families, term) for term in terms)}

@@ -53,7 +53,8 @@ def make_plan(
     _check_unit(subject, spec)
     curvature = evaluation.curvature if evaluation is not None else 1.0
     figures: list[tuple[bool, tuple[str, ...]]] = []
-    offers, kinds = _offers(_noted(visits, figures), targets, spec, curvature, progress, weighing)
+    noted = _noted(visits, figures)
+    offers, kinds = _offers(noted, targets, spec, curvature, progress, weighing, notes)
     seconds = _timed(offers, spec)
     dense_seconds = {t.name: seconds(t, Option(None, 0.0, 0.0)) for t in targets}
     budget = budget_of(subject.model, trace.sites, targets, spec, dense_seconds)
@@ -118,6 +119,7 @@ def _offers(
     curvature: float,
     progress: Progress | None,
     weighing: Weighing | None,
+    notes: list[str],
 ) -> tuple[list[tuple[Target, tuple[Option, ...]]], dict[str, str]]:
     """Return what every target could become, and the metric that each is fitted in."""
     found: list[tuple[Target, tuple[Option, ...]]] = []
@@ -126,7 +128,7 @@ def _offers(
         for target in group:
             if progress:
                 progress("candidates", len(found), len(targets))
-            found.append((target, options_of(subject, target, spec, curvature, weighing)))
+            found.append((target, options_of(subject, target, spec, curvature, weighing, notes)))
             kinds[target.name] = metric_kind(subject, target, spec)
     places = {target.name: place for place, target in enumerate(targets)}
     return sorted(found, key=lambda offer: places[offer[0].name]), kinds

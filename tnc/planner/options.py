@@ -17,6 +17,7 @@ from tnc.derive.cost import Cost
 from tnc.derive.cut import cut
 from tnc.errors import PlanError
 from tnc.fit import Metric, choose, fits, tails
+from tnc.planner.folding import searched
 from tnc.planner.sensitivity import Weighing, unit_of
 from tnc.rewrite.fitting import fit_sites, metric_of, weight_of
 from tnc.rewrite.subject import Subject
@@ -88,8 +89,11 @@ def options_of(
     spec: Spec,
     curvature: float = 1.0,
     weighing: Weighing | None = None,
+    notes: list[str] | None = None,
 ) -> tuple[Option, ...]:
     """Return what a target could become; staying dense comes first, unless the spec fixes ranks.
+
+    What was searched for, and with what success, is told in `notes`.
 
     With output weights (metric 'both') the error is `curvature` times the expected squared change
     of the model's features a sample: the distance that the evaluation would measure, to second
@@ -103,15 +107,23 @@ def options_of(
     energy = metric.norm(weight, target.signature) ** 2 or 1.0
     unit = unit_of(target, metric, energy, spec.sensitivity, curvature, kind, weighing)
     options = [] if is_fixed(target) else [Option(None, 0.0, 0.0)]
-    for family in members_of(target):
-        _check_fit(family, target)
-        found = spectra(weight, target, family, metric)
-        rungs = ladder(family, target, found, spec.round_to)
-        candidates = tuple(_as_honoured(c, metric, weight.is_complex()) for c in rungs)
 
-        def fitted(candidate: Candidate) -> float:
-            return _fitted(subject, target, candidate, metric, spec.seed, energy)
+    def fitted(candidate: Candidate) -> float:
+        return _fitted(subject, target, candidate, metric, spec.seed, energy)
 
+    def rungs(family: Family, asked: Target) -> tuple[Candidate, ...]:
+        _check_fit(family, asked)
+        found = ladder(family, asked, spectra(weight, asked, family, metric), spec.round_to)
+        return tuple(_as_honoured(c, metric, weight.is_complex()) for c in found)
+
+    def error_of(family: Family, share: float) -> float:
+        asked = replace(target, rule=target.rule.model_copy(update={"ranks": (), "keep": share}))
+        return squared_errors(rungs(family, asked), fitted, energy)[0] / energy
+
+    told = [] if notes is None else notes
+    members = searched(members_of(target), target, error_of, spec.seed, told)
+    for family in members:
+        candidates = rungs(family, target)
         for candidate, squared in zip(candidates, squared_errors(candidates, fitted, energy)):
             options.append(Option(candidate, _six(squared / unit), _six(sqrt(squared / energy))))
     return tuple(options)

@@ -3,11 +3,23 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from dataclasses import dataclass
 from typing import ClassVar
 
 from tnc.net import Signature
 from tnc.registry import Registry
 from tnc.structures.template import Template
+
+
+@dataclass(frozen=True)
+class Sought:
+    """What a plan is to search for: the foldings of some families; see the structure `search`."""
+
+    families: tuple[Family, ...]
+    evaluations: int
+    keep: float
+    best: int
+    strategy: str
 
 
 class Family(ABC):
@@ -28,6 +40,10 @@ class Family(ABC):
     def variants(self, signature: Signature) -> tuple[Family, ...]:
         """Return the members that a plan compares; several where an option is left to it."""
         return (self,)
+
+    def sought(self) -> Sought | None:
+        """Return what a plan searches for in its place; None where it stands for itself."""
+        return None
 
     @classmethod
     def registry(cls) -> Registry[type[Family]]:

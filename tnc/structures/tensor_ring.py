@@ -8,6 +8,7 @@ from math import prod
 from tnc.net import Signature, parse_equation
 from tnc.structures.chain_modes import chain_modes
 from tnc.structures.family import Family, families
+from tnc.structures.folding import refuses_modes
 from tnc.structures.legs import one_map
 from tnc.structures.template import Template
 
@@ -18,19 +19,26 @@ class TensorRing(Family):
     """`W = G1[r0 o1 i1 r1] G2[r1 o2 i2 r2] ... GN[.. r0]` (Zhao et al., 2016).
 
     With the closing rank r0 = 1 the ring is a train, so train ranks bound the others; the closing
-    rank is bounded so that the ring never costs more than a train of full rank.
+    rank is bounded so that the ring never costs more than a train of full rank. Modes are as in a
+    train.
     """
 
     factors: int = 3
+    output_modes: tuple[int, ...] = ()
+    input_modes: tuple[int, ...] = ()
     fit = "ring-als"
 
     def refuses(self, signature: Signature) -> str:
         if len(signature.inputs) == 1 and self.factors < 2:
             return f"factors is {self.factors}, a ring has 2 or more"
-        return one_map(signature)
+        return one_map(signature) or refuses_modes(
+            signature, self.factors, self.output_modes, self.input_modes
+        )
 
     def template(self, signature: Signature) -> Template:
-        groups, sizes, legs = chain_modes(signature, self.factors)
+        groups, sizes, legs = chain_modes(
+            signature, self.factors, self.output_modes, self.input_modes
+        )
         extents = [prod(sizes[name] for name in group) for group in groups]
         count = len(groups)
         cores = [
