@@ -203,6 +203,10 @@ def _mapping(registry: Registry[Any], value: Any) -> dict[str, Any]:
     if not isinstance(value, Mapping):
         names = ", ".join(registry.all())
         raise problem("choice", f"expected a {registry.kind} ({names}), got {value!r}")
+    if len(value) == 1 and "kind" not in value:
+        ((name, options),) = value.items()
+        if isinstance(name, str) and isinstance(options, Mapping | None):
+            return {"kind": name, **(options or {})}
     if not isinstance(value.get("kind"), str):
         names = ", ".join(registry.all())
         raise problem("no_kind", f"a {registry.kind} needs a 'kind': one of {names}")

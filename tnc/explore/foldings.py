@@ -127,6 +127,16 @@ class FoldingSpace:
         """Return any point."""
         return tuple(axis.draw(rng) for axis in self.axes)
 
+    def allowed(
+        self, rng: Random, draw: Callable[[], Point] | None = None, tries: int = 100
+    ) -> Point:
+        """Return a point that is not refused, or the last of `tries` draws."""
+        for _ in range(tries):
+            point = draw() if draw is not None else self.draw(rng)
+            if not self.refuses(self.topology(point)):
+                break
+        return point
+
     def all(self) -> Iterator[Point]:
         """Yield every point."""
         return product(*(axis.values() for axis in self.axes))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from random import Random
+from typing import ClassVar
 
 from tnc.explore.problem import Problem
 from tnc.explore.trial import Asking, Batch, Scored
@@ -19,6 +20,9 @@ class Strategy(ABC):
     so what it asks next is a function of problem, history and seed (`propose`), and a run that was
     killed goes on by being asked again, with what is on record for answers.
     """
+
+    any_space: ClassVar[bool] = False
+    """Whether it asks a space for its axes only, so that it searches foldings as well as bonds."""
 
     @abstractmethod
     def search(self, problem: Problem, rng: Random) -> Asking:

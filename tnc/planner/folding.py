@@ -52,7 +52,7 @@ def _found(
     space = _space(wanted, member, signature)
     strategy = strategies.get(wanted.strategy)()
     problem = Problem(space, objectives.get("error-at-size")(1.0), None)  # type: ignore[arg-type]
-    reason = strategy.refuses(problem)
+    reason = "" if strategy.any_space else "it searches for bonds"
     if reason:
         raise PlanError(
             f"strategy {wanted.strategy!r} cannot search foldings: {reason}",

@@ -15,6 +15,7 @@ from tnc.explore.trial import Asking, Batch, Trial
 class RandomSearch(Strategy):
     """Points drawn alike, `batch` a round, none twice; ends when `tries` draws give nothing new."""
 
+    any_space = True
     batch: int = 8
     tries: int = 1000
 

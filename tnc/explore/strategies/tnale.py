@@ -33,6 +33,7 @@ class TnALE(Strategy):
     anew after `fresh` trips that asked for nothing new (0: never), where theirs stays for good.
     """
 
+    any_space = True
     radius: int = 2
     final: int = 1
     rounds: int = 2
