@@ -2,8 +2,8 @@
 
 The plan is that of the recipe `minilm` (the encoder keeps 50 % of its parameters, attention weights
 are of low rank), but feed-forward weights are trains, rings or block trains. Both plans choose
-among the same families with the same planner, budget and calibration; one may also choose the
-foldings that a search found, layer by layer, by the error of the fitted weight in the metric of the plan.
+among the same families with the same planner, budget and calibration; one may also choose foldings
+that a search found, layer by layer, by the error of the fitted weight in the metric of the plan.
 The figure is the mean (1 - cosine) of embeddings of held-out sentences.
 """
 
