@@ -106,6 +106,27 @@ def test_a_tensor_of_zeros_has_no_error(name: str) -> None:
     assert fit.rse == 0.0 and not any(core.any() for core in fit.cores)
 
 
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+def test_what_is_not_finite_has_no_finite_error(name: str) -> None:
+    topology = CASES["ring"]
+    tensor = noise(topology)
+    tensor[0, 1, 2, 0] = np.nan
+    try:
+        fit = made(name).fit(tensor, topology, seed=0)
+    except (ArithmeticError, np.linalg.LinAlgError):
+        return
+    assert not np.isfinite(fit.rse)
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e30])
+def test_the_scale_of_a_tensor_is_no_matter(scale: float) -> None:
+    topology = CASES["ring"]
+    tensor = noise(topology)
+    errors = [made("als").fit(size * tensor, topology, seed=0).rse for size in (1.0, scale)]
+    assert errors[0] == pytest.approx(errors[1], rel=1e-3)
+
+
 def test_wrong_fits_are_found() -> None:
     topology = CASES["ring"]
     tensor = noise(topology)

@@ -12,8 +12,8 @@ from tnc.explore.alternating import plan, sweeps
 from tnc.explore.evaluator import Array, Fit
 from tnc.explore.topology import Topology
 
-MOST = 1 << 27
-"""Numbers in the memory of a fit: 1 GiB of float64."""
+MOST = 1 << 28
+"""Numbers in the memory of a fit: 2 GiB of float64."""
 EXACT = 1e-13
 """A squared relative error that rounding hides."""
 

@@ -89,6 +89,8 @@ def _solve(room, step, tables, scratch, norm, shrink):
         for j in range(q):
             b[i, j] = row[tables[step[10] + j]]
     hold, ridge = HOLD * trace / q + 1e-300, shrink * trace / q
+    if not np.isfinite(trace):
+        return np.nan
     found = False
     while not found:
         found = True
@@ -139,6 +141,8 @@ def _solve_by_numpy(room, step, tables, scratch, norm, shrink):
     n = room[gram + tables[tn : tn + q, None] + tables[tp : tp + q]]
     b = room[right + tables[tm : tm + m, None] + tables[tb : tb + q]]
     hold, ridge = HOLD * np.trace(n) / q + 1e-300, shrink * np.trace(n) / q
+    if not np.isfinite(n).all():
+        return np.nan
     while True:
         try:
             factor = np.linalg.cholesky(n + (hold + ridge) * np.eye(q))

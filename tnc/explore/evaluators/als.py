@@ -24,7 +24,7 @@ class ALS(Evaluator):
     back where that failed. `effort` below 1 takes that share of the starts and of the sweeps.
     """
 
-    version = 3
+    version = 4
     starts: int = 4
     few: int = 2
     sweeps: int = 300
