@@ -21,7 +21,7 @@ from tnc.recipe import compare
 NAME = "search-model"
 
 KEEP = 0.5
-FAMILIES = ("tensor-train", "tensor-train{factors=3}", "tensor-ring{factors=2}")
+FAMILIES = ("tensor-train", "tensor-train{factors=3}", "tensor-ring")
 BLOCKS = "block-tensor-train"
 MATCH = ["encoder.layer.*.intermediate.dense", "encoder.layer.[0-9].output.dense"]
 EVALUATIONS = 24

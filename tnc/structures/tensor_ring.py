@@ -29,8 +29,8 @@ class TensorRing(Family):
     fit = "ring-als"
 
     def refuses(self, signature: Signature) -> str:
-        if len(signature.inputs) == 1 and self.factors < 2:
-            return f"factors is {self.factors}, a ring has 2 or more"
+        if len(signature.inputs) == 1 and self.factors < 3:
+            return f"factors is {self.factors}: a ring has 3 cores or more, one of 2 is a train"
         return one_map(signature) or refuses_modes(
             signature, self.factors, self.output_modes, self.input_modes
         )
