@@ -229,3 +229,24 @@ def test_options_that_make_no_sense(kind: str) -> None:
     for options in ({"workers": 0}, {"timeout": 0.0}, {"timeout": float("nan")}):
         with pytest.raises(SearchError, match=f"{kind}: {next(iter(options))} is"):
             engines.get(kind)(**options)
+
+
+@pytest.mark.ray
+def test_a_machine_of_the_cluster_is_lost() -> None:
+    cluster_utils = pytest.importorskip("ray.cluster_utils")
+    cluster = cluster_utils.Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+    other = cluster.add_node(num_cpus=1)
+    given, found, begun = tasks(100), {}, 0
+    try:
+        engine = engines.get("ray")(workers=2, address=cluster.address)  # type: ignore[call-arg]
+        with engine.open(work(seconds=0.1)) as pool:
+            for number, (outcome, _) in pool.run(given):
+                found[number], begun = dict(outcome.metrics), begun + outcome.attempts
+                if other and all(post.ready for post in pool._posts):  # type: ignore[attr-defined]
+                    cluster.remove_node(other, allow_graceful=False)
+                    other = None
+    finally:
+        cluster.shutdown()
+    assert other is None and begun == len(given) + 1
+    wanted = dict(Serial().open(work()).run(given))
+    assert found == {number: dict(outcome.metrics) for number, (outcome, _) in wanted.items()}
