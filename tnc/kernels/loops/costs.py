@@ -5,15 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from tnc.kernels.costs import NEAR, TURNED, Costs
+from tnc.kernels.costs import LONG, NEAR, TURNED, Costs
 from tnc.kernels.layouts import same_memory
 from tnc.kernels.loops.nest import Nest, cycles, moves, nest
 from tnc.kernels.loops.rates import Rates, lanes
 from tnc.kernels.program import Copy, Matrix, Multiply, Program, extent
 from tnc.net import Axis, Network
 
-FAR, AGAIN = 8 << 20, 4
-"""Bytes of an operand from which reading it row by row, for several rows, costs so much more."""
+FAR, AGAIN = 6 << 20, 8
+"""Bytes of an operand from which reading pieces of rows, `LONG` bytes apart or more, costs so much
+more: every piece lies on a page of its own, and nothing is fetched ahead."""
 SCATTERED = 1.5
 """What reading memory in short pieces that lie apart costs more."""
 PIECE = 128
@@ -38,7 +39,8 @@ class LoopCosts(Costs):
             found = nest(step, size)
             needed = cycles(found, lanes(self.machine.dtype)) * self.rates.cycle
             read = held / self.machine.bandwidth(held) * (SCATTERED if _scattered(found) else 1)
-            if held >= FAR and found.kind == "tile" and found.rows.count >= 4:
+            apart = found.kind == "tile" and self.itemsize * found.sum.vector >= LONG
+            if held >= FAR and apart and found.rows.count >= 4:
                 read *= AGAIN
             touched = self.itemsize * (extent(step.left.layout, size)
                                        + extent(step.result.layout, size))  # fmt: skip
