@@ -107,7 +107,7 @@ def load(folder: RunFolder) -> Result:
     """Read what a run has found so far, also while it is going on; nothing is written."""
     spec = folder.spec()
     objective = spec.search.objective
-    rounds = [event for event in folder.events() if event["event"] == "round"]
+    rounds = [event for event in folder.events() if event.get("event") == "round"]
     found = Found(ended=ended(folder))
     if rounds:
         for name, value in rounds[-1]["counts"].items():
@@ -163,7 +163,7 @@ class _Log:
     ) -> None:
         self._folder, self._waiting, self._watch = folder, waiting, watch
         self._stopped = stopped
-        rounds = [event for event in folder.events() if event["event"] == "round"]
+        rounds = [event for event in folder.events() if event.get("event") == "round"]
         self._known = {key for event in rounds for key in event["asked"]}
         self._told = 0
         self.spent = float(rounds[-1]["spent"]) if rounds else 0.0
