@@ -101,9 +101,9 @@ class GeneratedLinear:
             type(x) is Tensor
             and x.dtype in LINEAR_DTYPES
             and (x.is_cpu or x.is_cuda)
+            and is_plain("cpu" if x.is_cpu else "cuda")
             and x.dim() > 0
             and x.size(-1) == self._widths[0]  # loops read memory and would not notice
-            and is_plain("cpu" if x.is_cpu else "cuda")
         )
 
     def fits(self, core: Tensor | None, x: Tensor) -> bool:
