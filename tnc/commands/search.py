@@ -41,6 +41,7 @@ def run(
     as_json: AsJson = False,
 ) -> None:
     """Search as a spec says, in a folder from which it goes on after a kill."""
+    from tnc.explore import size_of
     from tnc.searching.folder import free_folder
     from tnc.searching.running import begin, prepare
     from tnc.searching.spec import read_search
@@ -50,7 +51,7 @@ def run(
     with working() as progress:
         progress("prepare", 0, 1)
         prepared = prepare(found)
-        print_note(f"run: {place}")
+        print_note(f"run: {place}, {size_of(prepared.problem.space, 10_000)}")
         watch = _watch(progress, found.search.limits.limits())
         result = begin(prepared, place, record, watch, print_note)
     _show(result, place, as_json)

@@ -9,6 +9,7 @@ import tnc.explore.objectives
 import tnc.explore.strategies  # noqa: F401
 from tnc.explore.axes import Choice, Places, Point, Rank
 from tnc.explore.bounds import Spectra
+from tnc.explore.counting import Size, candidates, size_of
 from tnc.explore.engine import Engine, Pool, Task, engines
 from tnc.explore.evaluator import Evaluator, Fit, evaluators
 from tnc.explore.fitting import FitTopology
@@ -41,16 +42,19 @@ __all__ = [
     "Rank",
     "Record",
     "Scored",
+    "Size",
     "Space",
     "Spectra",
     "Strategy",
     "Task",
     "Topology",
     "Trial",
+    "candidates",
     "engines",
     "evaluators",
     "objectives",
     "propose",
     "search",
+    "size_of",
     "strategies",
 ]

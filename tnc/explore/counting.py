@@ -36,7 +36,7 @@ class Size:
         return f"{most}{self.candidates} candidates at {self.points} points"
 
 
-def size(space: Space, most: int = 1_000_000) -> Size:
+def size_of(space: Space, most: int = 1_000_000) -> Size:
     """Count the candidates: all of them one by one where at most `most` have to be looked at."""
     bound = _bound(space)
     if bound > most:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from tnc.errors import SearchError
 from tnc.explore import Places, Rank, Space
-from tnc.explore.counting import candidates, size
+from tnc.explore.counting import candidates, size_of
 
 SPACES = (
     Space.of((3, 3, 3), "ring", 3),
@@ -34,29 +34,29 @@ def test_candidates_are_all_that_points_are_each_once(space: Space) -> None:
     assert len(found) == len(listed)
     assert found == {space.topology(point) for point in space.all()}
     assert all(space.topology(point) == topology for point, topology in listed)
-    told = size(space)
+    told = size_of(space)
     assert told.exact and told.candidates == len(listed) and told.points == space.points
 
 
 @pytest.mark.parametrize("space", SPACES, ids=lambda s: f"{s.modes}-{len(s.pairs)}")
 def test_where_it_is_not_counted_the_size_is_a_bound_and_says_so(space: Space) -> None:
-    told = size(space, most=0)
+    told = size_of(space, most=0)
     assert not told.exact and str(told).startswith("at most ")
-    assert size(space).candidates <= told.candidates <= told.points
+    assert size_of(space).candidates <= told.candidates <= told.points
 
 
 def test_sizes_known_by_hand() -> None:
     # Three modes: every ring is the same up to its ranks, 2 to 3 ** 3 of them; a pair has one bond.
-    assert size(Space.of((9, 9, 9), "ring", 3)).candidates == 27
-    assert size(Space.of((9, 9), "chain", 4)).candidates == 4
-    assert size(Space.of((4, 4, 4, 4), "full", 2)).candidates == 64
+    assert size_of(Space.of((9, 9, 9), "ring", 3)).candidates == 27
+    assert size_of(Space.of((9, 9), "chain", 4)).candidates == 4
+    assert size_of(Space.of((4, 4, 4, 4), "full", 2)).candidates == 64
     # Ten to the eighth ranks, 8! orders, sixteen symmetries.
-    assert size(Space.of((4,) * 8, "ring", 10)).candidates == 10**8 * 40320 // 16
+    assert size_of(Space.of((4,) * 8, "ring", 10)).candidates == 10**8 * 40320 // 16
 
 
 def test_a_count_that_forgets_symmetries_would_be_seen() -> None:
     space = SPACES[0]
-    assert space.points > size(space).candidates == len(set(map(space.topology, space.all())))
+    assert space.points > size_of(space).candidates == len(set(map(space.topology, space.all())))
 
 
 def test_constraints_are_told_and_are_not_counted() -> None:
@@ -66,7 +66,7 @@ def test_constraints_are_told_and_are_not_counted() -> None:
     assert slim.refuses(wide) == "432 parameters, at most 60 are asked"
     assert slim.refuses(knot) == "3 bonds at a vertex, at most 2 are asked"
     assert not slim.refuses(free.topology((2, 1, 1, 2, 1, 2)))
-    assert 0 < size(slim).candidates < size(free).candidates
+    assert 0 < size_of(slim).candidates < size_of(free).candidates
     assert all(t.parameters <= 60 and max(map(len, t.legs)) <= 2 for _, t in candidates(slim))
 
 

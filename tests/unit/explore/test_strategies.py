@@ -41,7 +41,7 @@ from tnc.explore import (
     search,
     strategies,
 )
-from tnc.explore.counting import candidates, size
+from tnc.explore.counting import candidates, size_of
 from tnc.explore.engine import Done, Work
 from tnc.explore.trial import Asking
 
@@ -229,7 +229,7 @@ def test_the_best_so_far_only_gets_better(name: str) -> None:
 def test_the_optimum_of_a_small_space_is_found_within_its_size(name: str) -> None:
     made = strategies.get(name)()
     bonds = space_of(made)
-    most = size(problem(bonds).space).candidates
+    most = size_of(problem(bonds).space).candidates
     assert reaches(made, most), (run(made, evaluations=most).best, optimum(bonds))
 
 
@@ -297,7 +297,7 @@ class Forgetful(Strategy):
 def test_the_laws_can_fail() -> None:
     assert most_refused(Stubborn(), problem("ring", params=24)) > MOST_REFUSED
     assert rounds(Stubborn(), problem("ring"), 0, 300)[2] == ""
-    assert not reaches(Stubborn(), size(problem("ring").space).candidates)
+    assert not reaches(Stubborn(), size_of(problem("ring").space).candidates)
     assert keys(run(Forgetful(), evaluations=9)) != keys(run(Forgetful(), evaluations=9))
 
 
@@ -324,7 +324,7 @@ def test_exhaustive_goes_by_size_and_leaves_out_what_cannot_win() -> None:
     batches, history, end = rounds(made, problem("ring"), 0, 1000)
     sizes = [batch.trials[0].topology.parameters for batch in batches]
     assert sizes == sorted(sizes)
-    whole = size(problem("ring").space).candidates
+    whole = size_of(problem("ring").space).candidates
     assert len(sizes) < whole and end.startswith(f"all of {whole} candidates: {len(sizes)} fitted")
     best = min(told[0].score for told in history)
     assert best == pytest.approx(optimum("ring"))
@@ -339,7 +339,7 @@ def test_core_shapes_need_a_star() -> None:
     assert "need a star" in made.refuses(problem("ring"))
     assert not made.refuses(problem("star"))
     asked = rounds(made, problem("star"), 0, 100)[0]
-    assert sum(len(batch.trials) for batch in asked) <= size(problem("star").space).candidates
+    assert sum(len(batch.trials) for batch in asked) <= size_of(problem("star").space).candidates
 
 
 def test_gates_ask_for_few_fits_and_start_from_the_wide_one() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from random import Random
 
-from tnc.explore.counting import candidates, size
+from tnc.explore.counting import candidates, size_of
 from tnc.explore.problem import Problem
 from tnc.explore.strategy import Strategy, strategies
 from tnc.explore.trial import Asking, Batch, Trial
@@ -24,7 +24,7 @@ class Exhaustive(Strategy):
     limit: int = 100_000
 
     def refuses(self, problem: Problem) -> str:
-        found = size(problem.space, self.limit)
+        found = size_of(problem.space, self.limit)
         return f"the space has {found}, at most {self.limit} are tried" if not found.exact else ""
 
     def search(self, problem: Problem, rng: Random) -> Asking:
