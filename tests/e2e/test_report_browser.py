@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -10,41 +9,20 @@ from typing import Any
 
 import pytest
 
+from tests.e2e.visits import Visit, launched, needed
 from tests.unit.report.plans import hostile, large
 from tests.unit.test_cli import report_of
 from tnc.report.page import render
 from tnc.report.page_data import page_data
 from tnc.report.subject import Reported
 
-sync_api = pytest.importorskip("playwright.sync_api", reason='pip install "tnc[browser]"')
-CHROMIUM = next(
-    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), ""
-)
-pytestmark = pytest.mark.skipif(not CHROMIUM, reason="no Chromium is installed")
-QUIET = ("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
-         "--disable-background-networking", "--disable-component-update")  # fmt: skip
-
-
-class Visit:
-    """An open page with what went wrong on it."""
-
-    def __init__(self, page: Any) -> None:
-        self.page, self.wrong = page, []
-        page.on("console", lambda told: told.type == "error" and self.wrong.append(told.text))
-        page.on("pageerror", lambda error: self.wrong.append(str(error)))
-        page.on("dialog", lambda dialog: (self.wrong.append("dialog"), dialog.dismiss()))
-        page.on("request", lambda r: r.url.startswith("file:") or self.wrong.append(r.url))
-
-    def texts(self, selector: str) -> list[str]:
-        return self.page.locator(selector).all_text_contents()  # type: ignore[no-any-return]
+pytestmark = needed
 
 
 @pytest.fixture(scope="module")
-def browser(tmp_path_factory) -> Iterator[Any]:
-    with sync_api.sync_playwright() as driver:
-        found = driver.chromium.launch(executable_path=CHROMIUM, args=list(QUIET))
+def browser() -> Iterator[Any]:
+    with launched() as found:
         yield found
-        found.close()
 
 
 @pytest.fixture

@@ -23,7 +23,12 @@ if TYPE_CHECKING:
     from tnc.searching.result import Result
 
 app = typer.Typer(no_args_is_help=True, help="Search for structures; runs survive kills.")
-Name = Annotated[str, typer.Argument(help="A search spec, or the bare name of one of tnc's.")]
+Name = Annotated[
+    str,
+    typer.Argument(
+        help="A search spec, the bare name of one of tnc's, or a run's run.json: again."
+    ),
+]
 Folder = Annotated[Path, typer.Argument(help="The folder of a run.")]
 Count = Annotated[int, typer.Option(min=1, help="How many networks.")]
 
@@ -42,12 +47,16 @@ def run(
 ) -> None:
     """Search as a spec says, in a folder from which it goes on after a kill."""
     from tnc.explore import size_of
-    from tnc.searching.folder import free_folder
+    from tnc.searching.folder import RUN, RunFolder, free_folder
     from tnc.searching.running import begin, prepare
     from tnc.searching.spec import read_search
 
-    found = read_search(spec, set_ or ())
-    place = out or free_folder(Path(spec).stem)
+    again = Path(spec).name == RUN and Path(spec).is_file()
+    whole = Path(spec).absolute().parent
+    found = (
+        RunFolder.open(whole).spec(tuple(set_ or ())) if again else read_search(spec, set_ or ())
+    )
+    place = out or free_folder(whole.name if again else Path(spec).stem)
     with working() as progress:
         progress("prepare", 0, 1)
         prepared = prepare(found)
@@ -139,6 +148,22 @@ def export(
         print_json("search-export", {"file": str(out), "networks": networks})
     else:
         print_note(f"written: {out}")
+
+
+@app.command()
+def report(
+    folder: Folder,
+    out: Annotated[
+        Path | None, typer.Option(help="The page to write; report.html in the folder by default.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Write a page about a run: best so far, front, drawings, ranks, counts, how to repeat it."""
+    from tnc.commands.report import write_page
+    from tnc.searching.folder import RunFolder
+
+    RunFolder.open(folder)
+    write_page([str(folder)], out or folder / "report.html", as_json)
 
 
 @app.command()

@@ -17,7 +17,11 @@ from tnc.report.subject import read_reported
 
 FOLDER = files("tnc.report") / "page"
 NAME = "report.html"
-SCRIPTS = ("basics.js", "charts.js", "sections.js")
+PARTS = {
+    "report": ("report.html", ("basics.js", "charts.js", "sections.js")),
+    "search-report": ("search.html", ("basics.js", "charts.js", "search.js")),
+}
+"""Template and scripts of a page, by the kind of its data."""
 
 
 def write_report(folder: Path) -> None:
@@ -27,13 +31,14 @@ def write_report(folder: Path) -> None:
 
 
 def render(data: Mapping[str, Any]) -> str:
-    """Return the page for what `page_data` returns; every text is escaped."""
+    """Return the page for what `page_data` or `search_data` returns; every text is escaped."""
     from jinja2 import Environment, StrictUndefined
 
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
     environment.filters["thousands"] = "{:,.0f}".format
-    style, script = _read("report.css"), "".join(_read(name) for name in SCRIPTS)
-    return environment.from_string(_read("report.html")).render(
+    template, scripts = PARTS[data["kind"]]
+    style, script = _read("report.css"), "".join(_read(name) for name in scripts)
+    return environment.from_string(_read(template)).render(
         data=data,
         json=as_script(data),
         style=style,

@@ -39,7 +39,7 @@ def page_data(reported: Sequence[Reported]) -> dict[str, Any]:
         "differences": list(differences(reported)),
         "drawings": drawings.made,
     }
-    return _finite(data)  # type: ignore[no-any-return]
+    return finite(data)  # type: ignore[no-any-return]
 
 
 class _Drawings:
@@ -218,14 +218,14 @@ def command(one: Reported) -> str:
     return f"tnc compile {quote(place)}/spec.yaml --plan {quote(place)}/plan.json --out DIR"
 
 
-def _finite(data: Any) -> Any:
+def finite(data: Any) -> Any:
     """Replace NaN and infinities, which JSON cannot hold, by None."""
     if isinstance(data, float):
         return data if isfinite(data) else None
     if isinstance(data, Mapping):
-        return {key: _finite(value) for key, value in data.items()}
+        return {key: finite(value) for key, value in data.items()}
     if isinstance(data, list | tuple):
-        return [_finite(value) for value in data]
+        return [finite(value) for value in data]
     return data
 
 

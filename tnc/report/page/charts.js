@@ -7,23 +7,25 @@ function ticks(low, high, count) {
   return found;
 }
 
-/* Series: {points: [{x, y, lines}], class, context, label}; marks: {x, y, lines, class}. */
-function lineChart(width, { series, marks = [], limit, xName, yName, xText, label, log, pick }) {
+/* Series: {points: [{x, y, lines}], class, context, kind}; marks: {x, y, lines, class}. A series of
+   kind `dots` has no line, one of kind `steps` keeps its value until the next point. */
+function lineChart(width, { series, marks = [], limit, xName, yName, xText, label, log, logX, pick }) {
   const height = 300, left = 58, right = 16, top = 14, bottom = 44;
   const all = [...series.flatMap((one) => one.points), ...marks];
   const svg = shape("svg", { width, height, viewBox: `0 0 ${width} ${height}` });
-  const xs = all.map((point) => point.x).concat(limit == null ? [] : [limit]);
+  const along = (x) => logX ? Math.log10(x) : x;
+  const xs = all.map((point) => along(point.x)).concat(limit == null ? [] : [along(limit)]);
   let low = Math.min(...xs), high = Math.max(...xs);
   const room = (high - low || Math.abs(high) || 1) * 0.04;
-  low = Math.max(0, low - room); high += room;
-  const positive = all.map((point) => point.y).filter((y) => y > 0);
-  let bottomY = log ? Math.log10(Math.min(...positive)) : 0, topY = Math.max(...all.map((point) => point.y), 1e-12);
+  low = logX ? low - room : Math.max(0, low - room); high += room;
+  const ys = all.map((point) => point.y), positive = ys.filter((y) => y > 0);
+  let bottomY = log ? Math.log10(Math.min(...positive)) : Math.min(0, 1.06 * Math.min(...ys)), topY = Math.max(...ys, bottomY < 0 && !log ? 0 : 1e-12);
   if (log) { topY = Math.log10(topY); bottomY = Math.max(bottomY, topY - 6); const pad = (topY - bottomY || 1) * 0.06; bottomY -= pad; topY += pad; } else topY *= 1.06;
-  const X = (x) => left + (x - low) / (high - low) * (width - left - right);
+  const X = (x) => left + (along(x) - low) / (high - low) * (width - left - right);
   const Y = (y) => height - bottom - ((log ? Math.log10(Math.max(y, 10 ** bottomY)) : y) - bottomY) / (topY - bottomY) * (height - top - bottom);
-  const yTicks = log ? logTicks(bottomY, topY) : ticks(0, topY, 4);
+  const yTicks = log ? logTicks(bottomY, topY) : ticks(bottomY, topY, 4);
   for (const value of yTicks) svg.append(shape("line", { x1: left, x2: width - right, y1: Y(value), y2: Y(value), class: "axis" }), text(left - 8, Y(value) + 4, small(value), "end"));
-  for (const value of ticks(low, high, Math.max(2, Math.floor(width / 110)))) svg.append(text(X(value), height - bottom + 18, xText(value), "middle"));
+  for (const value of logX ? logTicks(low, high) : ticks(low, high, Math.max(2, Math.floor(width / 110)))) svg.append(text(X(value), height - bottom + 18, xText(value), "middle"));
   svg.append(shape("line", { x1: left, x2: width - right, y1: height - bottom, y2: height - bottom, class: "zero" }));
   svg.append(text(width - right, height - 6, xName, "end"));
   svg.append(text(left + 6, top + 2, yName, "start"));
@@ -31,11 +33,12 @@ function lineChart(width, { series, marks = [], limit, xName, yName, xText, labe
   const items = [];
   for (let one of series) {
     if (log) one = { ...one, points: one.points.filter((point) => point.y > 0) };
-    const path = one.points.map((point, place) => `${place ? "L" : "M"}${X(point.x).toFixed(1)} ${Y(point.y).toFixed(1)}`).join("");
-    svg.append(shape("path", { d: path, class: one.context ? "context" : "line " + one.class }));
+    const x = (point) => X(point.x).toFixed(1), y = (point) => Y(point.y).toFixed(1);
+    const path = one.points.map((point, place) => !place ? `M${x(point)} ${y(point)}` : one.kind === "steps" ? `H${x(point)}V${y(point)}` : `L${x(point)} ${y(point)}`).join("");
+    if (one.kind !== "dots") svg.append(shape("path", { d: path, class: one.context ? "context" : "line " + one.class }));
     if (one.context) continue;
     for (const point of one.points) {
-      svg.append(shape("circle", { cx: X(point.x), cy: Y(point.y), r: 3, class: one.fill }));
+      svg.append(shape("circle", { cx: X(point.x), cy: Y(point.y), r: one.kind === "dots" ? 2.5 : 3, class: one.fill }));
       items.push({ ...point, x: X(point.x), y: Y(point.y) });
     }
   }
@@ -146,4 +149,25 @@ function brackets(svg, run, width, total, y) {
     const name = [block.key, words.slice(-2).join("."), words[words.length - 1]].find((one) => one.length <= room);
     if (name) svg.append(text(block.x + block.w / 2, y - 9, name, "middle"));
   }
+}
+
+/* Cells {value, lines} by row and column: darker for larger, empty where the value is 1 or less. */
+function heatMap(width, { rows, columns, cells, heads, label, pick }) {
+  const left = 12 + 7 * Math.max(...rows.map((row) => row.length)), top = 24, bottom = 4;
+  const wide = Math.min(46, (width - left - 4) / columns.length), high = 24, height = top + rows.length * high + bottom;
+  const svg = shape("svg", { width, height, viewBox: `0 0 ${width} ${height}` });
+  const most = Math.max(2, ...cells.flat().map((cell) => cell.value)), items = [];
+  const every = Math.ceil(26 / wide);
+  columns.forEach((column, place) => { if (place % every === 0) svg.append(text(left + (place + 0.5) * wide, top - 8, column, "middle")); });
+  rows.forEach((row, down) => {
+    svg.append(text(left - 8, top + (down + 0.5) * high + 4, row, "end", "mono"));
+    cells[down].forEach((cell, place) => {
+      const x = left + place * wide, y = top + down * high, share = cell.value > 1 ? 0.2 + 0.8 * Math.log(cell.value) / Math.log(most) : 0;
+      svg.append(shape("rect", { x: x + 1, y: y + 1, width: Math.max(1, wide - 2), height: high - 2, rx: 3, class: share ? "f-0" : "f-none", "fill-opacity": share ? share.toFixed(2) : 1 }));
+      if (share && wide >= 16) svg.append(text(x + wide / 2, y + high / 2 + 4, String(cell.value), "middle", share > 0.55 ? "on" : "strong"));
+      items.push({ ...cell, x, y, w: wide, h: high });
+    });
+  });
+  explore(svg, items, { label, pick });
+  return svg;
 }

@@ -1,4 +1,20 @@
 /* The sections of one run: each function fills one part of its article. */
+/* Colours: one for each structure of the whole page, the largest share first. */
+const families = (() => {
+  const held = new Map();
+  for (const run of data.runs) {
+    for (const layer of run.layers) if (layer.family !== "dense") held.set(layer.family, (held.get(layer.family) || 0) + layer.params[0]);
+    for (const curve of run.curves) if (!held.has(curve.family)) held.set(curve.family, 0);
+  }
+  return [...held.keys()].sort((a, b) => held.get(b) - held.get(a) || (a < b ? -1 : 1));
+})();
+const colour = (family) => family === "dense" || family === "alone" ? family : String(Math.max(0, families.indexOf(family)) % 8);
+const chip = (family) => shape("svg", { viewBox: "0 0 10 10", "aria-hidden": "true" }, shape("rect", { width: 10, height: 10, rx: 2, class: "f-" + colour(family) }));
+function legend(names) {
+  const told = { dense: "stays dense", alone: "left alone, norms, biases" };
+  return names.map((name) => make("span", {}, chip(name), told[name] || name));
+}
+
 const becomes = (layer) => layer.family === "dense" ? "dense" : `${layer.family} ${layer.ranks}`.trim();
 const ratio = (pair) => pair[0] ? pair[1] / pair[0] : null;
 
