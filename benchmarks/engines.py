@@ -2,9 +2,11 @@
 
 Every candidate is a real fit (`adam`, so many steps that one takes a second of the processor) of
 a ring to a tensor of order 6 that no ring fits. Engines take turns over the same candidates, all
-workers started and warm before; figures are medians of ratios of wall seconds. Each process runs
-one thread. Answers of all engines must be equal to the last bit. Beside it, what an engine costs
-by itself: tasks a second that do nothing. Ray is left out, with a line, where it is not installed.
+workers started and warm before; figures are medians of ratios of wall seconds, which need as many
+free processors as there are workers. `busy` is the share of the workers' time that was spent in
+fits: what the engine leaves of them, on a machine with other work too. Each process runs one
+thread. Answers of all engines must be equal to the last bit. Beside it, what an engine costs by
+itself: tasks a second that do nothing. Ray is left out, with a line, where it is not installed.
 """
 
 from __future__ import annotations
@@ -51,6 +53,7 @@ def run(arguments: Arguments) -> Outcome:
     tasks, turns = _tasks(TASKS), 1 if arguments.quick else TURNS
     kinds = _kinds()
     seconds: dict[str, list[float]] = {name: [] for name in kinds}
+    busy: dict[str, list[float]] = {name: [] for name in kinds}
     wanted: dict[int, bytes] = {}
     with ExitStack() as held:
         pools = {name: held.enter_context(kind.open(work)) for name, kind in kinds.items()}
@@ -59,11 +62,14 @@ def run(arguments: Arguments) -> Outcome:
             print(f"{name}: ready", flush=True)
         for turn in range(turns):
             for name in sorted(pools, key=lambda n: Random(f"{turn} {n}").random()):
-                seconds[name].append(_run(pools[name], tasks, wanted))
-                print(f"turn {turn + 1}, {name}: {seconds[name][-1]:.2f} s", flush=True)
+                took, fitting = _run(pools[name], tasks, wanted)
+                seconds[name].append(took)
+                busy[name].append(fitting / took / pools[name].workers)
+                print(f"turn {turn + 1}, {name}: {took:.2f} s", flush=True)
     small = {name: _small(kind) for name, kind in kinds.items()}
     rows = [
-        (name, median(times), median(times) / TASKS, small[name]) for name, times in seconds.items()
+        (name, median(times), median(times) / TASKS, median(busy[name]), small[name])
+        for name, times in seconds.items()
     ]
     goals = [Goal("processes with 2 workers over serial", _ratio(seconds, "serial", "processes"),
                   1.8, "at least")]  # fmt: skip
@@ -71,9 +77,10 @@ def run(arguments: Arguments) -> Outcome:
         goals.append(Goal("ray over processes, seconds", _ratio(seconds, "ray", "processes"), 1.15))
     else:
         print("ray is not installed: its row is left out (pip install 'tnc[ray]')")
-    heads = ("engine", f"s for {TASKS}", "s a candidate", "empty tasks/s")
+    heads = ("engine", f"s for {TASKS}", "s a candidate", "busy", "empty tasks/s")
     figures = {
         "seconds": seconds,
+        "busy": busy,
         "empty tasks a second": small,
         "load before": load,
         "load after": os.getloadavg(),
@@ -112,15 +119,19 @@ def _tasks(count: int) -> list[Task]:
     return list(tasks.values())[:count]
 
 
-def _run(pool: Pool, tasks: list[Task], wanted: dict[int, bytes]) -> float:
-    """Return the wall seconds for all tasks; the first answers are those that all must give."""
-    begun = time.perf_counter()
+def _run(pool: Pool, tasks: list[Task], wanted: dict[int, bytes]) -> tuple[float, float]:
+    """Return the wall seconds for all tasks, and those of their fits added up.
+
+    The first answers are those that all must give.
+    """
+    begun, fitting = time.perf_counter(), 0.0
     for number, (outcome, cores) in pool.run(tasks):
         assert outcome.ok and cores is not None, outcome.error
+        fitting += outcome.seconds
         answer = b"".join(core.tobytes() for core in cores)
         if wanted.setdefault(number, answer) != answer:
             raise SystemExit("engines differ in what they answer")
-    return time.perf_counter() - begun
+    return time.perf_counter() - begun, fitting
 
 
 def _small(kind: Engine) -> float:
