@@ -37,6 +37,10 @@ MANY_PIXELS = 128
 """Pixels of an image from which a product with a transposed operand beats a convolution."""
 
 
+MANY_LAST = 512
+"""Pixels of all images, channels last, from which every weight that can be packed is."""
+
+
 @dataclass(frozen=True)
 class ConvTerm:
     """One network: its plain line, and its network of all groups where chains of it exist."""
@@ -181,8 +185,7 @@ Offer = tuple[AnyLine, float]
 def _choice(options: Options, offers: tuple[Offer, ...], asked: Asked) -> Choice:
     lines = tuple(line for line, _ in offers)
     found = Choice(lines, (), asked.last, False, sum(seconds for _, seconds in offers))
-    enough = asked.shape[0] == 1 or prod(asked.shape[2:]) >= MANY_PIXELS
-    between = enough and _may_go_between(options, found, asked)
+    between = prod(asked.shape[2:]) >= MANY_PIXELS and _may_go_between(options, found, asked)
     packed = tuple(_packed(one, asked, between) for one in lines)
     return replace(found, packed=packed, between=between)
 
@@ -225,6 +228,8 @@ def dense_seconds(options: Options, term: ConvTerm, asked: Asked) -> float:
 
 def _packed(one: AnyLine, asked: Asked, between: bool) -> tuple[bool, ...]:
     may = _all_packed(one, asked, between)
+    if asked.last and asked.shape[0] * prod(asked.shape[2:]) >= MANY_LAST:
+        return may
     return tuple(
         can and worth_packing(stage.shape, asked.shape) for can, stage in zip(may, one.stages)
     )
