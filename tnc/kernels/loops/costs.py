@@ -39,7 +39,8 @@ class LoopCosts(Costs):
             found = nest(step, size)
             needed = cycles(found, lanes(self.machine.dtype)) * self.rates.cycle
             read = held / self.machine.bandwidth(held) * (SCATTERED if _scattered(found) else 1)
-            apart = found.kind == "tile" and self.itemsize * found.sum.vector >= LONG
+            along = found.sum.vector if found.vector == step.right.value else found.sum.scalar
+            apart = found.kind == "tile" and self.itemsize * along >= LONG
             if held >= FAR and apart and found.rows.count >= 4:
                 read *= AGAIN
             touched = self.itemsize * (extent(step.left.layout, size)
