@@ -45,7 +45,7 @@ class Node:
 
 @dataclass
 class Drawing:
-    """SVG elements in pixels, the rectangles that they fill, the angles of legs by node."""
+    """SVG elements in pixels, and the rectangles that they fill."""
 
     lines: list[str] = field(default_factory=list)
     tips: list[str] = field(default_factory=list)
@@ -53,7 +53,6 @@ class Drawing:
     words: list[str] = field(default_factory=list)
     discs: list[str] = field(default_factory=list)
     boxes: list[Box] = field(default_factory=list)
-    angles: dict[str, list[float]] = field(default_factory=dict)
 
     @property
     def body(self) -> str:
@@ -95,8 +94,9 @@ def draw(sketch: Sketch, nodes: Mapping[str, Node], named: bool) -> Drawing:
     made.boxes += [Box(*at[dot], 8.0, 8.0) for dot in sketch.dots]
     ways = _ways(sketch, at)
     made.lines += [_curve(wire, way) for wire, way in zip(sketch.wires, ways)]
+    scene = _Scene.of(sketch, at, ways)
     for leg in sketch.legs:
-        _leg(leg, sketch, at, ways, made)
+        _leg(leg, scene, made)
     for wire, way in sorted(zip(sketch.wires, ways), key=lambda pair: _length(pair[1])):
         if not any(dot in wire.ends for dot in sketch.dots):
             spots = [_on(way, share) for share in _ALONG]
@@ -117,8 +117,11 @@ _Way = tuple[Place, Place, Place]
 def _ways(sketch: Sketch, at: Mapping[str, Place]) -> list[_Way]:
     """Return the line of every wire: parallel ones fan out, none goes through a node."""
     ways = []
+    alike: dict[frozenset[str], list[Wire]] = {}
     for wire in sketch.wires:
-        same = [other for other in sketch.wires if set(other.ends) == set(wire.ends)]
+        alike.setdefault(frozenset(wire.ends), []).append(wire)
+    for wire in sketch.wires:
+        same = alike[frozenset(wire.ends)]
         a, b = sorted(wire.ends)
         (ax, ay), (bx, by) = at[a], at[b]
         bend = 34.0 * (same.index(wire) - (len(same) - 1) / 2)
@@ -153,53 +156,58 @@ def _curve(wire: Wire, way: _Way) -> str:
     )
 
 
-def _leg(
-    leg: Leg,
-    sketch: Sketch,
-    at: Mapping[str, Place],
-    ways: list[_Way],
-    made: Drawing,
-) -> None:
+@dataclass(frozen=True)
+class _Scene:
+    """What legs have to keep clear of: nodes, points on lines, angles that are taken by node."""
+
+    at: Mapping[str, Place]
+    dots: tuple[str, ...]
+    forms: frozenset[str]
+    centre: Place
+    points: tuple[Place, ...]
+    taken: dict[str, list[float]]
+
+    @classmethod
+    def of(cls, sketch: Sketch, at: Mapping[str, Place], ways: list[_Way]) -> _Scene:
+        taken: dict[str, list[float]] = {node: [] for node in at}
+        for wire, way in zip(sketch.wires, ways):
+            for node in wire.ends:
+                (x, y), near = at[node], _on(way, 0.4 if way[0] == at[node] else 0.6)
+                taken[node].append(atan2(near[1] - y, near[0] - x))
+        points = tuple(_on(way, share / 10) for way in ways for share in range(1, 10))
+        middle = _centre(at.values())
+        return cls(at, sketch.dots, forms(sketch.graph), middle, points, taken)
+
+
+def _leg(leg: Leg, scene: _Scene, made: Drawing) -> None:
     """Draw an open leg where there is most room: outputs rather up, inputs down."""
-    x, y = at[leg.node]
-    taken = made.angles.setdefault(leg.node, [])
-    bonds = [
-        atan2(end[1] - y, end[0] - x)
-        for wire, way in zip(sketch.wires, ways)
-        if leg.node in wire.ends
-        for end in [_on(way, 0.4 if (way[0] == (x, y)) else 0.6)]
-    ]
-    centre = _centre(at.values())
-    wish = _wish(leg.way, forms(sketch.graph))
+    x, y = place = scene.at[leg.node]
+    taken, wish = scene.taken[leg.node], _wish(leg.way, scene.forms)
     text = f"{leg.index}={leg.size}"
     wide = _text(text)
+    far = 1.5 * REACH + wide + 40
+    boxes = [box for box in made.boxes if abs(box.x - x) - box.wide / 2 < far > abs(box.y - y)]
+    nodes = [other for other in scene.at.values() if 0 < _apart(other, place) < far]
+    points = [point for point in scene.points if RADIUS + 6 < _apart(point, place) < far]
+    out = _apart(place, scene.centre) or 1.0
 
     def cost(angle: float, reach: float) -> float:
-        gap = min([_between(angle, other) for other in (*bonds, *taken)], default=pi)
-        away = (x - centre[0]) * cos(angle) + (y - centre[1]) * sin(angle)
-        away /= hypot(x - centre[0], y - centre[1]) or 1.0
+        gap = min([_between(angle, other) for other in taken], default=pi)
+        away = (x - scene.centre[0]) * cos(angle) + (y - scene.centre[1]) * sin(angle)
         box = _tip(x, y, angle, reach, wide)
-        over = sum(box.over(other, 3.0) for other in made.boxes)
-        through = sum(
-            _away(at[node], (x, y), (box.x, box.y)) < RADIUS + 4 for node in at if node != leg.node
-        )
-        crossed = sum(
-            _away(_on(way, share / 10), (x, y), (box.x, box.y)) < 5
-            for wire, way in zip(sketch.wires, ways)
-            for share in range(1, 10)
-            if hypot(_on(way, share / 10)[0] - x, _on(way, share / 10)[1] - y) > RADIUS + 6
-        )
+        over = sum(box.over(other, 3.0) for other in boxes)
+        through = sum(_away(node, place, (box.x, box.y)) < RADIUS + 4 for node in nodes)
+        crossed = sum(_away(point, place, (box.x, box.y)) < 5 for point in points)
         return (
             0.5 * over + 60 * through + 4 * crossed + reach / 30
-            - 9 * min(gap, pi / 3) - wish[0] * away - wish[1] * sin(angle)
+            - 9 * min(gap, pi / 3) - wish[0] * away / out - wish[1] * sin(angle)
         )  # fmt: skip
 
     choices = [(k * pi / 12, reach) for reach in (REACH, 1.5 * REACH) for k in range(24)]
     angle, reach = min(choices, key=lambda choice: cost(*choice))
     taken.append(angle)
-    box = _tip(x, y, angle, reach, wide)
-    made.write(box, text)
-    _stroke(leg, at[leg.node], angle, RADIUS if leg.node in sketch.cores else 4.0, reach, made)
+    made.write(_tip(x, y, angle, reach, wide), text)
+    _stroke(leg, place, angle, 4.0 if leg.node in scene.dots else RADIUS, reach, made)
 
 
 def _wish(way: str, forms: frozenset[str]) -> tuple[float, float]:
@@ -238,7 +246,9 @@ def _label(spots: list[Place], wire: Wire, named: bool, made: Drawing) -> None:
     """Write what a wire is at the first of some places that is free, or the freest."""
     text = f"{wire.index}={wire.size}" if named else str(wire.size)
     boxes = [Box(*spot, _text(text), HIGH) for spot in spots]
-    free = [round(sum(box.over(other) for other in made.boxes), 6) for box in boxes]
+    x, y = spots[0]
+    near = [box for box in made.boxes if abs(box.x - x) + abs(box.y - y) < 8 * STEP]
+    free = [round(sum(box.over(other) for other in near), 6) for box in boxes]
     made.write(boxes[free.index(min(free))], text)
 
 
@@ -270,6 +280,10 @@ def _text(words: str) -> float:
 def _centre(found: Iterable[Place]) -> Place:
     spots = list(found)
     return sum(x for x, _ in spots) / len(spots), sum(y for _, y in spots) / len(spots)
+
+
+def _apart(a: Place, b: Place) -> float:
+    return hypot(a[0] - b[0], a[1] - b[1])
 
 
 def _between(a: float, b: float) -> float:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import gc
 import json
+import shlex
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+import tnc
 from tests.unit.report.searches import made
 from tests.unit.report.test_page import Page
 from tests.unit.test_cli import plan_of
@@ -115,3 +117,16 @@ def test_what_has_no_page_is_told(run: Path, tmp_path: Path, capsys) -> None:
     bad = made(tmp_path / "bad", evaluator={"toy": {"divide": "x"}}, limits={"evaluations": 5})
     assert main(["search", "report", str(bad)]) == 2
     assert "nothing to report yet: 5 evaluations" in capsys.readouterr().err
+
+
+def test_the_commands_of_the_guide_work(run: Path, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("runs").mkdir()
+    Path("runs/ring").symlink_to(run)
+    plan_of().save(Path("plan.json"))
+    guide = (Path(tnc.__file__).parents[1] / "docs" / "guides" / "report.md").read_text()
+    blocks = guide.split("## The page of a search")[1].split("```bash\n")[1:]
+    lines = [line for block in blocks for line in block.split("```")[0].splitlines()]
+    assert len(lines) == 7
+    for line in lines:
+        assert main(shlex.split(line, comments=True)[1:]) == 0, line
