@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -126,7 +127,11 @@ def best(folder: Folder, count: Count = 10, as_json: AsJson = False) -> None:
 def export(
     folder: Folder,
     out: Annotated[
-        Path, typer.Option(help="The file: .json, .txt, or .safetensors with the cores.")
+        Path,
+        typer.Option(
+            help="The file: .json, .txt, .safetensors with the cores; for a model's weight also "
+            ".yaml (a spec) and .plan.json (a plan for `tnc compile --plan`)."
+        ),
     ],
     rank: Annotated[int, typer.Option(min=1, help="The first of them, as `best` ranks them.")] = 1,
     count: Count = 1,
@@ -142,12 +147,41 @@ def export(
         raise SearchError(
             f"the run has no network of rank {rank}", hint=f"tnc search best {folder}"
         )
-    write(chosen, out)
+    target = load(RunFolder.open(folder)).spec.search.target
+    if out.name.endswith((".yaml", ".plan.json")):
+        _place(target, chosen, out)
+    else:
+        write(chosen, out)
     if as_json:
         networks = [candidate.to_json() for candidate in chosen]
         print_json("search-export", {"file": str(out), "networks": networks})
     else:
         print_note(f"written: {out}")
+
+
+def _place(target: Any, chosen: list[Any], out: Path) -> None:
+    """Write the spec that puts a network into the model that its weight is of, or its plan."""
+    from ruamel.yaml import YAML
+
+    from tnc.files import write_text, writing
+
+    if len(chosen) != 1:
+        raise SearchError(f"{len(chosen)} networks are no spec", hint="export one of them")
+    data = target.placed(chosen[0].topology)
+    if out.suffix == ".yaml":
+        stream = io.StringIO()
+        YAML().dump(data, stream)
+        with writing(out, SearchError):
+            write_text(out, stream.getvalue())
+        return
+    from tnc import api
+    from tnc.decide.spec import Spec
+    from tnc.inputs import load
+
+    spec = Spec.model_validate(data)
+    with working() as progress:
+        inputs = load(spec)
+        api.plan(inputs.loaded.model, spec, progress=progress, **inputs.given).save(out)
 
 
 @app.command()

@@ -10,8 +10,9 @@ from typing import Any, Self
 
 import numpy as np
 
-from tnc.errors import SourceError
+from tnc.errors import SearchError, SourceError
 from tnc.explore.evaluator import Array
+from tnc.explore.topology import Topology
 from tnc.registry import Registry
 
 
@@ -29,6 +30,14 @@ class Target(ABC):
     def resolved(self) -> Self:
         """Return the same target, found from any folder."""
         return self
+
+    def placed(self, topology: Topology) -> dict[str, Any]:
+        """Return the spec that puts a network into the target's model. Raises SearchError."""
+        del topology
+        raise SearchError(
+            "the target is a tensor of its own, there is no model to put a network into",
+            hint="search a model's weight: `target: {weight: PATH, spec: NAME}`",
+        )
 
     def to_data(self) -> dict[str, Any]:
         """Write as a spec does: every option that is not at its default."""
