@@ -27,11 +27,11 @@ def carried(
     `old` and `new` share modes.
     """
     rng = np.random.default_rng(seed)
-    held = _matched(_turned(cores, old), old, new)
+    held = _matched(turned(cores, old), old, new)
     return tuple(_resized(held.get(v), v, new, rng, noise) for v in range(len(new.shapes)))
 
 
-def _turned(cores: tuple[Array, ...], old: Topology) -> tuple[Array, ...]:
+def turned(cores: tuple[Array, ...], old: Topology) -> tuple[Array, ...]:
     """Return cores of the same tensor whose bonds are in the order of what their entries hold."""
     turned = list(cores)
     for number, (*ends, size) in enumerate(old.bonds):

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tnc.explore import Evaluator, Fit, Spectra, Topology, evaluators
+from tnc.explore import Evaluator, Fit, Space, Spectra, Topology, evaluators
 from tnc.explore.alternating.bench import Bench
 from tnc.explore.carrying import carried
 from tnc.explore.evaluator import dense, rse
@@ -29,8 +29,9 @@ CASES = {
     "tree": Topology.of((3, 3, 3, 3), [(0, 4, 2), (1, 4, 2), (2, 5, 2), (3, 5, 2), (4, 5, 3)], 2),
     "dense": Topology.of((2,) * 5, [(a, b, 2) for a in range(5) for b in range(a)]),
     "eight": Topology.of((2,) * 8, [(k, (k + 1) % 8, 2) for k in range(8)]),
+    "tall": Topology.of((2,) * 8, [(a, b, 2) for a, b in Space.of((2,) * 8, "tree").pairs], 6),
 }
-EXACT = ("two", "bound", "lonely", "ring", "tree", "eight")
+EXACT = ("two", "bound", "lonely", "ring", "tree", "eight", "tall")
 
 
 def made(name: str) -> Evaluator:
@@ -73,6 +74,8 @@ def test_fits_are_what_they_say(name: str, case: str) -> None:
 @pytest.mark.parametrize("case", EXACT)
 @pytest.mark.parametrize("name", NAMES)
 def test_exact_topologies_are_recovered(name: str, case: str) -> None:
+    if (name, case) == ("adam", "tall"):
+        pytest.skip("the product of fourteen cores of deviation 0.1 has no gradient")
     topology = CASES[case]
     tensor = exact(topology)
     assert made(name).fit(tensor, topology, seed=2).rse < 1e-6

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from tnc.explore.alternating import plan, sweeps
+from tnc.explore.carrying import turned
 from tnc.explore.evaluator import Array, Fit
 from tnc.explore.topology import Topology
 
@@ -82,6 +83,12 @@ class Bench:
             most, anneal, stir, max(enough, EXACT), gain, reach,
         )  # fmt: skip
         return int(made)
+
+    def level(self, flat: Array) -> None:
+        """Turn the bonds of the cores in a vector so that both their ends weigh the same."""
+        if np.isfinite(flat).all():
+            parts = turned(self.cores(flat), self.topology)
+            flat[:] = np.concatenate([core.reshape(-1) for core in parts])
 
     def follow(
         self, goal: Array, cores: Array, most: int, enough: float, rate: float

@@ -12,6 +12,7 @@ SMALL = 1 << 14
 HOLD = 1e-8
 """Of the mean of N's diagonal: how strongly a core is held where it is. It biases nothing, and no
 direction of a core grows at once until what it adds cancels."""
+MOST = 1e250
 UP, DOWN = np.int64(1 << INNER), np.int64(1 << OUTER)
 SWEEP = np.int64(1 << SOLVE | 1 << OUTER | 1 << INNER | 1 << OTHER)
 """Kinds of steps to be run, as bits: products that give P, those that give M, all. As np.int64,
@@ -89,10 +90,10 @@ def _solve(room, step, tables, scratch, norm, shrink):
         for j in range(q):
             b[i, j] = row[tables[step[10] + j]]
     hold, ridge = HOLD * trace / q + 1e-300, shrink * trace / q
-    if not np.isfinite(trace):
-        return np.nan
     found = False
     while not found:
+        if not 0.0 < hold <= MOST:
+            return np.nan
         found = True
         for i in range(q):
             for j in range(i, q):
@@ -141,9 +142,9 @@ def _solve_by_numpy(room, step, tables, scratch, norm, shrink):
     n = room[gram + tables[tn : tn + q, None] + tables[tp : tp + q]]
     b = room[right + tables[tm : tm + m, None] + tables[tb : tb + q]]
     hold, ridge = HOLD * np.trace(n) / q + 1e-300, shrink * np.trace(n) / q
-    if not np.isfinite(n).all():
-        return np.nan
     while True:
+        if not 0.0 < hold <= MOST:
+            return np.nan
         try:
             factor = np.linalg.cholesky(n + (hold + ridge) * np.eye(q))
             break

@@ -24,7 +24,7 @@ class ALS(Evaluator):
     back where that failed. `effort` below 1 takes that share of the starts and of the sweeps.
     """
 
-    version = 4
+    version = 5
     starts: int = 4
     few: int = 2
     sweeps: int = 300
@@ -63,12 +63,14 @@ class ALS(Evaluator):
         for k, cores in enumerate(drawn):
             if least <= max(enough, EXACT):
                 break
-            warm = start is not None and k == 0
-            cold = k == int(start is not None) or large
-            swept += bench.descend(
-                cores, most, anneal if cold and not warm else 0, self.stir, enough,
-                self.gain, self.reach,
-            )  # fmt: skip
+            left = most
+            if anneal and (large or k == int(start is not None)) and not (start and k == 0):
+                left -= bench.descend(
+                    cores, min(anneal + 10, most), anneal, self.stir, enough, 0.0, self.reach
+                )
+                bench.level(cores)
+            left -= bench.descend(cores, left, 0, 0.0, enough, self.gain, self.reach)
+            swept += most - left
             error = bench.rse(cores)
             if error < least:
                 best, least = cores, error
