@@ -113,6 +113,23 @@ def test_ways_of_choosing_are_checked() -> None:
         tnc.tune(model(), how="guess")
 
 
+def test_training_keeps_what_is_allowed() -> None:
+    made = model()
+    told = tnc.tune(made, rows=(64,), how="model", training=True, keep=4.0)
+    linear = {"1", "3", "5"}
+    best = [e.choice for kind, own in told.layers if linear & {*kind.paths} for e in own]
+    assert any(choice.way.back.kept for choice in best) and "; keeps t0" in str(told)
+    (kept,) = ready(made, "1").values()
+    assert kept.kernel.choice in best
+    nothing = tnc.tune(made, rows=(64,), how="model", training=True)
+    assert "keeps" not in str(nothing)
+    with pytest.raises(KernelError, match="nothing is kept without gradients"):
+        tnc.tune(made, keep=0.5)
+    for wrong in (-1.0, float("nan")):
+        with pytest.raises(KernelError, match="is no bound on what is kept"):
+            tnc.tune(made, training=True, keep=wrong)
+
+
 def test_a_model_without_structured_layers_is_no_error() -> None:
     report = tnc.tune(nn.Linear(3, 3))
     assert not report.layers and not report.plain
