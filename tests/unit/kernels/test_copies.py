@@ -9,6 +9,7 @@ import torch
 
 from tnc.kernels.choose import Task, equipped
 from tnc.kernels.codec import choice_from, choice_to
+from tnc.kernels.grid import Grid
 from tnc.kernels.loops import copies
 from tnc.kernels.loops.arrange import BLOCKS, ITEMS, ROWS, arranged
 
@@ -82,4 +83,35 @@ def test_copies_are_compiled_where_asked_only(tmp_path, monkeypatch) -> None:
             assert choice.way.copies == how and choice_from(choice_to(choice)) == choice
     finally:
         copies.known.cache_clear()
+        choose.cache_clear()
+
+
+def test_kernels_and_gradients_by_compiled_copies(monkeypatch) -> None:
+    from tests.unit.kernels.test_programs import NETWORKS
+    from tnc.kernels.choose import choose
+    from tnc.kernels.machine import generic
+    from tnc.kernels.price import Copies
+    from tnc.net import Structure, parse_network
+    from tnc.nn import LinearView, StructuredLayer
+    from tnc.nn.generated import kernels_of, plain_kernels
+
+    old = generic("float64", 1).copies
+    grid, turns = (Grid(each.axes, tuple(s / 1e3 for s in each.seconds)) for each in
+                   (old.grid, old.turns))  # fmt: skip
+    monkeypatch.setattr(copies, "known", lambda dtype: Copies(1e-9, grid, turns))
+    choose.cache_clear()
+    text = NETWORKS["block-train"].replace("i1 i2 -> o1 o2", "(i1 i2) -> (o1 o2)")
+    structure = Structure.of(parse_network(text))
+    layer = StructuredLayer.initialised(structure, LinearView(), 0.5, dtype=torch.float64)
+    x = torch.randn(40, structure.signature.inputs[0], dtype=torch.float64, requires_grad=True)
+    asked = [x, *layer.parameters()]
+    try:
+        found = torch.autograd.grad(layer(x).pow(2).sum(), asked)
+        with plain_kernels():
+            wanted = torch.autograd.grad(layer(x).pow(2).sum(), asked)
+        for one, other in zip(found, wanted):
+            torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-12)
+        (ready,) = (each for applied in kernels_of(layer) for each in applied._ready.values())
+        assert ready.kernel.choice.way.copies == "numba"
+    finally:
         choose.cache_clear()
