@@ -78,7 +78,7 @@ def search_data(place: str | Path) -> dict[str, Any]:
             "counts": [[name, getattr(result.counts, name), told]
                        for name, told in _MEANING.items()],
             "spent": result.found.spent,
-            "processes": sum(event["event"] == "begin" for event in events),
+            "processes": sum(event.get("event") == "begin" for event in events),
             "trials": [_point(told, number) for told in _shown(trials)],
             "curve": _curve(trials),
             "front": [number[told.trial.key] for told in _front(result)],

@@ -107,10 +107,12 @@ def load(folder: RunFolder) -> Result:
     """Read what a run has found so far, also while it is going on; nothing is written."""
     spec = folder.spec()
     objective = spec.search.objective
-    rounds = [event for event in folder.events() if event.get("event") == "round"]
+    events = folder.events()
+    rounds = [event for event in events if event.get("event") == "round"]
     found = Found(ended=ended(folder))
     if rounds:
-        for name, value in rounds[-1]["counts"].items():
+        counts = [event["counts"] for event in events if "counts" in event]
+        for name, value in counts[-1].items():
             setattr(found.counts, name, value)
         found.spent = rounds[-1]["spent"]
     if not folder.record.exists():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import json
 import shlex
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,8 @@ def data(run: Path) -> dict[str, Any]:
 def test_counts_are_those_of_the_run(run: Path, data: dict[str, Any]) -> None:
     found = load(RunFolder.open(run)).found
     told = {name: count for name, count, _ in data["counts"]}
-    assert told == vars(found.counts)
+    assert told == vars(found.counts) and told["hits"] > 0
+    assert told == RunFolder.open(run).events()[-1]["counts"]
     assert told["evaluations"] == len(data["trials"]) == 40
     assert told["failed"] == sum(count for _, count in data["failures"]) > 0
     assert told["failed"] == sum(each[1] is None for each in data["trials"])
@@ -104,6 +106,38 @@ def test_its_command_makes_the_same_search(run: Path, data: dict[str, Any], tmp_
     again = search_data(tmp_path / "again")
     assert [each[:6] for each in again["trials"]] == [each[:6] for each in data["trials"]]
     assert again["curve"] == data["curve"]
+
+
+def test_a_run_that_was_interrupted_says_so(run: Path, tmp_path: Path) -> None:
+    broken = shutil.copytree(run, tmp_path / "broken")
+    lines = (broken / "events.jsonl").read_text().splitlines(keepends=True)
+    (broken / "events.jsonl").write_text("".join(lines[:-1]))
+    found = search_data(broken)
+    assert found["state"] == "interrupted" and not found["ended"]
+    assert any("it can go on" in warning for warning in found["warnings"])
+
+
+@pytest.mark.parametrize(
+    ("bonds", "strategy"), [("star", "greedy"), ("tree", "random"), ("full", "tnls")]
+)
+def test_other_spaces_and_negative_scores_have_a_page(
+    bonds: str, strategy: str, tmp_path: Path
+) -> None:
+    run = made(
+        tmp_path / "run",
+        space={"bonds": bonds, "rank": 3},
+        strategy=strategy,
+        objective="log-size-and-error",
+        evaluator="toy",
+        limits={"evaluations": 12},
+    )
+    found = search_data(run)
+    assert found["networks"][0]["score"] < 0 and 5 < len(found["trials"]) <= 12
+    looks = sum(effort < 1 for *_, effort, _, _ in found["trials"])
+    assert any(f"{looks} evaluations were quick" in told for told in found["warnings"]) == bool(
+        looks
+    )
+    assert render(found)
 
 
 def test_what_has_no_page_is_told(run: Path, tmp_path: Path, capsys) -> None:

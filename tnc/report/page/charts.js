@@ -3,7 +3,7 @@ function ticks(low, high, count) {
   const raw = (high - low) / Math.max(1, count) || 1, power = 10 ** Math.floor(Math.log10(raw));
   const step = [1, 2, 2.5, 5, 10].map((k) => k * power).find((k) => k >= raw * 0.999);
   const found = [];
-  for (let value = Math.ceil(low / step - 1e-9) * step; value <= high + step * 1e-6; value += step) found.push(+value.toPrecision(12));
+  for (let value = Math.ceil(low / step - 1e-9) * step; value <= high + step * 1e-6; value += step) found.push(Math.abs(value) < step * 1e-6 ? 0 : +value.toPrecision(12));
   return found;
 }
 
@@ -52,6 +52,7 @@ function lineChart(width, { series, marks = [], limit, xName, yName, xText, labe
 }
 
 function logTicks(low, high) {
+  if (high - low < 0.6) return ticks(10 ** low, 10 ** high, 4);
   const found = [];
   for (let power = Math.floor(low); power <= Math.ceil(high); power++)
     for (const k of high - low > 2.2 ? [1] : high - low > 1 ? [1, 3] : [1, 2, 5]) {
