@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import functools
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -64,8 +64,9 @@ def _one(structure: Structure) -> Structure:
 class Frame:
     """What the layers of one group have in common while their owner's forward runs."""
 
-    def __init__(self, readers: int) -> None:
-        self.readers, self._left = readers, 0
+    def __init__(self, layers: Sequence[Any]) -> None:
+        self.layers, self.readers, self._left = layers, len(layers), 0
+        self._parts: tuple[Tensor, ...] = ()
         self._mode = mode()
         self._input: Tensor | None = None
         self._cores: tuple[Tensor, ...] = ()
@@ -98,6 +99,31 @@ class Frame:
         if not self._left:  # all have theirs: let go of it
             self._input = self._product = None
         return product
+
+    def part(self, layer: Any, x: Tensor) -> Tensor | None:
+        """Return a layer's part of what the group makes of the input; None where it is alone."""
+        batch = self.layers[0].batch(self.layers)
+        if not batch.wants(x):
+            return None
+        tensors = tuple(batch.tensors())
+        if any(t.is_inference() or t.dtype is not x.dtype or not t.is_cpu for t in tensors):
+            return None
+        now = stamp(x, tensors)
+        known = (
+            self._input is x
+            and self._stamp == now
+            and len(self._cores) == len(tensors)
+            and all(a is b for a, b in zip(self._cores, tensors))
+        )
+        if not known:
+            self._parts, self._left = batch.run(x, tensors), self.readers
+            self._input, self._cores, self._stamp = x, tensors, now
+        place = next(k for k, one in enumerate(self.layers) if one is layer)
+        found: Tensor = self._parts[place]
+        self._left -= 1
+        if not self._left:  # all have theirs: let go of it
+            self._input, self._parts = None, ()
+        return found
 
 
 class Open(threading.local):

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from tnc.errors import KernelError
 from tnc.net import Structure
+from tnc.nn.batched import Batch, cannot
 from tnc.nn.layer import StructuredLayer
 from tnc.nn.linear_view import LinearView
 from tnc.nn.shared_frame import OPEN, Frame, Split, split_at
@@ -30,16 +31,24 @@ _GROUPS = "_shared_inputs"
 
 
 class SharingLayer(StructuredLayer):
-    """A structured layer that takes the product of its `front` cores from the owner's frame."""
+    """A structured layer that takes the product of its `front` cores from the owner's frame.
+
+    Without such cores it takes its own result, which is computed with those of its group.
+    """
 
     front: tuple[str, ...]
     _split: tuple[Structure, Split] | None
+    _batch: Batch | None = None
+    """The group's, at its first layer."""
 
     def forward(self, input: Tensor, output_size: Sequence[int] | None = None) -> Tensor:
         """Apply the layer; within the owner's forward, the front cores are applied once."""
         frame = None if torch.compiler.is_compiling() else OPEN.frames.get(id(self))
         if frame is None or not frame.serves(input):
             return super().forward(input, output_size)
+        if not self.front:
+            found = frame.part(self, input)
+            return super().forward(input, output_size) if found is None else found
         split = self.split()
         if split is None or input.numel() * split.work * (frame.readers - 1) < PAYS:
             return super().forward(input, output_size)
@@ -58,24 +67,41 @@ class SharingLayer(StructuredLayer):
             self._split = (self.structure, found)
         return self._split[1]
 
+    def batch(self, layers: Sequence[SharingLayer]) -> Batch:
+        """Return the group that this layer is the first of, ready to be applied together."""
+        known = vars(self).get("_batch")
+        if known is None or any(one is not other for one, other in zip(known.layers, layers)):
+            known = vars(self)["_batch"] = Batch(layers)
+        return known  # type: ignore[no-any-return]
+
+    def _forget(self) -> None:
+        super()._forget()
+        vars(self).pop("_batch", None)
+
     def __getstate__(self) -> dict[str, Any]:
-        return super().__getstate__() | {"_split": None}
+        state = super().__getstate__() | {"_split": None}
+        state.pop("_batch", None)
+        return state
 
 
 def share_inputs_(owner: nn.Module, paths: Sequence[str], front: Sequence[str]) -> None:
     """Let layers below `owner` share the product of their front cores within its forward.
 
-    Raises KernelError where one is no structured layer, or cannot be split at these cores.
+    Without `front` they are applied together, as one batch. Raises KernelError where one is no
+    structured layer, or cannot be split at these cores, or where they are no batch.
     """
     layers = [owner.get_submodule(path) for path in paths]
     for path, layer in zip(paths, layers):
         if not isinstance(layer, StructuredLayer) or not isinstance(layer.view, LinearView):
             raise KernelError(f"{path} is no structured linear layer")
-        if split_at(layer.structure, tuple(front), layer.view) is None:
+        if front and split_at(layer.structure, tuple(front), layer.view) is None:
             raise KernelError(
                 f"the layer cannot be split at its cores {', '.join(front)}",
                 where=f"{path}: {layer.structure}",
             )
+    reason = "" if front else cannot(layers)  # type: ignore[arg-type]
+    if reason:
+        raise KernelError(f"the layers cannot be applied together: {reason}", where=paths[0])
     for layer in layers:
         layer.__class__ = SharingLayer
         vars(layer).update(front=tuple(front), _split=None)
@@ -115,6 +141,7 @@ def unshare_(owner: nn.Module) -> None:
         for layer in _layers(owner, paths).values():
             vars(layer).pop("front")
             vars(layer).pop("_split")
+            vars(layer).pop("_batch", None)
             layer.__class__ = StructuredLayer  # type: ignore[assignment]
     owner.__class__ = _base(type(owner))
 
@@ -164,7 +191,7 @@ def _open(owner: nn.Module, frames: dict[int, Frame]) -> list[tuple[int, Frame |
     before = []
     for paths in getattr(owner, _GROUPS, ()):
         layers = _layers(owner, paths)
-        frame = Frame(len(layers))
+        frame = Frame(tuple(layers.values()))
         for layer in layers.values():
             before.append((id(layer), frames.get(id(layer))))
             frames[id(layer)] = frame

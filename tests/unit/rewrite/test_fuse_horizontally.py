@@ -8,14 +8,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import tnc
 from tests.compiled import spec
 from tests.zoo import case
 from tnc.decide.pipeline import DEFAULT
-from tnc.nn import shared_input
-from tnc.nn.shared_input import SharingLayer, groups_of
+from tnc.errors import KernelError
+from tnc.nn import batched, shared_input
+from tnc.nn.batched import Batch
+from tnc.nn.shared_input import SharingLayer, groups_of, share_inputs_
 from tnc.rewrite.contract import outputs_of
 from tnc.rewrite.subject import ties_of
 
@@ -84,13 +86,97 @@ def test_densify_leaves_nothing_of_it() -> None:
     assert not any(hasattr(type(m), "_owns_shared_inputs") for m in dense.modules())
 
 
-def test_what_is_left_alone_is_said() -> None:
+def test_what_is_left_alone_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     made = tnc.compile(
         case("bert").build(),
         spec(passes=(*DEFAULT, "fuse-horizontally")),
         example=case("bert").inputs(),
     )
-    assert all(": they hold no core in common" in line for line in told(made))
+    assert all(" one batch of products where that is faster" in line for line in told(made))
+    monkeypatch.setattr(batched, "SMALL", 1)
+    made = tnc.compile(
+        case("bert").build(),
+        spec(passes=(*DEFAULT, "fuse-horizontally")),
+        example=case("bert").inputs(),
+    )
+    assert all(": they hold no core in common, and" in line for line in told(made))
     net = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 4))
     made = tnc.compile(net, spec(passes=(*DEFAULT, "fuse-horizontally")), example=torch.ones(2, 8))
     assert told(made) == ("no structured layers read one tensor",)
+
+
+BATCHED = {"match": "*", "op": "linear", "structure": "low-rank", "ranks": {"r": 4}}
+
+
+@cache
+def together(name: str) -> tuple[tnc.api.Compiled, tnc.api.Compiled]:
+    example = case(name)
+    made = []
+    for passes in (DEFAULT, (*DEFAULT, "fuse-horizontally")):
+        rules = spec(BATCHED, passes=passes)
+        made.append(tnc.compile(example.build(), rules, example=example.inputs()))
+    return made[0], made[1]
+
+
+def test_small_layers_of_one_structure_are_one_batch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(batched, "GAIN", 1e9)
+    plain, fused = together("bert")
+    assert any(
+        " are one batch of products where that is faster, within " in line for line in told(fused)
+    )
+    ran = []
+    real = Batch.wants
+
+    def wants(self: Batch, x: Tensor) -> bool:
+        ran.append(real(self, x))
+        return ran[-1]
+
+    monkeypatch.setattr(Batch, "wants", wants)
+    inputs = case("bert").inputs(seed=4)
+    folder = tnc.save(fused, tmp_path / "artifact")
+    models = (copy.deepcopy(fused.model), tnc.load(folder, model=case("bert").build(seed=1)))
+    for model in models:
+        ran.clear()
+        model.eval()
+        with torch.no_grad():
+            wanted = outputs_of(copy.deepcopy(plain.model).eval(), inputs)
+            for a, b in zip(wanted, outputs_of(model, inputs), strict=True):
+                assert float((a - b).norm()) <= 1e-5 * float(a.norm())
+            assert ran and all(ran)
+            for parameter in model.parameters():
+                parameter.data.mul_(1.01)  # versions do not change
+            changed = copy.deepcopy(plain.model).eval()
+            for parameter in changed.parameters():
+                parameter.data.mul_(1.01)
+            for a, b in zip(outputs_of(changed, inputs), outputs_of(model, inputs), strict=True):
+                assert float((a - b).norm()) <= 1e-5 * float(a.norm())
+        ran.clear()
+        args, kwargs = inputs
+        model(*args, **kwargs)  # with gradients each layer is alone
+        assert not any(ran)
+    assert not [m for m in tnc.densify(fused.model).modules() if isinstance(m, SharingLayer)]
+
+
+def test_a_batch_is_given_up_where_it_does_not_pay(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(batched, "GAIN", 0.0)
+    monkeypatch.setattr(Batch, "run", lambda *_: pytest.fail("ran together"))
+    plain, fused = together("bert")
+    inputs = case("bert").inputs(seed=4)
+    with torch.no_grad():
+        wanted, found = (
+            outputs_of(copy.deepcopy(made.model).eval(), inputs) for made in (plain, fused)
+        )
+    assert all(torch.equal(a, b) for a, b in zip(wanted, found, strict=True))
+    monkeypatch.setattr(batched, "SMALL", 3)
+    with pytest.raises(KernelError, match="a rank of 4 is too large"):
+        share_inputs_(copy.deepcopy(plain.model), _group(plain), ())
+
+
+def _group(made: tnc.api.Compiled) -> list[str]:
+    return [
+        path
+        for path, module in made.model.named_modules()
+        if path.rpartition(".")[2] in ("query", "key", "value")
+    ][:3]
