@@ -72,7 +72,7 @@ class SharingLayer(StructuredLayer):
         known = vars(self).get("_batch")
         if known is None or any(one is not other for one, other in zip(known.layers, layers)):
             known = vars(self)["_batch"] = Batch(layers)
-        return known  # type: ignore[no-any-return]
+        return known
 
     def _forget(self) -> None:
         super()._forget()
