@@ -51,7 +51,7 @@ def _found(
         return
     space = _space(wanted, member, signature)
     strategy = strategies.get(wanted.strategy)()
-    problem = Problem(space, objectives.get("error-at-size")(1.0), None)  # type: ignore[arg-type]
+    problem = Problem(space, objectives.get("error-at-size")(1.0), None)  # type: ignore
     reason = "" if strategy.any_space else "it searches for bonds"
     if reason:
         raise PlanError(

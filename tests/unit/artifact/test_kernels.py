@@ -87,9 +87,9 @@ def test_training_may_keep_values(tmp_path: Path) -> None:
 
 def test_an_edited_source_is_an_error_with_its_line(tmp_path: Path) -> None:
     folder = saved(tmp_path / "a")
-    file = next(file for file in sources(folder) if file.name.endswith("rows-16.py"))
-    lines = file.read_text().splitlines()
-    place = next(k for k, line in enumerate(lines) if "return y" in line)
+    texts = ((file, file.read_text().splitlines()) for file in sources(folder))
+    file, lines = next(each for each in texts if "    return y" in each[1])
+    place = lines.index("    return y")
     lines[place] = "    return 2 * y"
     file.write_text("\n".join(lines) + "\n")
     name = f"kernels/{file.name}"

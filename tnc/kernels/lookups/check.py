@@ -19,9 +19,11 @@ from tnc.net import Network
 def require(network: Network, program: LookUp) -> None:
     """Raise KernelError where a program's rows are not those of the network's table.
 
-    Every row is looked up, of legs of sizes 2 and 3 in turn, in float64.
+    Every row is looked up, of legs of sizes 2 and 3 in turn, in float64. Legs of size 1 stay so:
+    programs may take them in any order.
     """
-    sizes = {name: 2 + place % 2 for place, name in enumerate(sorted(network.size))}
+    names = sorted(network.size)
+    sizes = {n: 1 if network.size[n] == 1 else 2 + place % 2 for place, n in enumerate(names)}
     small = Network.of(network.equation, sizes)
     given = LookUp(program.tables, program.steps, program.outputs, program.inputs, small.sizes)
     generator = torch.Generator().manual_seed(0)

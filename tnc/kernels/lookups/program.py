@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from itertools import islice, permutations
 
 from tnc.derive.dense import ROWS
-from tnc.kernels.costs import same_memory
+from tnc.kernels.layouts import same_memory
 from tnc.kernels.merges import Piece, groupings
 from tnc.kernels.operands import Lay, lay_of
 from tnc.kernels.program import Copy, Matrix, Multiply, Operand, Step, extent, written
