@@ -59,8 +59,8 @@ def _measured(dtype: str) -> dict[str, object]:
     with alone(1):
         room = Room(getattr(torch, dtype))
         axes, shorts = (COPIED, runs_of(room.item)), (COPIED, SHORT)
-        copies = [Point(moved(room, *at, turn)) for at in product(*axes)]
-        turns = [Point(turned(room, *at, turn)) for at in product(*shorts)]
+        copies = [Point(moved(room, size, run, turn)) for size, run in product(*axes)]
+        turns = [Point(turned(room, size, short, turn)) for size, short in product(*shorts)]
         read_all([*copies, *turns], SECONDS)
     best = [point.best for point in copies]
     return {
