@@ -162,7 +162,23 @@ class Choice:
         models = [options_model(kind, thing) for kind, thing in self.registry.all().items()]
         union: Any = Annotated[Union[tuple(models)], Field(discriminator="kind")]  # noqa: UP007
         one = TypeAdapter(union if len(models) > 1 else models[0])
-        return {"anyOf": [text_schema(self.registry.all()), handler(one.core_schema)]}
+        options: dict[str, Any] = {}
+        for kind, model in zip(self.registry.all(), models):
+            told = handler.resolve_ref_schema(handler(model.__pydantic_core_schema__))
+            own = told.get("properties", {})
+            options[kind] = {
+                "type": ["object", "null"],
+                "properties": {name: each for name, each in own.items() if name != "kind"},
+                "additionalProperties": False,
+            }
+        keyed = {
+            "type": "object",
+            "minProperties": 1,
+            "maxProperties": 1,
+            "properties": options,
+            "additionalProperties": False,
+        }
+        return {"anyOf": [text_schema(self.registry.all()), handler(one.core_schema), keyed]}
 
 
 def text_schema(names: Any) -> dict[str, Any]:

@@ -50,7 +50,7 @@ class ConvOutcome(Explained):
             flops=flops(task, choice),
             dense_flops=2 * images * worked * signature.parameters,
             steps=tuple((text, _note(each)) for text, each in steps),
-            libraries=tuple(each.library for _, each in steps),
+            libraries=tuple(each.backend for _, each in steps),
             contenders=tuple(
                 Contender(other.seconds, other.measured, flops(task, other), unlike(choice, other))
                 for other in self.others
@@ -63,7 +63,7 @@ class ConvOutcome(Explained):
                 "shape": list(asked.shape),
                 "channels_last": asked.last,
                 "steps": [
-                    {"text": text, "flops": each.flops, "library": each.library}
+                    {"text": text, "flops": each.flops, "library": each.backend}
                     for text, each in steps
                 ],
             },
@@ -108,7 +108,7 @@ class Work:
     """What one stage does: FLOPs of all images, and the library that is called."""
 
     flops: int
-    library: str
+    backend: str
 
 
 def flops(task: ConvTask, choice: Choice) -> int:
@@ -161,7 +161,7 @@ def _sizes(stage: Stage, before: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def _note(work: Work) -> str:
-    return f"{work.flops:,} FLOPs, {work.library}"
+    return f"{work.flops:,} FLOPs, {work.backend}"
 
 
 def _dense(task: ConvTask) -> float:

@@ -27,27 +27,6 @@ class Named(Choice):
             self._chosen, serialization=schema.get("serialization")
         )
 
-    def __get_pydantic_json_schema__(
-        self, schema: CoreSchema, handler: GetJsonSchemaHandler
-    ) -> dict[str, Any]:
-        told = super().__get_pydantic_json_schema__(schema, handler)
-        options: dict[str, Any] = {}
-        for kind, thing in self.registry.all().items():
-            model = handler(options_model(kind, thing).__pydantic_core_schema__)
-            own = handler.resolve_ref_schema(model).get("properties", {})
-            options[kind] = {
-                "type": ["object", "null"],
-                "properties": {name: each for name, each in own.items() if name != "kind"},
-                "additionalProperties": False,
-            }
-        keyed = {"type": "object", "minProperties": 1, "maxProperties": 1}
-        return {
-            "anyOf": [
-                *told["anyOf"],
-                keyed | {"properties": options, "additionalProperties": False},
-            ]
-        }
-
     def _chosen(self, value: Any) -> Any:
         if not isinstance(value, Mapping) or "kind" in value or len(value) != 1:
             return validated(self.registry, value)

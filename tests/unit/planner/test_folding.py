@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
+
+import jsonschema
 import pytest
 import torch
 from torch import nn
 
 import tnc
 from tnc.decide.options import build
+from tnc.decide.spec_schema import schema_text
 from tnc.errors import PlanError, TncError
 from tnc.explore import strategies
 from tnc.explore.foldings import Folding, FoldingSpace
@@ -91,3 +95,14 @@ def test_a_space_counts_and_refuses() -> None:
     assert space.points >= len(list(space.all()))
     assert "size 1" in space.refuses(space.topology(((1, 48), (2, 48))))
     assert not space.refuses(space.topology(((2, 24), (2, 48))))
+
+
+def test_the_schema_takes_options_by_the_name_of_their_owner() -> None:
+    checker = jsonschema.Draft7Validator(json.loads(schema_text()))
+
+    def wrong(structure: object) -> bool:
+        rules = [{"match": "*", "structure": structure}]
+        return not checker.is_valid({"version": 1, "rules": rules})
+
+    assert not wrong({"search": {"evaluations": 4}}) and not wrong({"low-rank": None})
+    assert wrong({"search": {"evaluation": 4}}) and wrong({"serch": {}})
