@@ -98,4 +98,3 @@ class Batch:
 Asking = Generator[Batch, tuple[Scored, ...], str]
 """A strategy at work: it yields batches, is sent what became of them in their order, and returns
 why it ends."""
-Told = dict[str, Any]
