@@ -20,7 +20,7 @@ LAYERS = (
     {"kernels"},
     {"capture", "fit", "nn", "optim"},
     {"rewrite"},
-    {"searching"},
+    {"searching", "binding"},
     {"planner", "passes", "artifact", "adapting", "distilling"},
     {"allocators"},
     {"api"},

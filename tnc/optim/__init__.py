@@ -1,5 +1,7 @@
-"""Optimizers that follow their parameters when these change shape."""
+"""Optimizers: what their state is, how it follows parameters, and rules with structured state."""
 
+from tnc.optim.following import follow
+from tnc.optim.kinds import FORMS, Form, Kind, form_of
 from tnc.optim.moving import Maps, move_, refusal
 
-__all__ = ["Maps", "move_", "refusal"]
+__all__ = ["FORMS", "Form", "Kind", "Maps", "follow", "form_of", "move_", "refusal"]

@@ -1,46 +1,50 @@
-"""Conjugate gradients on a list of tensors, for operators that are symmetric and not negative."""
+"""Least squares by conjugate gradients, for an unknown tensor and a list of right sides."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
 
-Operator = Callable[[list[Tensor]], list[Tensor]]
+Parts = Mapping[str, Tensor]
 
 
-def solve(
-    operator: Operator, right: Sequence[Tensor], steps: int, tolerance: float = 1e-14
-) -> list[Tensor]:
-    """Return the smallest x with `operator(x) = right`; `right` lies in the operator's range.
+def smallest_solution(
+    forward: Callable[[Tensor], Parts],
+    adjoint: Callable[[Parts], Tensor],
+    right: Parts,
+    steps: int,
+    tolerance: float = 1e-14,
+) -> Tensor:
+    """Return the smallest x that minimises `|forward(x) - right|` (CGLS, Hestenes and Stiefel).
 
-    Singular operators (the gauge of a network) are allowed: iterates stay in the range. Stops after
-    `steps`, or where the residual is below `tolerance` times the right side, in norm squared
-    `tolerance^2`; float32 stops at its own precision.
+    Always defined: right sides need not be in the range, and `forward` may be singular, as that of
+    a network is, by its gauge. Stops after `steps`, or where the gradient is below `tolerance` of
+    the first; float32 stops at its own precision.
     """
-    found = [torch.zeros_like(part) for part in right]
-    residual = [part.clone() for part in right]
-    direction = [part.clone() for part in right]
-    size = first = _dot(residual, residual)
-    limit = max(tolerance, 10 * max(torch.finfo(part.dtype).eps for part in right)) ** 2
+    residual = {name: part.clone() for name, part in right.items()}
+    gradient = adjoint(residual)
+    found = torch.zeros_like(gradient)
+    direction = gradient.clone()
+    size = first = _square(gradient)
+    limit = max(tolerance, 10 * torch.finfo(gradient.dtype).eps) ** 2
     for _ in range(steps):
-        if size <= limit * first:
+        if size <= limit * first or size == 0:
             break
-        image = operator(direction)
-        curvature = _dot(direction, image)
+        image = forward(direction)
+        curvature = sum(_square(part) for part in image.values())
         if curvature <= 0:
             break
         length = size / curvature
-        for x, d in zip(found, direction):
-            x.add_(d, alpha=length)
-        for r, a in zip(residual, image):
-            r.sub_(a, alpha=length)
-        before, size = size, _dot(residual, residual)
-        for d, r in zip(direction, residual):
-            d.mul_(size / before).add_(r)
+        found.add_(direction, alpha=length)
+        for name, part in residual.items():
+            part.sub_(image[name], alpha=length)
+        gradient = adjoint(residual)
+        before, size = size, _square(gradient)
+        direction.mul_(size / before).add_(gradient)
     return found
 
 
-def _dot(left: Sequence[Tensor], right: Sequence[Tensor]) -> float:
-    return float(sum((a.conj() * b).real.double().sum() for a, b in zip(left, right)))
+def _square(tensor: Tensor) -> float:
+    return float((tensor.conj() * tensor).real.double().sum())

@@ -1,9 +1,8 @@
 """Optimizer state that follows a parameter whose axes are changed linearly.
 
-Slots have kinds. A covector (a momentum) moves as the gradient does, exactly. A diagonal (a second
-moment) moves by the squared map, which is exact for uncorrelated gradients; what the map leaves
-open, such as a new row, takes the mean along the axis, never zero: Adam divides by it. Numbers
-(the step) stay. A slot of unknown kind is an error and no guess.
+Slots have kinds (`tnc.optim.kinds`). A covector moves as the gradient does, exactly. A diagonal
+moves by the squared map, which is exact for uncorrelated gradients; what the map leaves open, such
+as a new row, takes the mean along the axis, never zero: Adam divides by it. Numbers stay.
 """
 
 from __future__ import annotations
@@ -15,36 +14,35 @@ import torch
 from torch import Tensor, nn
 
 from tnc.errors import BindError
+from tnc.optim.kinds import OURS, Form, Kind, form_of
 
 Maps = Mapping[int, Tensor]
 """For axes of a parameter, how its gradient moves: `[new size, old size]`."""
 
-COVECTOR = frozenset({"exp_avg", "momentum_buffer", "grad_avg", "prev"})
-DIAGONAL = frozenset(
-    {
-        "exp_avg_sq",
-        "max_exp_avg_sq",
-        "exp_inf",
-        "square_avg",
-        "acc_delta",
-        "sum",
-        "step_size",
-    }
-)
+LINEAR = frozenset({Kind.COVECTOR, Kind.CHANGE})
+SQUARED = frozenset({Kind.DIAGONAL, Kind.MAGNITUDE, Kind.SIZE})
 
 
 def refusal(optimizer: torch.optim.Optimizer, parameter: nn.Parameter) -> str:
     """Say why an optimizer cannot follow a parameter; empty when it can."""
     if isinstance(optimizer, torch.optim.LBFGS):
         return "LBFGS keeps its state flattened over all parameters"
+    try:
+        form = form_of(optimizer)
+    except BindError as error:
+        return error.message
     held = [p for group in optimizer.param_groups for p in group["params"] if p is parameter]
     if not held:
         return "the optimizer does not hold the parameter"
     for slot, value in optimizer.state.get(parameter, {}).items():
-        known = slot in COVECTOR or slot in DIAGONAL
+        if slot in OURS:
+            continue
+        if slot not in form.kinds:
+            return f"{type(optimizer).__name__} keeps {slot!r}, whose kind is not known"
         if isinstance(value, Tensor) and value.numel() > 1:
-            if not known:
-                return f"{type(optimizer).__name__} keeps {slot!r}, whose kind is not known"
+            if form.kinds[slot] not in LINEAR | SQUARED:
+                kind = form.kinds[slot].value
+                return f"{type(optimizer).__name__} keeps {slot!r}, which is {kind}"
             if value.shape != parameter.shape:
                 return f"{slot!r} has not the shape of its parameter"
         elif not isinstance(value, Tensor | int | float | bool | None):
@@ -66,8 +64,9 @@ def move_(
             f"the optimizer cannot follow a core of shape {tuple(old.shape)}: {reason}",
             hint="use SGD, Adam, AdamW or another elementwise optimizer of torch.optim",
         )
+    form = form_of(optimizer)
     state = optimizer.state.get(old, {})
-    moved = {slot: _moved(slot, value, maps) for slot, value in state.items()}
+    moved = {slot: _moved(form, slot, value, maps) for slot, value in state.items()}
     for group in optimizer.param_groups:
         group["params"][:] = [new if p is old else p for p in group["params"]]
     optimizer.state.pop(old, None)
@@ -75,12 +74,13 @@ def move_(
         optimizer.state[new] = moved
 
 
-def _moved(slot: str, value: Any, maps: Maps) -> Any:
-    if not isinstance(value, Tensor) or (slot not in COVECTOR and slot not in DIAGONAL):
+def _moved(form: Form, slot: str, value: Any, maps: Maps) -> Any:
+    kind = form.kinds.get(slot)
+    if not isinstance(value, Tensor) or value.dim() == 0 or kind not in LINEAR | SQUARED:
         return value
     for axis, matrix in maps.items():
         matrix = matrix.to(value)
-        if slot in COVECTOR:
+        if kind in LINEAR:
             value = along(value, axis, matrix)
             continue
         squares = matrix.square()

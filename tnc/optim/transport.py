@@ -21,7 +21,7 @@ from tnc.derive.dense import dense
 from tnc.derive.transport import INPUTS, OUTPUTS, SECOND, quadratic, spread, squared
 from tnc.kernels.einsums import lower
 from tnc.net import Network, Structure
-from tnc.optim.conjugate import solve
+from tnc.optim.conjugate import smallest_solution
 
 IDENTITY = "identity:"
 Form = Callable[[Tensor], Tensor]
@@ -48,9 +48,7 @@ class Transport:
     def __init__(self, structure: Structure, cores: Mapping[str, Tensor]) -> None:
         self.structure = structure
         self.cores = {name: core.detach() for name, core in cores.items()}
-        self._terms = {
-            core.name: term for term in structure.terms for core in term.equation.cores
-        }
+        self._terms = {core.name: term for term in structure.terms for core in term.equation.cores}
 
     @cached_property
     def trainable(self) -> tuple[str, ...]:
@@ -93,19 +91,20 @@ class Transport:
         )
 
     def lift(self, covectors: Mapping[str, Tensor], steps: int = 200) -> Tensor:
-        """Return the smallest weight-shaped X with `J^T X` equal to the given covectors.
+        """Return the smallest weight-shaped X with `J^T X` nearest to the given covectors.
 
-        It is `J (J^T J)^+ M`, the tangent part of the momentum that the weight would have had; what
-        lies outside of the tangent space the cores never saw. Pulled, it gives M again.
+        It is the tangent part of the momentum that the weight would have had; what lies outside of
+        the tangent space the cores never saw. Where the covectors are pulled from one weight,
+        pulling X gives them again; momenta of cores that moved meanwhile are met in least squares.
         """
         names = [name for name in self.trainable if name in covectors]
 
-        def normal(parts: list[Tensor]) -> list[Tensor]:
-            pulled = self.pull(self.push(dict(zip(names, parts))))
-            return [pulled[name] for name in names]
+        def forward(weight: Tensor) -> dict[str, Tensor]:
+            pulled = self.pull(weight)
+            return {name: pulled[name] for name in names}
 
-        found = solve(normal, [covectors[name] for name in names], steps)
-        return self.push(dict(zip(names, found)))
+        given = {name: covectors[name] for name in names}
+        return smallest_solution(forward, self.push, given, steps)
 
     def lift_squared(self, diagonals: Mapping[str, Tensor], steps: int = 30) -> Tensor:
         """Return a second moment of the weight whose `pull_squared` comes near the given ones.
@@ -142,9 +141,7 @@ class Transport:
     def _sum(self, parts: Iterable[Tensor]) -> Tensor:
         return reduce(torch.add, parts)
 
-    def _unfold(
-        self, contraction: Contraction, name: str, form: Form, given: Tensor
-    ) -> Tensor:
+    def _unfold(self, contraction: Contraction, name: str, form: Form, given: Tensor) -> Tensor:
         """Run a contraction whose result is a weight, and crop its padding."""
         term = self._terms[name]
         found = self._contract(contraction, form, {WEIGHT: given, name: given})
@@ -153,9 +150,7 @@ class Transport:
             found = found.narrow(axis, 0, size)
         return found
 
-    def _run(
-        self, contraction: Contraction, name: str, form: Form, weight: Tensor
-    ) -> Tensor:
+    def _run(self, contraction: Contraction, name: str, form: Form, weight: Tensor) -> Tensor:
         given = self._legs(self._terms[name], weight)
         return self._contract(contraction, form, {WEIGHT: given}).contiguous()
 

@@ -1,0 +1,6 @@
+"""Optimizers go on when weights become cores, cores other cores, or dense again."""
+
+from tnc.binding.bind import Bound, bind
+from tnc.binding.report import Line, Report
+
+__all__ = ["Bound", "Line", "Report", "bind"]

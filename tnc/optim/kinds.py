@@ -1,0 +1,297 @@
+"""Kinds of optimizer state: what a slot is decides how it moves when a weight becomes cores.
+
+An optimizer class has a `Form`: the kind of every slot it keeps for a parameter, and how a slot
+starts. Those of `torch.optim` are registered here; a rule of `tnc.optim` carries its own. A slot
+of no known kind is an error and no guess.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tnc.errors import BindError
+
+State = Mapping[str, Any]
+Group = Mapping[str, Any]
+
+
+class Kind(Enum):
+    """How a slot of a weight's state moves to cores."""
+
+    COVECTOR = "covector"
+    """Linear in the gradient (a momentum): by `J^T`, exactly."""
+    DIAGONAL = "diagonal"
+    """Quadratic in the gradient, entry by entry (a second moment): by `(J * J)^T` and a scale."""
+    MAGNITUDE = "magnitude"
+    """The root of a diagonal (Adamax): its square moves, then the root is taken."""
+    VECTOR = "vector"
+    """Like the weight (an average of weights): fitted anew, which is not done: it starts anew."""
+    CHANGE = "change"
+    """Linear in the parameter's own changes (momentum after scaling): it starts anew."""
+    SIZE = "size"
+    """Sizes of the parameter's changes, never negative (Rprop's steps): it starts anew."""
+    GRAM = "gram"
+    """A Gram matrix of the gradient's modes (Shampoo): the rank side moves exactly."""
+    SCALAR = "scalar"
+    """A number: kept as long as the moments that belong to it are."""
+    OPAQUE = "opaque"
+    """Known to its own optimizer alone (a projector, codes): it starts anew."""
+
+
+Starts = Callable[[Tensor, Group], Any]
+"""How a slot starts, from its parameter and the group's options."""
+
+
+def zeros(parameter: Tensor, group: Group) -> Tensor:
+    """Return zeros of the parameter's shape and type, contiguous."""
+    return torch.zeros_like(parameter, memory_format=torch.contiguous_format)
+
+
+def zero(parameter: Tensor, group: Group) -> Tensor:
+    """Return the number of steps done by none: 0, as `torch.optim` keeps it."""
+    return torch.zeros((), dtype=torch.float32)
+
+
+@dataclass(frozen=True)
+class Form:
+    """The slots of an optimizer's state for one parameter.
+
+    `kinds` by slot. A covector, diagonal or magnitude has the parameter's shape and starts at zero
+    unless `starts` says otherwise; so does a number. `present` says when an optimizer keeps a slot
+    that it does not always keep. `holds` says how many times the mean squared gradient a diagonal
+    is by now, so that probe gradients can give it its scale. `decoupled` tells whether weight decay shrinks
+    the parameter itself, by group options. `refuses` says why a parameter cannot be trained.
+    """
+
+    kinds: Mapping[str, Kind]
+    starts: Mapping[str, Starts] = field(default_factory=dict)
+    present: Mapping[str, Callable[[Tensor, Group], bool]] = field(default_factory=dict)
+    holds: Mapping[str, Callable[[State, Group], float]] = field(default_factory=dict)
+    decoupled: Callable[[Group], bool] = lambda group: False
+    refuses: Callable[[Tensor, Group], str] = lambda parameter, group: ""
+
+    def read(self, state: State, parameter: Tensor, group: Group) -> dict[str, Tensor]:
+        """Return the slots that move, each of the parameter's shape."""
+        return {
+            slot: value
+            for slot, value in state.items()
+            if isinstance(value, Tensor) and self.kinds[slot] in MOVING
+        }
+
+    def write(self, moved: State, core: Tensor, group: Group) -> dict[str, Any]:
+        """Return slots for a core from what moved to it."""
+        return dict(moved)
+
+    def initial(self, parameter: Tensor, group: Group) -> dict[str, Any]:
+        """Return the whole state before the first step."""
+        return {
+            slot: self.start(slot, parameter, group)
+            for slot in self.kinds
+            if slot not in self.present or self.present[slot](parameter, group)
+        }
+
+    def start(self, slot: str, parameter: Tensor, group: Group) -> Any:
+        """Return a slot as it is before the first step."""
+        if slot in self.starts:
+            return self.starts[slot](parameter, group)
+        return (
+            zero(parameter, group) if self.kinds[slot] is Kind.SCALAR else zeros(parameter, group)
+        )
+
+
+MOVING = frozenset({Kind.COVECTOR, Kind.DIAGONAL, Kind.MAGNITUDE})
+"""Kinds that move from a weight to its cores by contractions."""
+
+
+class FactoredForm(Form):
+    """Adafactor's: rows' and columns' means of the second moment stand for all of it."""
+
+    def read(self, state: State, parameter: Tensor, group: Group) -> dict[str, Tensor]:
+        if "variance" in state:
+            return {"variance": state["variance"]}
+        rows, columns = state["row_var"], state["col_var"]
+        mean = rows.mean(-2, keepdim=True).clamp_min(torch.finfo(rows.dtype).tiny)
+        return {"variance": rows * columns / mean}
+
+    def write(self, moved: State, core: Tensor, group: Group) -> dict[str, Any]:
+        if "variance" not in moved or core.dim() < 2:
+            return dict(moved)
+        found = {slot: value for slot, value in moved.items() if slot != "variance"}
+        variance = moved["variance"]
+        means = {"row_var": variance.mean(-1, keepdim=True)}
+        means["col_var"] = variance.mean(-2, keepdim=True)
+        return found | means
+
+    def start(self, slot: str, parameter: Tensor, group: Group) -> Any:
+        found = super().start(slot, parameter, group)
+        if slot in ("row_var", "col_var") and parameter.dim() > 1:
+            return found.narrow(-1 if slot == "row_var" else -2, 0, 1).contiguous()
+        return found
+
+
+def _one(parameter: Tensor, group: Group) -> Tensor:
+    return torch.ones((), dtype=torch.float32)
+
+
+def _filled(option: str) -> Starts:
+    def start(parameter: Tensor, group: Group) -> Tensor:
+        return zeros(parameter, group).fill_(float(group.get(option, 0.0)))
+
+    return start
+
+
+def _always(group: Group) -> bool:
+    return True
+
+
+def _flagged(group: Group) -> bool:
+    return bool(group.get("decoupled_weight_decay", False))
+
+
+def _option(name: str) -> Callable[[Tensor, Group], bool]:
+    def asked(parameter: Tensor, group: Group) -> bool:
+        return bool(group.get(name, False))
+
+    return asked
+
+
+def _wide(parameter: Tensor, group: Group) -> bool:
+    return parameter.dim() > 1
+
+
+def _narrow(parameter: Tensor, group: Group) -> bool:
+    return parameter.dim() < 2
+
+
+def _matrices(parameter: Tensor, group: Group) -> str:
+    if parameter.dim() == 2:
+        return ""
+    return f"torch.optim.Muon takes matrices, this has {parameter.dim()} axes"
+
+
+def _average(option: str, place: int | None = None) -> Callable[[State, Group], float]:
+    """Return what an average that starts at zero, with a decay among the options, has gathered."""
+
+    def gathered(state: State, group: Group) -> float:
+        found = group[option]
+        decay = float(found if place is None else found[place])
+        return float(1 - decay ** float(state["step"]))
+
+    return gathered
+
+
+def _steps(state: State, group: Group) -> float:
+    return float(state["step"])
+
+
+def _whole(state: State, group: Group) -> float:
+    return 1.0
+
+
+_SECOND = {"exp_avg_sq": _average("betas", 1)}
+_MOMENTS = {"step": Kind.SCALAR, "exp_avg": Kind.COVECTOR, "exp_avg_sq": Kind.DIAGONAL}
+_ADAM = _MOMENTS | {"max_exp_avg_sq": Kind.DIAGONAL}
+_MOMENTUM = {"momentum_buffer": Kind.COVECTOR}
+_AMSGRAD = {"max_exp_avg_sq": _option("amsgrad")}
+_WITH_MOMENTUM = {"momentum_buffer": _option("momentum")}
+
+FORMS: dict[type[torch.optim.Optimizer], Form] = {
+    torch.optim.SGD: Form(_MOMENTUM, present=_WITH_MOMENTUM),
+    torch.optim.Adam: Form(_ADAM, present=_AMSGRAD, holds=_SECOND, decoupled=_flagged),
+    torch.optim.AdamW: Form(_ADAM, present=_AMSGRAD, holds=_SECOND, decoupled=_always),
+    torch.optim.Adamax: Form(
+        {"step": Kind.SCALAR, "exp_avg": Kind.COVECTOR, "exp_inf": Kind.MAGNITUDE}
+    ),
+    torch.optim.NAdam: Form(
+        _MOMENTS | {"mu_product": Kind.SCALAR},
+        {"mu_product": _one},
+        holds=_SECOND,
+        decoupled=_flagged,
+    ),
+    torch.optim.RAdam: Form(_MOMENTS, holds=_SECOND, decoupled=_flagged),
+    torch.optim.RMSprop: Form(
+        {
+            "step": Kind.SCALAR,
+            "square_avg": Kind.DIAGONAL,
+            "grad_avg": Kind.COVECTOR,
+            "momentum_buffer": Kind.CHANGE,
+        },
+        present=_WITH_MOMENTUM | {"grad_avg": _option("centered")},
+        holds={"square_avg": _average("alpha")},
+    ),
+    torch.optim.Adagrad: Form(
+        {"step": Kind.SCALAR, "sum": Kind.DIAGONAL},
+        {"sum": _filled("initial_accumulator_value")},
+        holds={"sum": _steps},
+    ),
+    torch.optim.Adadelta: Form(
+        {"step": Kind.SCALAR, "square_avg": Kind.DIAGONAL, "acc_delta": Kind.SIZE},
+        holds={"square_avg": _average("rho")},
+    ),
+    torch.optim.Rprop: Form(
+        {"step": Kind.SCALAR, "prev": Kind.COVECTOR, "step_size": Kind.SIZE},
+        {"step_size": _filled("lr")},
+    ),
+    torch.optim.ASGD: Form(
+        {"step": Kind.SCALAR, "eta": Kind.SCALAR, "mu": Kind.SCALAR, "ax": Kind.VECTOR},
+        {
+            "eta": lambda parameter, group: torch.tensor(float(group["lr"])),
+            "mu": _one,
+        },
+    ),
+    torch.optim.Muon: Form(_MOMENTUM, decoupled=_always, refuses=_matrices),
+    torch.optim.Adafactor: FactoredForm(
+        {
+            "step": Kind.SCALAR,
+            "row_var": Kind.DIAGONAL,
+            "col_var": Kind.DIAGONAL,
+            "variance": Kind.DIAGONAL,
+        },
+        present={"row_var": _wide, "col_var": _wide, "variance": _narrow},
+        holds={"variance": _whole},
+        decoupled=_always,
+    ),
+}
+
+
+OURS = frozenset({"decay_share", "warm_left", "warm_steps"})
+"""What `tnc.bind` itself keeps in a core's state: see `tnc.optim.following`."""
+
+
+def form_of(optimizer: torch.optim.Optimizer) -> Form:
+    """Return the form of an optimizer's state. Raises BindError for a class without one.
+
+    >>> form_of(torch.optim.SGD([torch.zeros(2, requires_grad=True)])).kinds["momentum_buffer"]
+    <Kind.COVECTOR: 'covector'>
+    """
+    own = getattr(optimizer, "form", None)
+    if isinstance(own, Form):
+        return own
+    for kind in type(optimizer).__mro__:
+        if kind in FORMS:
+            return FORMS[kind]
+    known = ", ".join(sorted(kind.__name__ for kind in FORMS))
+    raise BindError(
+        f"{type(optimizer).__name__} does not say what its state is",
+        hint=f"known are {known} and the rules of tnc.optim; another class is made known by "
+        "`tnc.optim.FORMS[YourOptimizer] = tnc.optim.Form({'slot': tnc.optim.Kind.COVECTOR})`",
+    )
+
+
+def check_slots(
+    optimizer: torch.optim.Optimizer, form: Form, parameter: nn.Parameter, name: str
+) -> None:
+    """Raise BindError for a slot that the form does not name."""
+    for slot in optimizer.state.get(parameter, {}):
+        if slot not in form.kinds and slot not in OURS:
+            raise BindError(
+                f"{type(optimizer).__name__} keeps {slot!r}, whose kind is not known",
+                where=name,
+                hint="name it in `tnc.optim.FORMS`: covector, diagonal, vector, scalar or opaque",
+            )
