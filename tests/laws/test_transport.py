@@ -19,8 +19,11 @@ each = pytest.mark.parametrize(
 )
 
 
-def setting(family, signature) -> tuple[Structure, dict[str, Tensor], Transport, dict[str, Tensor]]:
-    """Return a structure, its cores, its transport, and `[weight entries, core entries]` by core."""
+Setting = tuple[Structure, dict[str, Tensor], Transport, dict[str, Tensor]]
+
+
+def setting(family, signature) -> Setting:
+    """Return a structure, its cores, its transport, and the Jacobian `[weight, core]` by core."""
     structure = small(family, signature)
     made = layer(structure, LinearView() if len(signature.inputs) == 1 else ConvView())
     cores = {name: core.detach().clone() for name, core in made.tensors().items()}

@@ -217,7 +217,7 @@ class _Work:
         group = self.optimizer.param_groups[number]
         shared = [n for n in weight.trainable if self._readers(weight.layer.cores[n]) > 1]
         if shared or not all(states.values()):
-            dense = DenseState({}, {}, None, number, False)
+            dense = DenseState({}, {}, None, number, any(states.values()))
             reason = "several weights share its cores" if shared else "there was no state"
         else:
             dense = lift_dense(self.form, states, weight, number, group)
@@ -334,9 +334,9 @@ class _Work:
             )
             deed = "moved"
         else:
-            warmup = asked.warmup if asked.policy == "auto" and dense.moving else 0
+            warmup = asked.warmup if asked.policy == "auto" and dense.known else 0
             state = fresh(self.form, core, warmup, group)
-            deed = "reset" if dense.moving else "new"
+            deed = "reset" if dense.known else "new"
         self._state[core] = with_share(state, self.form, group, len(weight.trainable))
         reason = verdict.reason + ("" if len(judged) == 1 else f", shared by {len(judged)} weights")
         self._keep(core, number, label, deed, reason, weight.name, verdict.ratio)

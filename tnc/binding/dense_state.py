@@ -1,4 +1,4 @@
-"""The optimizer state of a weight as if it were dense: read from a parameter, or lifted from cores."""
+"""The optimizer state of a weight as if it were dense: read, or lifted from its cores'."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ class DenseState:
     """What an optimizer knows of one weight, in the layout of the dense parameter.
 
     `moving` holds the slots that are linear or quadratic in the gradient, `numbers` the scalars.
-    `exact` tells that it is what the optimizer kept, and no lift of what it kept for cores.
+    `known` tells that the optimizer kept something, be it of kinds that do not move.
     """
 
     moving: Mapping[str, Tensor]
     numbers: Mapping[str, Any]
     gradient: Tensor | None
     group: int
-    exact: bool
+    known: bool
     notes: tuple[str, ...] = ()
 
 
@@ -42,7 +42,7 @@ def read_dense(
         numbers=_numbers(form, held),
         gradient=None if parameter.grad is None else parameter.grad.detach(),
         group=group,
-        exact=True,
+        known=bool(held),
         notes=tuple(STARTED_ANEW.format(slot, form.kinds[slot].value) for slot in left),
     )
 
@@ -84,7 +84,7 @@ def lift_dense(
             if found is not None
         }
         gradient = weight.stored(weight.transport.lift(whole))
-    return DenseState(moving, _numbers(form, first), gradient, group, False)
+    return DenseState(moving, _numbers(form, first), gradient, group, True)
 
 
 def _floor(form: Form, moving: dict[str, Tensor]) -> None:

@@ -59,7 +59,8 @@ def judge(
     if asked.policy == "reset":
         return Verdict(False, "policy reset")
     if not dense.moving:
-        return Verdict(False, "there was no state that moves")
+        reason = "its state cannot be moved" if dense.known else "the optimizer kept nothing of it"
+        return Verdict(False, reason)
     scaled = [slot for slot in dense.moving if slot in form.holds]
     diagonal = any(form.kinds[slot] is not Kind.COVECTOR for slot in dense.moving)
     if asked.policy == "pull":

@@ -3,8 +3,8 @@
 Decoupled weight decay multiplies a weight by `1 - lr wd`. On N trainable cores that would decay
 their product N times as much, so each core gets `(1 - lr wd)^(1/N)`. A core whose state was reset
 takes its first steps shortened, growing linearly to full length. Both live in the core's state
-(`decay_share`, `warm_left` of `warm_steps`), so that a checkpoint has them; `follow` puts the hooks on again after
-`load_state_dict` into a new optimizer. Rules of `tnc.optim` do it themselves, without hooks.
+(`decay_share`, `warm_left` of `warm_steps`), so that a checkpoint has them; `follow` puts the hooks
+on again after `load_state_dict` into a new optimizer. Rules of `tnc.optim` need no hooks.
 """
 
 from __future__ import annotations

@@ -1,0 +1,192 @@
+"""Laws that every registered optimizer rule meets: nobody has to remember to add it here."""
+
+from __future__ import annotations
+
+import copy
+import io
+import pickle
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+
+from tests.laws.rules_data import OPTIONS
+from tnc.binding import bind
+from tnc.errors import BindError
+from tnc.net import Structure, parse_network
+from tnc.nn import LinearView, StructuredLayer
+from tnc.optim.kinds import Kind
+from tnc.optim.rule import STEP, Rule, rules
+
+ALL = rules.all()
+each = pytest.mark.parametrize("name", list(ALL))
+
+
+class Net(nn.Module):
+    """Two matrices, wide and tall, and a kernel of four axes; no vectors."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(2, 6, 3, padding=1, bias=False)
+        self.wide = nn.Linear(24, 10, bias=False)
+        self.tall = nn.Linear(10, 30, bias=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        found = functional.gelu(self.conv(x)).mean(-1).flatten(1)
+        return self.tall(functional.gelu(self.wide(found)))
+
+
+def setting(dtype: torch.dtype = torch.float32) -> tuple[Net, torch.Tensor, torch.Tensor]:
+    torch.manual_seed(0)
+    net = Net().to(dtype)
+    return net, torch.randn(16, 2, 4, 4).to(dtype), torch.randn(16, 30).to(dtype)
+
+
+def built(name: str, net: nn.Module) -> Rule:
+    return ALL[name](net.parameters(), **OPTIONS.get(name, {}))  # type: ignore[call-arg]
+
+
+def run(net: Net, rule: Rule, x: torch.Tensor, y: torch.Tensor, steps: int) -> list[float]:
+    losses = []
+    for _ in range(steps):
+        rule.zero_grad()
+        loss = (net(x) - y).square().mean()
+        loss.backward()
+        rule.step()
+        losses.append(float(loss.detach()))
+    return losses
+
+
+@each
+def test_it_trains(name: str) -> None:
+    net, x, y = setting()
+    losses = run(net, built(name, net), x, y, 60)
+    assert all(loss == loss for loss in losses)
+    assert losses[-1] < losses[0]
+
+
+@each
+def test_its_slots_are_declared_and_hold_tensors_and_numbers(name: str) -> None:
+    net, x, y = setting()
+    rule = built(name, net)
+    run(net, rule, x, y, 3)
+    for parameter in net.parameters():
+        state = rule.state[parameter]
+        assert float(state[STEP]) == 3
+        assert set(state) - {STEP, "seed"} <= set(rule.kinds)
+        for slot, value in state.items():
+            assert isinstance(value, torch.Tensor | int | float), slot
+            if isinstance(value, torch.Tensor):
+                assert not value.requires_grad
+            if rule.kinds.get(slot) in (Kind.COVECTOR, Kind.DIAGONAL):
+                read = rule.read(state, parameter, rule.param_groups[0])
+                assert slot not in read or read[slot].shape == parameter.shape
+
+
+@each
+def test_its_memory_is_what_the_formula_says(name: str) -> None:
+    net, x, y = setting()
+    rule = built(name, net)
+    run(net, rule, x, y, 3)
+    group = rule.param_groups[0]
+    for parameter in net.parameters():
+        tensors = [
+            value
+            for slot, value in rule.state[parameter].items()
+            if isinstance(value, torch.Tensor) and slot != STEP
+        ]
+        held = sum(value.untyped_storage().nbytes() for value in tensors)
+        assert held == rule.state_bytes(tuple(parameter.shape), group)
+
+
+@each
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_it_resumes_bit_for_bit(name: str, dtype: torch.dtype) -> None:
+    net, x, y = setting(dtype)
+    rule = built(name, net)
+    run(net, rule, x, y, 7)
+    file = io.BytesIO()
+    torch.save({"model": net.state_dict(), "optimizer": rule.state_dict()}, file)
+    expected = run(net, rule, x, y, 20)
+    file.seek(0)
+    saved = torch.load(file, weights_only=True)
+    again = Net().to(dtype)
+    again.load_state_dict(saved["model"])
+    other = built(name, again)
+    other.load_state_dict(saved["optimizer"])
+    assert run(again, other, x, y, 20) == expected
+
+
+@each
+def test_it_copies_and_pickles(name: str) -> None:
+    net, x, y = setting()
+    rule = built(name, net)
+    run(net, rule, x, y, 3)
+    copied = copy.deepcopy((net, rule))
+    read = pickle.loads(pickle.dumps((net, rule)))
+    expected = run(net, rule, x, y, 3)
+    assert run(*copied, x, y, 3) == expected
+    assert run(*read, x, y, 3) == expected
+
+
+@each
+def test_no_rate_no_change_and_no_gradient_no_state(name: str) -> None:
+    net, x, y = setting()
+    rule = built(name, net)
+    for group in rule.param_groups:
+        group["lr"] = 0.0
+    before = [p.detach().clone() for p in net.parameters()]
+    net.tall.weight.requires_grad_(False)
+    run(net, rule, x, y, 2)
+    assert all(torch.equal(old, new) for old, new in zip(before, net.parameters()))
+    assert not rule.state.get(net.tall.weight)
+
+
+@each
+def test_it_gives_the_closures_loss_and_refuses_wrong_options(name: str) -> None:
+    net, x, y = setting()
+    rule = built(name, net)
+
+    def closure() -> torch.Tensor:
+        rule.zero_grad()
+        loss = (net(x) - y).square().mean()
+        loss.backward()
+        return loss
+
+    assert float(rule.step(closure).detach()) > 0
+    with pytest.raises(BindError, match="lr is -1"):
+        ALL[name](net.parameters(), **{**OPTIONS.get(name, {}), "lr": -1.0})  # type: ignore[call-arg]
+
+
+@each
+def test_it_is_bound_when_a_weight_becomes_cores(name: str) -> None:
+    net, x, y = setting()
+    rule = built(name, net)
+    run(net, rule, x, y, 5)
+    made = copy.deepcopy(net)
+    u, s, v = torch.linalg.svd(net.wide.weight.detach(), full_matrices=False)
+    structure = Structure.of(parse_network("B[o r] A[r i] : i -> o | o=10 r=10 i=24"))
+    cores = {"B": u * s.sqrt(), "A": s.sqrt()[:, None] * v}
+    made.wide = StructuredLayer(structure, LinearView(), cores)  # type: ignore[assignment]
+
+    def probe(model: nn.Module):
+        for _ in range(2):
+            yield (model(x) - y).square().mean()
+
+    bound = bind(net, made, rule, probe=probe)
+    assert bound.optimizer is rule
+    assert {line.parameter for line in bound.report.lines} == {
+        name for name, _ in made.named_parameters()
+    }
+    losses = run(made, rule, x, y, 30)
+    assert all(loss == loss for loss in losses)
+    assert losses[-1] < 1.5 * losses[0]
+
+
+def test_the_memory_law_can_fail() -> None:
+    net, x, y = setting()
+    rule = built("lion", net)
+    run(net, rule, x, y, 1)
+    held = rule.state[net.wide.weight]["exp_avg"].untyped_storage().nbytes()
+    assert held != rule.state_bytes((11, 24), rule.param_groups[0])

@@ -1,0 +1,204 @@
+"""What a rule of `tnc.optim` is: an update of one parameter, and slots that say how it moves.
+
+A rule is a `torch.optim.Optimizer`: groups, schedulers, hooks, `state_dict` and gradient scalers
+work as ever. Its state holds tensors and numbers only, float32 beside bfloat16 parameters too, so
+that `torch.load(weights_only=True)` and distributed checkpoints take it; no attribute of the object
+is needed to resume. One file each in `tnc/optim/rules`; the registry finds them.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from itertools import chain
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from tnc.errors import BindError
+from tnc.optim.following import LEFT, decay, warmed
+from tnc.optim.kinds import MOVING, Form, Group, Kind, State
+from tnc.optim.ranges import check_options
+from tnc.registry import Registry
+
+STEP = "step"
+
+
+class Rule(torch.optim.Optimizer, ABC):
+    """An optimizer that updates one parameter at a time from its gradient and its slots.
+
+    `kinds` names every slot of the state but `step`, which counts the parameter's steps, and
+    `holds` says how many times the mean squared gradient a diagonal slot is (see `Form`). Weight
+    decay is decoupled where `decoupled` is set. A rule that draws random numbers sets `random`, and
+    finds a seed of its own for each parameter in the state.
+    """
+
+    kinds: ClassVar[Mapping[str, Kind]]
+    holds: ClassVar[Mapping[str, Callable[[State, Group], float]]] = {}
+    decoupled: ClassVar[bool] = True
+    random: ClassVar[bool] = False
+    follows: ClassVar[bool] = True
+
+    def __init__(self, params: Any, options: dict[str, Any]) -> None:
+        check_options(type(self).__name__, options)
+        super().__init__(params, options)
+
+    @abstractmethod
+    def start(self, weight: Tensor, group: Group) -> dict[str, Any]:
+        """Return the slots of a parameter before its first step; float32 tensors and numbers."""
+
+    @abstractmethod
+    def update(self, weight: Tensor, gradient: Tensor, state: dict[str, Any], group: Group) -> None:
+        """Change `weight` and the slots in place. `state['step']` counts this step already."""
+
+    @abstractmethod
+    def state_bytes(self, shape: tuple[int, ...], group: Group) -> int:
+        """Return the bytes of the slots of a parameter of a shape, by formula; `step` aside."""
+
+    def refuses(self, weight: Tensor, group: Group) -> str:
+        """Say why a parameter cannot be trained by this rule; empty when it can."""
+        return ""
+
+    def read(self, state: State, weight: Tensor, group: Group) -> dict[str, Tensor]:
+        """Return the slots that move when the parameter becomes cores, in the parameter's shape.
+
+        By default those whose kind moves, as they are. A rule that keeps them projected lifts them.
+        """
+        return {
+            slot: value
+            for slot, value in state.items()
+            if isinstance(value, Tensor) and self.kinds.get(slot) in MOVING
+        }
+
+    def write(self, moved: State, weight: Tensor, group: Group) -> dict[str, Any]:
+        """Return slots for a core from what `read` gave, moved to the core: the way back."""
+        return dict(moved)
+
+    @property
+    def form(self) -> Form:
+        """The kinds of the rule's slots, for binding."""
+        return _RuleForm(
+            {STEP: Kind.SCALAR, "seed": Kind.SCALAR, **self.kinds},
+            holds=self.holds,
+            decoupled=lambda group: self.decoupled,
+            refuses=self.refuses,
+            rule=self,
+        )
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a group of parameters. Raises BindError for one that the rule cannot train."""
+        super().add_param_group(param_group)
+        group = self.param_groups[-1]
+        try:
+            check_options(type(self).__name__, group)
+            for place, weight in enumerate(group["params"]):
+                reason = self.refuses(weight, group)
+                if not reason and weight.is_complex():
+                    reason = "its entries are complex"
+                if reason:
+                    raise BindError(
+                        f"{type(self).__name__} cannot train a parameter of shape "
+                        f"{tuple(weight.shape)}: {reason}",
+                        where=f"parameter {place} of group {len(self.param_groups) - 1}",
+                        hint="tnc.optim.build gives matrices one rule and the rest another",
+                    )
+        except Exception:
+            self.param_groups.pop()
+            raise
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> Any:
+        """Take one step on every parameter that has a gradient; returns the closure's loss."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            for place, parameter in enumerate(group["params"]):
+                if parameter.grad is not None:
+                    self._advance(parameter, group, place)
+        return loss
+
+    def fresh(self, weight: Tensor, group: Group, seed: int = 0) -> dict[str, Any]:
+        """Return the whole state of a parameter before its first step."""
+        numbers: dict[str, Any] = {STEP: torch.zeros((), dtype=torch.float32)}
+        if self.random:
+            numbers["seed"] = int(group.get("seed", 0)) + seed
+        return numbers | self.start(weight, group)
+
+    def decay_(self, weight: Tensor, state: dict[str, Any], group: Group) -> None:
+        """Shrink a parameter by decoupled weight decay; a core by its share of its weight's."""
+        if group.get("weight_decay"):
+            weight.mul_(decay(dict(group), state))
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load a state; tensors keep the types that they were saved with.
+
+        `torch.optim` casts every state tensor to its parameter's type: integers above 256 and
+        float32 moments would not survive beside a bfloat16 parameter.
+        """
+        super().load_state_dict(state_dict)
+        saved = chain.from_iterable(group["params"] for group in state_dict["param_groups"])
+        own = chain.from_iterable(group["params"] for group in self.param_groups)
+        for key, parameter in zip(saved, own):
+            for slot, value in state_dict["state"].get(key, {}).items():
+                if isinstance(value, Tensor) and self.state[parameter][slot].dtype != value.dtype:
+                    device = parameter.device if value.dim() else value.device
+                    self.state[parameter][slot] = value.detach().clone().to(device)
+
+    def _advance(self, parameter: Tensor, group: dict[str, Any], place: int) -> None:
+        gradient = parameter.grad
+        assert gradient is not None
+        if gradient.is_sparse:
+            raise BindError(
+                f"{type(self).__name__} takes no sparse gradients",
+                hint="build the embedding with sparse=False",
+            )
+        sharded = hasattr(parameter, "full_tensor")  # a DTensor: every rank updates the whole
+        weight = parameter.full_tensor() if sharded else parameter
+        gradient = gradient.full_tensor() if sharded else gradient
+        wide = torch.promote_types(weight.dtype, torch.float32)
+        work = weight.to(wide)
+        state = self.state[parameter]
+        if STEP not in state:
+            state.update(self.fresh(work, group, place))
+        before = work.clone() if LEFT in state else None
+        state[STEP] += 1
+        self.update(work, gradient.to(wide), state, group)
+        if before is not None:
+            warmed(work, before, state)
+        if sharded:
+            from torch.distributed.tensor import distribute_tensor
+
+            mesh, placements = parameter.device_mesh, parameter.placements  # type: ignore[attr-defined]
+            parameter.copy_(distribute_tensor(work.to(weight.dtype), mesh, placements))
+        elif work is not parameter:
+            parameter.copy_(work)
+
+
+class _RuleForm(Form):
+    """The form of a rule: a fresh state is what the rule starts with."""
+
+    def __init__(self, kinds: Mapping[str, Kind], *, rule: Rule, **given: Any) -> None:
+        super().__init__(kinds, **given)
+        object.__setattr__(self, "_rule", rule)
+
+    def initial(self, parameter: Tensor, group: Group) -> dict[str, Any]:
+        rule: Rule = self._rule  # type: ignore[attr-defined]
+        wide = torch.promote_types(parameter.dtype, torch.float32)
+        return rule.fresh(parameter.detach().to(wide), group)
+
+    def read(self, state: State, parameter: Tensor, group: Group) -> dict[str, Tensor]:
+        rule: Rule = self._rule  # type: ignore[attr-defined]
+        return rule.read(state, parameter, group)
+
+    def write(self, moved: State, core: Tensor, group: Group) -> dict[str, Any]:
+        rule: Rule = self._rule  # type: ignore[attr-defined]
+        return rule.write(moved, core, group)
+
+    def start(self, slot: str, parameter: Tensor, group: Group) -> Any:
+        return self.initial(parameter, group)[slot]
+
+
+rules: Registry[type[Rule]] = Registry("optimizer", "tnc.optim.rules")

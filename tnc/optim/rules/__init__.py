@@ -1,0 +1,1 @@
+"""Structured optimizers, one file each; see `tnc.optim.rule`."""

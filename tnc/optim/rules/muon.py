@@ -1,0 +1,70 @@
+"""Muon: momentum, orthogonalised."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from math import prod
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from tnc.errors import BindError
+from tnc.optim.kinds import Group, Kind
+from tnc.optim.matrices import as_matrix, newton_schulz
+from tnc.optim.rule import Rule, rules
+
+
+@rules.register("muon")
+class Muon(Rule):
+    """`B <- mu B + (1 - mu) G`; `W <- (1 - lr wd) W - lr s NS(lerp(G, B, mu))`.
+
+    NS is `newton_schulz`. `adjust` sets s: 'original' is `sqrt(max(1, m / n))`, 'rms' is
+    `.2 sqrt(max(m, n))`, whose updates are as large as Adam's. A parameter of more than two axes is
+    read as the matrix nearest to square (`matrix_shape`); `torch.optim.Muon` takes matrices only.
+    State: `momentum_buffer`, as large as the parameter. (Jordan et al., 2024; `rms`: Liu et al.,
+    Muon is Scalable, 2025.)
+    """
+
+    kinds: ClassVar[Mapping[str, Kind]] = {"momentum_buffer": Kind.COVECTOR}
+
+    def __init__(
+        self,
+        params: Any,
+        lr: float = 1e-3,
+        momentum: float = 0.95,
+        weight_decay: float = 0.1,
+        nesterov: bool = True,
+        iterations: int = 5,
+        adjust: str = "original",
+    ) -> None:
+        if adjust not in ("original", "rms"):
+            raise BindError(f"Muon: adjust is {adjust!r}", hint="give 'original' or 'rms'")
+        options = {
+            "lr": lr,
+            "momentum": momentum,
+            "weight_decay": weight_decay,
+            "nesterov": nesterov,
+            "iterations": iterations,
+            "adjust": adjust,
+        }
+        super().__init__(params, options)
+
+    def refuses(self, weight: Tensor, group: Group) -> str:
+        return "" if weight.dim() >= 2 else "it is no matrix, which could be orthogonalised"
+
+    def start(self, weight: Tensor, group: Group) -> dict[str, Any]:
+        return {"momentum_buffer": torch.zeros_like(weight, memory_format=torch.contiguous_format)}
+
+    def update(self, weight: Tensor, gradient: Tensor, state: dict[str, Any], group: Group) -> None:
+        momentum = group["momentum"]
+        buffer = state["momentum_buffer"].lerp_(gradient, 1 - momentum)
+        wanted = torch.lerp(gradient, buffer, momentum) if group["nesterov"] else buffer
+        found = newton_schulz(as_matrix(wanted), group["iterations"])
+        m, n = found.shape
+        scale = max(1.0, m / n) ** 0.5 if group["adjust"] == "original" else 0.2 * max(m, n) ** 0.5
+        self.decay_(weight, state, group)
+        weight.add_(found.reshape(weight.shape), alpha=-group["lr"] * scale)
+
+    def state_bytes(self, shape: tuple[int, ...], group: Group) -> int:
+        return 4 * prod(shape)
