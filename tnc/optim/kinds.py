@@ -66,7 +66,8 @@ class Form:
     unless `starts` says otherwise; so does a number. `present` says when an optimizer keeps a slot
     that it does not always keep. `holds` says how many times the mean squared gradient a diagonal
     is by now, so that probe gradients can give it its scale. `decoupled` tells whether weight decay
-    shrinks the parameter itself, by group options. `refuses` says why a parameter cannot be trained.
+    shrinks the parameter itself, by group options. `refuses` says why a parameter cannot be
+    trained.
     """
 
     kinds: Mapping[str, Kind]
