@@ -67,6 +67,7 @@ def run(arguments: Arguments) -> Outcome:
             continue
         del kind
         found[name] = _runs(tensor, name, "als", range(seeds))
+        print(name, found[name].fits, f"{sum(found[name].seconds):.0f} s", flush=True)
     if not arguments.quick:
         found["reference"] = _runs(tensor, "tnale", "adam", range(REFERENCE_SEEDS))
     rows = [
