@@ -5,8 +5,8 @@ graph searches the widest ring wins wherever modes sit, and there is nothing to 
 trial counts, quick looks and joint fits with gates too; only what a search has asked before is
 free. A fit of the search is short (`SHORT`), and equal candidates are fitted once for all
 strategies and seeds of an image; the best five networks after 150 and 500 are refitted (`LONG`,
-their own cores one start more), and F, ratio and rse are those of the best refit. Seconds are of the processor, for the
-strategies' own work alone. `--only` takes strategies by name: 'tnale,spectral'.
+their own cores one start more), and F, ratio and rse are those of the best refit. Seconds are of
+the processor, for the strategies' own work alone. `--only` takes strategies: 'tnale,spectral'.
 """
 
 from __future__ import annotations
