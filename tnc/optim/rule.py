@@ -9,12 +9,13 @@ is needed to resume. One file each in `tnc/optim/rules`; the registry finds them
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from itertools import chain
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from tnc.errors import BindError
 from tnc.optim.following import LEFT, decay, warmed
@@ -25,13 +26,31 @@ from tnc.registry import Registry
 STEP = "step"
 
 
+@dataclass(frozen=True, eq=False)
+class Part:
+    """One parameter within a step: what a rule reads and changes of it.
+
+    `weight` is what the rule changes: the parameter itself, or its copy in float32, which is
+    written back; `before` holds its values where the step is shortened afterwards.
+    """
+
+    parameter: Tensor
+    weight: Tensor
+    gradient: Tensor
+    state: dict[str, Any]
+    group: dict[str, Any]
+    before: Tensor | None = None
+
+
 class Rule(torch.optim.Optimizer, ABC):
     """An optimizer that updates one parameter at a time from its gradient and its slots.
 
     `kinds` names every slot of the state but `step`, which counts the parameter's steps, and
     `holds` says how many times the mean squared gradient a diagonal slot is (see `Form`). Weight
     decay is decoupled where `decoupled` is set. A rule that draws random numbers sets `random`, and
-    finds a seed of its own for each parameter in the state.
+    finds a seed of its own for each parameter in the state. `needs` names the arguments that a rule
+    takes beside parameters and options: 'model' is the module whose parameters it trains, which
+    `adopt` exchanges when it is rewritten.
     """
 
     kinds: ClassVar[Mapping[str, Kind]]
@@ -39,6 +58,7 @@ class Rule(torch.optim.Optimizer, ABC):
     decoupled: ClassVar[bool] = True
     random: ClassVar[bool] = False
     follows: ClassVar[bool] = True
+    needs: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, params: Any, options: dict[str, Any]) -> None:
         check_options(type(self).__name__, options)
@@ -55,6 +75,17 @@ class Rule(torch.optim.Optimizer, ABC):
     @abstractmethod
     def state_bytes(self, shape: tuple[int, ...], group: Group) -> int:
         """Return the bytes of the slots of a parameter of a shape, by formula; `step` aside."""
+
+    def observe(self, parameter: Tensor, state: dict[str, Any], group: Group) -> None:
+        """Take into the state what the model tells of a parameter beside its gradient: nothing.
+
+        Called before `update` in every step. Rules that read the model override it.
+        """
+        return None
+
+    def adopt(self, model: nn.Module) -> None:
+        """Read another model from now on: what became of the one before. Nothing by default."""
+        return None
 
     def refuses(self, weight: Tensor, group: Group) -> str:
         """Say why a parameter cannot be trained by this rule; empty when it can."""
@@ -114,11 +145,19 @@ class Rule(torch.optim.Optimizer, ABC):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        for group in self.param_groups:
-            for place, parameter in enumerate(group["params"]):
-                if parameter.grad is not None:
-                    self._advance(parameter, group, place)
+        self.advance(
+            self._open(parameter, group, place)
+            for group in self.param_groups
+            for place, parameter in enumerate(group["params"])
+            if parameter.grad is not None
+        )
         return loss
+
+    def advance(self, parts: Iterable[Part]) -> None:
+        """Update every part and write it back, one after the other."""
+        for part in parts:
+            self.update(part.weight, part.gradient, part.state, part.group)
+            self._close(part)
 
     def fresh(self, weight: Tensor, group: Group, seed: int = 0) -> dict[str, Any]:
         """Return the whole state of a parameter before its first step."""
@@ -147,7 +186,7 @@ class Rule(torch.optim.Optimizer, ABC):
                     device = parameter.device if value.dim() else value.device
                     self.state[parameter][slot] = value.detach().clone().to(device)
 
-    def _advance(self, parameter: Tensor, group: dict[str, Any], place: int) -> None:
+    def _open(self, parameter: Tensor, group: dict[str, Any], place: int) -> Part:
         gradient = parameter.grad
         assert gradient is not None
         if gradient.is_sparse:
@@ -155,9 +194,10 @@ class Rule(torch.optim.Optimizer, ABC):
                 f"{type(self).__name__} takes no sparse gradients",
                 hint="build the embedding with sparse=False",
             )
-        sharded = hasattr(parameter, "full_tensor")  # a DTensor: every rank updates the whole
-        weight = parameter.full_tensor() if sharded else parameter
-        gradient = gradient.full_tensor() if sharded else gradient
+        if hasattr(parameter, "full_tensor"):  # a DTensor: every rank updates the whole
+            weight, gradient = parameter.full_tensor(), gradient.full_tensor()  # type: ignore[attr-defined]
+        else:
+            weight = parameter
         wide = torch.promote_types(weight.dtype, torch.float32)
         work = weight.to(wide)
         state = self.state[parameter]
@@ -165,14 +205,18 @@ class Rule(torch.optim.Optimizer, ABC):
             state.update(self.fresh(work, group, place))
         before = work.clone() if LEFT in state else None
         state[STEP] += 1
-        self.update(work, gradient.to(wide), state, group)
-        if before is not None:
-            warmed(work, before, state)
-        if sharded:
+        self.observe(parameter, state, group)
+        return Part(parameter, work, gradient.to(wide), state, group, before)
+
+    def _close(self, part: Part) -> None:
+        parameter, work = part.parameter, part.weight
+        if part.before is not None:
+            warmed(work, part.before, part.state)
+        if hasattr(parameter, "full_tensor"):
             from torch.distributed.tensor import distribute_tensor
 
             mesh, placements = parameter.device_mesh, parameter.placements  # type: ignore[attr-defined]
-            parameter.copy_(distribute_tensor(work.to(weight.dtype), mesh, placements))
+            parameter.copy_(distribute_tensor(work.to(parameter.dtype), mesh, placements))
         elif work is not parameter:
             parameter.copy_(work)
 
