@@ -6,5 +6,7 @@ OPTIONS: dict[str, dict[str, object]] = {
     "efcp": {"lr": 0.02, "window": 8, "density": 0.1, "block": 64, "damping": 1e-3},
     "galore": {"rank": 3, "update_every": 4},
     "mfac": {"lr": 0.02, "window": 8, "damping": 0.1},
+    "mkor": {"update_every": 4, "others": "plain"},
+    "structured-ngd": {"update_every": 4, "others": "plain"},
 }
 """Rules that are not named are built with their defaults."""

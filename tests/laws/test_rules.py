@@ -43,8 +43,17 @@ def setting(dtype: torch.dtype = torch.float32) -> tuple[Net, torch.Tensor, torc
     return net, torch.randn(16, 2, 4, 4).to(dtype), torch.randn(16, 30).to(dtype)
 
 
+GIVEN = {"model": lambda net: net}
+"""How a test gives what rules may need beside parameters and options."""
+
+
+def made(name: str, net: nn.Module, **options: object) -> Rule:
+    given = {need: GIVEN[need](net) for need in ALL[name].needs}
+    return ALL[name](net.parameters(), **given, **options)  # type: ignore[call-arg,arg-type]
+
+
 def built(name: str, net: nn.Module) -> Rule:
-    return ALL[name](net.parameters(), **OPTIONS.get(name, {}))  # type: ignore[call-arg]
+    return made(name, net, **OPTIONS.get(name, {}))
 
 
 def run(net: Net, rule: Rule, x: torch.Tensor, y: torch.Tensor, steps: int) -> list[float]:
@@ -156,7 +165,7 @@ def test_it_gives_the_closures_loss_and_refuses_wrong_options(name: str) -> None
 
     assert float(rule.step(closure).detach()) > 0
     with pytest.raises(BindError, match="lr is -1"):
-        ALL[name](net.parameters(), **{**OPTIONS.get(name, {}), "lr": -1.0})  # type: ignore[call-arg]
+        made(name, net, **{**OPTIONS.get(name, {}), "lr": -1.0})
 
 
 @each

@@ -27,6 +27,7 @@ from tnc.binding.weights import Cored, Weights, weights_of
 from tnc.errors import BindError
 from tnc.optim.following import follow
 from tnc.optim.kinds import Form, check_slots, form_of
+from tnc.optim.rule import Rule
 from tnc.rewrite import Compiled
 
 WARMUP = 20
@@ -91,6 +92,8 @@ def bind(
         squares = squared_gradients(new, probe, work.cores)
     work.decide(Asked(policy, squares, warmup))
     work.commit()
+    if isinstance(optimizer, Rule):
+        optimizer.adopt(new)
     follow(optimizer)
     name = type(optimizer).__name__
     return Bound(optimizer, Report(name, policy, tuple(work.lines), tuple(work.notes)))
