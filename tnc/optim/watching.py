@@ -25,6 +25,7 @@ class WatchingRule(Rule):
     """
 
     gather: ClassVar[Gather]
+    _intervals: dict[int, int] | None
     needs: ClassVar[tuple[str, ...]] = ("model",)
 
     def __init__(self, params: Any, model: nn.Module, options: dict[str, Any]) -> None:
@@ -86,32 +87,33 @@ class WatchingRule(Rule):
         super().add_param_group(param_group)
 
     def __getstate__(self) -> dict[str, Any]:
-        return super().__getstate__() | {"_model": self._model}  # type: ignore[no-untyped-call]
+        return super().__getstate__() | {"_model": self._model}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        super().__setstate__(state)
         self._intervals = None
         if "_model" in state:
             self._attach(self._model)
 
     def _attach(self, model: nn.Module) -> None:
         self._model = model
-        self._intervals: dict[int, int] | None = None
+        self._intervals = None
         self._capture = Capture(model, self.gather, self._listens)
 
     def _listens(self, weight: Tensor) -> bool:
         """Whether the step to come is one that takes the statistic of a weight."""
-        if self._intervals is None:
-            self._intervals = {
+        intervals = self._intervals
+        if intervals is None:
+            intervals = self._intervals = {
                 id(parameter): int(group["update_every"])
                 for group in self.param_groups
                 for parameter in group["params"]
             }
-        if id(weight) not in self._intervals:
+        if id(weight) not in intervals:
             return False
         state = self.state.get(weight)
         steps = int(state[STEP]) if state else 0
-        return steps % self._intervals[id(weight)] == 0
+        return steps % intervals[id(weight)] == 0
 
 
 def eye(size: int, like: Tensor) -> Tensor:

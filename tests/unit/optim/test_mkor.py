@@ -1,4 +1,4 @@
-"""MKOR against a naive re-statement, and its inverse against the formula of Sherman and Morrison."""
+"""MKOR against a naive re-statement, and its inverses against dense ones."""
 
 from __future__ import annotations
 

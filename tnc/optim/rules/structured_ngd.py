@@ -32,8 +32,8 @@ class StructuredNGD(WatchingRule):
     `others='plain'`.
 
     State of a matrix (d, p): `input_factor` and `input_memory` (p, p), `output_factor` and
-    `output_memory` (d, d), `momentum_buffer` (d, p) where there is momentum. (Lin et al., Structured
-    Inverse-Free Natural Gradient, ICML 2024, figure 3 with dense factors.)
+    `output_memory` (d, d), `momentum_buffer` (d, p) where there is momentum. (Lin et al.,
+    Structured Inverse-Free Natural Gradient, ICML 2024, figure 3 with dense factors.)
     """
 
     kinds: ClassVar[Mapping[str, Kind]] = {
