@@ -20,6 +20,9 @@ POLICIES = ("auto", "reset", "pull", "probe")
 SANE = (0.25, 8.0)
 """Energy of probe gradients over that of the moved second moment, when it may be trusted."""
 
+TRUST = 20.0
+"""Steps that moved averages count as under `auto`: what moved is an estimate, at other weights."""
+
 LOSSY = 0.02
 """Relative error of a weight from which a state of unknown scale is not moved."""
 
@@ -61,7 +64,7 @@ def judge(
     if not dense.moving:
         reason = "its state cannot be moved" if dense.known else "the optimizer kept nothing of it"
         return Verdict(False, reason)
-    scaled = [slot for slot in dense.moving if slot in form.holds]
+    scaled = [slot for slot in dense.moving if _has_scale(form, slot)]
     diagonal = any(form.kinds[slot] is not Kind.COVECTOR for slot in dense.moving)
     if asked.policy == "pull":
         return Verdict(True, "pulled" + ("; the second moment has no scale" if diagonal else ""))
@@ -124,7 +127,7 @@ def state_of(
     """
     scaled = dict(moved)
     for slot, value in moved.items():
-        if slot not in form.holds or squares is None:
+        if squares is None or not _has_scale(form, slot):
             continue
         wanted = squares * form.holds[slot](numbers, options)
         if policy == "probe":
@@ -136,6 +139,8 @@ def state_of(
                     scaled[other] = moved[other] * float(
                         wanted.sum() / value.sum().clamp_min(1e-38)
                     )
+    if policy == "auto":
+        scaled, numbers = _trusted(form, scaled, numbers, options)
     typed = {
         slot: value.to(dtypes.get(slot, core.dtype)).contiguous() for slot, value in scaled.items()
     }
@@ -144,6 +149,28 @@ def state_of(
         for slot, value in numbers.items()
     }
     return form.initial(core, options) | clones | form.write(typed, core, options)
+
+
+def _has_scale(form: Form, slot: str) -> bool:
+    return slot in form.holds and form.kinds[slot] is not Kind.COVECTOR
+
+
+def _trusted(
+    form: Form, moved: Mapping[str, Tensor], numbers: Mapping[str, Any], options: Group
+) -> tuple[dict[str, Tensor], Mapping[str, Any]]:
+    """Let moved averages count as `TRUST` steps: the means stay, and give way to what comes."""
+    steps = numbers.get("step")
+    if not form.forgets or steps is None or float(steps) <= TRUST:
+        return dict(moved), numbers
+    fewer = dict(numbers) | {"step": torch.full_like(torch.as_tensor(steps), TRUST)}
+
+    def factor(slot: str) -> float:
+        gathers = form.holds.get(slot) or form.holds.get(slot.removeprefix("max_"))
+        if gathers is None:
+            return 1.0
+        return gathers(fewer, options) / gathers(numbers, options)
+
+    return {slot: value * factor(slot) for slot, value in moved.items()}, fewer
 
 
 def fresh(form: Form, core: nn.Parameter, warmup: int, options: Group) -> dict[str, Any]:

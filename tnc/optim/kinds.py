@@ -64,8 +64,10 @@ class Form:
 
     `kinds` by slot. A covector, diagonal or magnitude has the parameter's shape and starts at zero
     unless `starts` says otherwise; so does a number. `present` says when an optimizer keeps a slot
-    that it does not always keep. `holds` says how many times the mean squared gradient a diagonal
-    is by now, so that probe gradients can give it its scale. `decoupled` tells whether weight decay
+    that it does not always keep. `holds` says how many times the mean gradient a covector, or the
+    mean squared gradient a diagonal is by now, so that probe gradients can give it its scale.
+    `forgets` tells that averages are debiased by the count of steps: with a smaller count they give
+    way sooner to what comes. `decoupled` tells whether weight decay
     shrinks the parameter itself, by group options. `refuses` says why a parameter cannot be
     trained.
     """
@@ -76,6 +78,7 @@ class Form:
     holds: Mapping[str, Callable[[State, Group], float]] = field(default_factory=dict)
     decoupled: Callable[[Group], bool] = lambda group: False
     refuses: Callable[[Tensor, Group], str] = lambda parameter, group: ""
+    forgets: bool = False
 
     def read(self, state: State, parameter: Tensor, group: Group) -> dict[str, Tensor]:
         """Return the slots that move, each of the parameter's shape."""
@@ -195,7 +198,7 @@ def _whole(state: State, group: Group) -> float:
     return 1.0
 
 
-_SECOND = {"exp_avg_sq": _average("betas", 1)}
+_BOTH = {"exp_avg": _average("betas", 0), "exp_avg_sq": _average("betas", 1)}
 _MOMENTS = {"step": Kind.SCALAR, "exp_avg": Kind.COVECTOR, "exp_avg_sq": Kind.DIAGONAL}
 _ADAM = _MOMENTS | {"max_exp_avg_sq": Kind.DIAGONAL}
 _MOMENTUM = {"momentum_buffer": Kind.COVECTOR}
@@ -204,18 +207,18 @@ _WITH_MOMENTUM = {"momentum_buffer": _option("momentum")}
 
 FORMS: dict[type[torch.optim.Optimizer], Form] = {
     torch.optim.SGD: Form(_MOMENTUM, present=_WITH_MOMENTUM),
-    torch.optim.Adam: Form(_ADAM, present=_AMSGRAD, holds=_SECOND, decoupled=_flagged),
-    torch.optim.AdamW: Form(_ADAM, present=_AMSGRAD, holds=_SECOND, decoupled=_always),
+    torch.optim.Adam: Form(_ADAM, present=_AMSGRAD, holds=_BOTH, decoupled=_flagged, forgets=True),
+    torch.optim.AdamW: Form(_ADAM, present=_AMSGRAD, holds=_BOTH, decoupled=_always, forgets=True),
     torch.optim.Adamax: Form(
         {"step": Kind.SCALAR, "exp_avg": Kind.COVECTOR, "exp_inf": Kind.MAGNITUDE}
     ),
     torch.optim.NAdam: Form(
         _MOMENTS | {"mu_product": Kind.SCALAR},
         {"mu_product": _one},
-        holds=_SECOND,
+        holds=_BOTH,
         decoupled=_flagged,
     ),
-    torch.optim.RAdam: Form(_MOMENTS, holds=_SECOND, decoupled=_flagged),
+    torch.optim.RAdam: Form(_MOMENTS, holds=_BOTH, decoupled=_flagged, forgets=True),
     torch.optim.RMSprop: Form(
         {
             "step": Kind.SCALAR,
