@@ -18,7 +18,11 @@ Piece = tuple[str, tuple[str, ...], Axis]
 
 
 def groupings(network: Network) -> Iterator[tuple[Piece, ...]]:
-    """Yield ways to merge cores: none first, then groups of them that hang together, then all."""
+    """Yield ways to merge cores that hang together.
+
+    Of up to PARTED cores none is merged first, so that plain chains are there to be chosen; of
+    more, ways that leave few operands come first: their cost bounds the long search of the others.
+    """
     equation = network.equation
     outer = {*equation.input_indices, *equation.output_indices}
     cores = [(_named((core.name,)), (core.name,), core.indices) for core in equation.cores]
@@ -56,13 +60,12 @@ def _partitions(cores: Sequence[Piece]) -> Iterator[tuple[tuple[Piece, ...], ...
 
 
 def _single_merges(cores: Sequence[Piece]) -> Iterator[tuple[tuple[Piece, ...], ...]]:
-    """Yield no merge, one of up to MERGED cores, and all at once."""
-    alone = tuple((core,) for core in cores)
-    yield alone
-    for count in range(2, MERGED + 1):
+    """Yield all cores merged, then up to MERGED of them, then no merge."""
+    yield (tuple(cores),)
+    for count in range(MERGED, 1, -1):
         for chosen in combinations(cores, count):
             yield (*((core,) for core in cores if core not in chosen), chosen)
-    yield (tuple(cores),)
+    yield tuple((core,) for core in cores)
 
 
 def _joined(pieces: Sequence[Piece]) -> bool:
