@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -26,6 +26,10 @@ TRUST = 20.0
 LOSSY = 0.02
 """Relative error of a weight from which a state of unknown scale is not moved."""
 
+LOST = 0.6
+"""Relative error of a weight from which `auto` moves nothing: at .57 moving was still better than
+starting anew, at .65 worse, whatever the second moments (`benchmarks/continuation.py`)."""
+
 
 @dataclass(frozen=True, eq=False)
 class Verdict:
@@ -34,6 +38,7 @@ class Verdict:
     moves: bool
     reason: str
     ratio: float = float("nan")
+    lost: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,6 +79,8 @@ def judge(
         if asked.policy == "auto" and diagonal and error > LOSSY:
             return Verdict(False, f"the weight lost {error:.2g} of its norm")
         return Verdict(True, "pulled, exactly" if not diagonal else "pulled, without a scale")
+    if asked.policy == "auto" and error > LOST:
+        return Verdict(False, f"the weight lost {error:.2g} of its norm", lost=True)
     missing = [name for name in names.values() if name not in asked.squares]
     if missing:
         return Verdict(False, f"no probe gradient reached {missing[0]}")
@@ -88,6 +95,18 @@ def judge(
     if not SANE[0] <= ratio <= SANE[1]:
         return Verdict(False, "probe gradients do not fit the moved second moment", ratio)
     return Verdict(True, "momentum pulled exactly, second moment scaled by the probe", ratio)
+
+
+def agreed(verdicts: Sequence[Verdict], sizes: Sequence[int]) -> list[Verdict]:
+    """Start every weight anew where more than half of all entries are of weights that lost much."""
+    lost = sum(size for verdict, size in zip(verdicts, sizes) if verdict.lost)
+    if 2 * lost <= sum(sizes):
+        return list(verdicts)
+    reason = f"{lost / sum(sizes):.0%} of the rewritten weights lost {LOST:g} of their norm or more"
+    return [
+        replace(verdict, moves=False, reason=reason) if verdict.moves else verdict
+        for verdict in verdicts
+    ]
 
 
 def move(form: Form, dense: DenseState, weight: Cored) -> dict[str, dict[str, Tensor]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 from random import Random
 
@@ -15,6 +15,11 @@ from tnc.explore.regression import Process
 from tnc.explore.strategy import Strategy, strategies
 from tnc.explore.surface import Surface, contains
 from tnc.explore.trial import Asking, Batch, Scored, Trial
+
+Rounds = Generator[Batch, tuple[Scored, ...], None]
+
+IDLE = 200
+"""So many batches of round trips that ask for nothing new are the end of them."""
 
 _LEAST = 1e-9
 """Squared relative errors below this are alike."""
@@ -37,6 +42,8 @@ class Spectral(Strategy):
     climbs: int = 24
     optimism: float = 1.0
     warm: bool = False
+    patience: int = 40
+    trips: str = "tnale"
 
     def refuses(self, problem: Problem) -> str:
         if problem.spectra is None:
@@ -47,10 +54,36 @@ class Spectral(Strategy):
         assert problem.spectra is not None  # `refuses` has asked
         known = _Known(problem, Surface(problem.space, problem.spectra))
         while True:
+            yield from self._by_process(known, rng)
+            if not known.told:
+                return "nothing that is known can be fitted"
+            before = len(known.keys)
+            yield from self._by_trips(known, rng)
+            if len(known.keys) == before:
+                return "nothing near the best of what is known is left to fit"
+
+    def _by_process(self, known: _Known, rng: Random) -> Rounds:
+        """Fit what the process expects to be best, until `patience` fits brought nothing."""
+        last = len(known.keys)
+        while len(known.keys) - last < self.patience:
             trials = self._trials(known, rng)
             if not trials:
-                return "nothing near the best of what is known is left to fit"
-            known.learn((yield Batch(trials)))
+                return
+            if known.learn((yield Batch(trials))):
+                last = len(known.keys)
+
+    def _by_trips(self, known: _Known, rng: Random) -> Rounds:
+        """Let another strategy search from the best on, until `patience` fits brought nothing."""
+        centre = known.best(1)[0].trial.point
+        asking = strategies.get(self.trips)().around(known.problem, rng, centre)  # type: ignore[attr-defined]
+        batch, last, asked = next(asking), len(known.keys), 0
+        while len(known.keys) - last < self.patience and asked < IDLE:
+            before = len(known.keys)
+            told = yield batch
+            if known.learn(told):
+                last = len(known.keys)
+            asked = 0 if len(known.keys) > before else asked + 1
+            batch = asking.send(told)
 
     def _trials(self, known: _Known, rng: Random) -> tuple[Trial, ...]:
         space = known.problem.space
@@ -115,12 +148,18 @@ class _Known:
     keys: set[str] = field(default_factory=set)
     process: Process | None = None
 
-    def learn(self, scored: Sequence[Scored]) -> None:
-        """Add what a round has found."""
-        self.keys |= {told.trial.topology.key for told in scored}
-        self.told += [told for told in scored if told.outcome.ok]
-        if not self.told:
-            return
+    def learn(self, scored: Sequence[Scored]) -> bool:
+        """Add what a round has found; say whether it has a better score than all before."""
+        new = [told for told in scored if told.trial.topology.key not in self.keys]
+        best = min((told.score for told in self.told), default=float("inf"))
+        self.keys |= {told.trial.topology.key for told in new}
+        fitted = [told for told in new if told.outcome.ok]
+        self.told += fitted
+        if fitted:
+            self._teach()
+        return any(told.score < best for told in fitted)
+
+    def _teach(self) -> None:
         self._rows = self.surface.rows([told.trial.point for told in self.told])
         self._errors = np.array([told.rse for told in self.told])
         if len(self.told) > 2:

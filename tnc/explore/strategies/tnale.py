@@ -42,8 +42,11 @@ class TnALE(Strategy):
     fresh: int = 2
 
     def search(self, problem: Problem, rng: Random) -> Asking:
+        return (yield from self.around(problem, rng, self._begin(problem, rng)))
+
+    def around(self, problem: Problem, rng: Random, centre: Point) -> Asking:
+        """Search from a given centre on."""
         seen: set[str] = set()
-        centre = self._begin(problem, rng)
         point, bound, number, idle = centre, float("inf"), 0, 0
         while True:
             early, known = number < self.rounds, len(seen)
