@@ -32,8 +32,8 @@ from tnc.optim.rule import Rule
 from tnc.rewrite import Compiled
 
 WARMUP = 0
-"""Steps over which a core that starts anew under `auto` grows to full steps. None by default: after
-a lossy rewrite 20 of them cost .02 of loss over the first 50 steps (`benchmarks/continuation.py`)."""
+"""Steps over which a core that starts anew under `auto` grows to full steps. None: after a lossy
+rewrite 20 of them cost .02 of loss over the first 50 steps (`benchmarks/continuation.py`)."""
 
 
 @dataclass(frozen=True)
