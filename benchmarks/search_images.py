@@ -5,8 +5,8 @@ graph searches the widest ring wins wherever modes sit, and there is nothing to 
 trial counts, quick looks and joint fits with gates too; only what a search has asked before is
 free. A fit of the search is short (`SHORT`), and equal candidates are fitted once for all
 strategies and seeds of an image; the best five networks after 150 and 500 are refitted (`LONG`,
-their own cores one start more), and F, ratio and rse are those of the best refit. Seconds are of
-the processor, for the strategies' own work alone. `--only` takes strategies: 'tnale,spectral'.
+their own cores one start more), and F, ratio and rse are those of the best refit so far. Seconds
+are of the processor, for the strategies' own work alone. `--only` takes strategies: 'tnale,tnls'.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from math import log10
 from pathlib import Path
 from statistics import geometric_mean, median
@@ -172,8 +172,13 @@ def _search(
         limits = Limits(evaluations=counts[-1])
         found = search(problem, strategies.get(name)(), pool, record, limits, seed)
     own = time.process_time() - begun - fitting
-    best = tuple(_refitted(found, after, tensor, problem, record) for after in counts)
-    return Run(image, name, seed, len(found.trials), own, found.ended, best)
+    best: list[Best] = []
+    for after in counts:
+        refitted = _refitted(found, after, tensor, problem, record)
+        if best and best[-1].score < refitted.score:
+            refitted = replace(best[-1], after=after)
+        best.append(refitted)
+    return Run(image, name, seed, len(found.trials), own, found.ended, tuple(best))
 
 
 def _refitted(
