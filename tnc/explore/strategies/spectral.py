@@ -42,7 +42,7 @@ class Spectral(Strategy):
     climbs: int = 24
     optimism: float = 1.0
     warm: bool = False
-    patience: int = 80
+    patience: int = 40
     trips: str = "tnale"
 
     def refuses(self, problem: Problem) -> str:
