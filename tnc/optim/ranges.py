@@ -19,11 +19,25 @@ RANGES: Mapping[str, tuple[float, float]] = {
     "density": (0.0, 1.0),
     "damping": (0.0, inf),
     "rho": (0.0, inf),
+    "projector_lr": (0.0, inf),
+    "mixing": (0.0, 1.0),
+    "growth": (0.0, 1.0),
+    "decay_rate": (0.0, inf),
+    "scale_floor": (0.0, inf),
 }
 """Inclusive bounds; every entry of a tuple must lie within."""
 
 COUNTS = frozenset(
-    {"rank", "update_every", "refresh_every", "steps", "block", "window", "iterations"}
+    {
+        "rank",
+        "update_every",
+        "refresh_every",
+        "steps",
+        "block",
+        "window",
+        "iterations",
+        "subset_size",
+    }
 )
 """Options that are whole numbers of 1 or more."""
 
@@ -31,7 +45,7 @@ COUNTS = frozenset(
 def check_options(kind: str, options: Mapping[str, Any]) -> None:
     """Raise BindError for an option out of its range."""
     for name, value in options.items():
-        if name in COUNTS:
+        if name in COUNTS and value is not None:
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise BindError(f"{kind}: {name} is {value!r}", hint="give a whole number from 1")
         elif name in RANGES and value is not None:

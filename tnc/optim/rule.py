@@ -50,7 +50,9 @@ class Rule(torch.optim.Optimizer, ABC):
     decay is decoupled where `decoupled` is set. A rule that draws random numbers sets `random`, and
     finds a seed of its own for each parameter in the state. `needs` names the arguments that a rule
     takes beside parameters and options: 'model' is the module whose parameters it trains, which
-    `adopt` exchanges when it is rewritten.
+    `adopt` exchanges when it is rewritten. A rule that learns from more than the loss's gradient
+    sets `estimates` and has a method `update_hessian`, called after the backward pass of a loss
+    with labels drawn from the model's predictions.
     """
 
     kinds: ClassVar[Mapping[str, Kind]]
@@ -59,6 +61,7 @@ class Rule(torch.optim.Optimizer, ABC):
     random: ClassVar[bool] = False
     follows: ClassVar[bool] = True
     needs: ClassVar[tuple[str, ...]] = ()
+    estimates: ClassVar[bool] = False
 
     def __init__(self, params: Any, options: dict[str, Any]) -> None:
         check_options(type(self).__name__, options)
