@@ -25,7 +25,7 @@ def parameter(shape: tuple[int, ...], seed: int = 1) -> nn.Parameter:
 def run(optimizer: torch.optim.Optimizer, weight: nn.Parameter, given: Iterable[Tensor]) -> Tensor:
     """Take a step on every gradient and return the weight."""
     for gradient in given:
-        weight.grad = gradient.clone()
+        weight.grad = gradient.to(weight.dtype, copy=True)
         optimizer.step()
     return weight.detach()
 
