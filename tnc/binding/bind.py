@@ -27,7 +27,7 @@ from tnc.binding.report import Line, Report
 from tnc.binding.weights import Cored, Weights, weights_of
 from tnc.errors import BindError
 from tnc.optim.following import follow
-from tnc.optim.kinds import Form, check_slots, form_of
+from tnc.optim.kinds import Form, check_slots, form_of, part_of
 from tnc.optim.rule import Rule
 from tnc.rewrite import Compiled
 
@@ -87,15 +87,16 @@ def bind(
             "the model before and after are the same object",
             hint="give the model that the optimizer was training, and the compiled one",
         )
-    work = _Work(weights_of(model), weights_of(new), optimizer, form_of(optimizer))
+    work = _Work(weights_of(model), weights_of(new), optimizer)
     work.read()
     squares = None
     if probe is not None and policy in ("auto", "probe") and work.cores:
         squares = squared_gradients(new, probe, work.cores)
     work.decide(Asked(policy, squares, warmup))
     work.commit()
-    if isinstance(optimizer, Rule):
-        optimizer.adopt(new)
+    for part in getattr(optimizer, "parts", (optimizer,)):
+        if isinstance(part, Rule):
+            part.adopt(new)
     follow(optimizer)
     name = type(optimizer).__name__
     return Bound(optimizer, Report(name, policy, tuple(work.lines), tuple(work.notes)))
@@ -108,7 +109,6 @@ class _Work:
     before: Weights
     after: Weights
     optimizer: torch.optim.Optimizer
-    form: Form
     lines: list[Line] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     cores: dict[str, nn.Parameter] = field(default_factory=dict)
@@ -130,7 +130,7 @@ class _Work:
         self._state: dict[nn.Parameter, dict[str, Any]] = {}
         self._gradients: dict[nn.Parameter, Tensor] = {}
         self._into: list[tuple[Cored, DenseState]] = []  # weights that become cores
-        self._dtypes: dict[str, torch.dtype] = {}
+        self._dtypes: dict[int, dict[str, torch.dtype]] = {}  # of slots, by part of the optimizer
 
     # ------------------------------------------------------------------------------- reading
 
@@ -141,8 +141,9 @@ class _Work:
             labels = group.get("param_names") or [""] * len(group["params"])
             for parameter, label in zip(list(group["params"]), labels):
                 names = self._names.get(id(parameter))
-                check_slots(self.optimizer, self.form, parameter, names[0] if names else label)
-                self._note_types(parameter)
+                called = names[0] if names else label
+                check_slots(self.optimizer, self._form(number), parameter, called)
+                self._note_types(parameter, number)
                 if names is not None:
                     self._follow_plain(parameter, names, number)
                 elif id(parameter) in self._held:
@@ -156,10 +157,16 @@ class _Work:
                     )
         self._add_new()
 
-    def _note_types(self, parameter: nn.Parameter) -> None:
+    def _form(self, number: int) -> Form:
+        return form_of(self.optimizer, self.optimizer.param_groups[number])
+
+    def _note_types(self, parameter: nn.Parameter, number: int) -> None:
         for slot, value in self.optimizer.state.get(parameter, {}).items():
             if isinstance(value, Tensor):
-                self._dtypes.setdefault(slot, value.dtype)
+                self._types(number).setdefault(slot, value.dtype)
+
+    def _types(self, number: int) -> dict[str, torch.dtype]:
+        return self._dtypes.setdefault(id(self._part_at(number)), {})
 
     def _follow_plain(self, parameter: nn.Parameter, names: list[str], number: int) -> None:
         state = self.optimizer.state.get(parameter, {})
@@ -171,7 +178,7 @@ class _Work:
             self._carry(parameter, self.after.plain[name], name, number, state)
         else:
             group = self.optimizer.param_groups[number]
-            dense = read_dense(self.form, state, parameter, number, group)
+            dense = read_dense(self._form(number), state, parameter, number, group)
             self._open(self.after.cored[name], dense)
 
     def _carry(
@@ -184,13 +191,13 @@ class _Work:
     ) -> None:
         group = self.optimizer.param_groups[number]
         if old.shape != new.shape:
-            self._state[new] = self.form.initial(new, group)
+            self._state[new] = self._form(number).initial(new, group)
             reason = f"its shape was {tuple(old.shape)} and is {tuple(new.shape)}"
             self._keep(new, number, name, "reset", reason)
             return
         same = torch.equal(old.detach(), new.detach())
         if not same and name.rpartition(".")[0] not in _owners(self.after):
-            self._state[new] = self.form.initial(new, group)
+            self._state[new] = self._form(number).initial(new, group)
             self._keep(new, number, name, "reset", "a pass changed its values")
             return
         if state:
@@ -221,11 +228,15 @@ class _Work:
         }
         group = self.optimizer.param_groups[number]
         shared = [n for n in weight.trainable if self._readers(weight.layer.cores[n]) > 1]
-        if shared or not all(states.values()):
+        places = [self._places.get(id(weight.layer.cores[n]), number) for n in weight.trainable]
+        parts = {id(self._part_at(place)) for place in places}
+        if shared or len(parts) > 1 or not all(states.values()):
             dense = DenseState({}, {}, None, number, any(states.values()))
             reason = "several weights share its cores" if shared else "there was no state"
+            if len(parts) > 1:
+                reason = "its cores were trained by different rules"
         else:
-            dense = lift_dense(self.form, states, weight, number, group)
+            dense = lift_dense(self._form(number), states, weight, number, group)
             reason = "the tangent part of what its cores knew"
         if target is not None:
             self._open(target, dense)
@@ -241,11 +252,12 @@ class _Work:
         self, plain: nn.Parameter, dense: DenseState, group: Mapping[str, Any]
     ) -> dict[str, Any]:
         typed = {
-            slot: value.to(self._dtypes.get(slot, plain.dtype)).contiguous()
+            slot: value.to(self._types(dense.group).get(slot, plain.dtype)).contiguous()
             for slot, value in dense.moving.items()
         }
-        written = self.form.write(typed, plain, group)
-        return self.form.initial(plain, group) | dict(dense.numbers) | written
+        form = self._form(dense.group)
+        written = form.write(typed, plain, group)
+        return form.initial(plain, group) | dict(dense.numbers) | written
 
     def _carry_core(self, old: nn.Parameter, new: nn.Parameter, label: str, number: int) -> None:
         state = self.optimizer.state.get(old, {})
@@ -254,6 +266,9 @@ class _Work:
         if old.grad is not None:
             self._gradients[new] = old.grad
         self._keep(new, number, label, "carried" if state else "new", "")
+
+    def _part_at(self, number: int) -> torch.optim.Optimizer:
+        return part_of(self.optimizer, self.optimizer.param_groups[number])
 
     def _readers(self, core: nn.Parameter) -> int:
         return sum(
@@ -268,7 +283,7 @@ class _Work:
             core = weight.layer.cores[name]
             if not any(core is known for known in self.cores.values()):
                 self.cores[f"{weight.path}.cores.{name}"] = core
-            reason = self.form.refuses(core, self.optimizer.param_groups[dense.group])
+            reason = self._form(dense.group).refuses(core, self.optimizer.param_groups[dense.group])
             if reason:
                 raise BindError(
                     f"{type(self.optimizer).__name__} cannot train a core of shape "
@@ -279,7 +294,7 @@ class _Work:
                 )
 
     def _add_new(self) -> None:
-        """Give trainable parameters that stand for nothing old to the first group."""
+        """Give new trainable parameters to the first group whose rule takes them."""
         known = {id(p) for params in self._groups for p in params}
         known |= {id(core) for core in self.cores.values()}
         old = {id(p) for p in self.before.plain.values()}
@@ -289,7 +304,21 @@ class _Work:
             if name in self.before.plain or name in self.before.cored:
                 continue  # the optimizer did not hold it before either
             known.add(id(parameter))
-            self._keep(parameter, 0, name, "new", "made by a pass")
+            self._keep(parameter, self._taking(parameter, name), name, "new", "made by a pass")
+
+    def _taking(self, parameter: nn.Parameter, name: str) -> int:
+        """Return the first group whose rule can train a parameter. Raises BindError."""
+        reasons = []
+        for number, group in enumerate(self.optimizer.param_groups):
+            reasons.append(self._form(number).refuses(parameter, group))
+            if not reasons[-1]:
+                return number
+        raise BindError(
+            f"no group of the optimizer can train a parameter of shape {tuple(parameter.shape)}, "
+            f"which a pass made: {reasons[0]}",
+            where=name,
+            hint="add a group with a rule that takes any shape, such as adamw",
+        )
 
     # ------------------------------------------------------------------------------ deciding
 
@@ -302,7 +331,8 @@ class _Work:
             [weight.layer.structure.signature.parameters for weight, _ in self._into],
         )
         for (weight, dense), verdict in zip(self._into, verdicts):
-            moved = move(self.form, dense, weight) if verdict.moves else {}
+            form = self._form(dense.group)
+            moved = move(form, dense, weight) if verdict.moves else {}
             pulled = self._pulled_gradient(weight, dense)
             for name in weight.trainable:
                 core = weight.layer.cores[name]
@@ -318,7 +348,8 @@ class _Work:
     def _judged(self, weight: Cored, dense: DenseState, asked: Asked) -> Verdict:
         names = {name: self._label(weight, name) for name in weight.trainable}
         group = self.optimizer.param_groups[dense.group]
-        return judge(self.form, dense, weight, names, self._lost(weight), asked, group)
+        form = self._form(dense.group)
+        return judge(form, dense, weight, names, self._lost(weight), asked, group)
 
     def _settle(
         self,
@@ -330,25 +361,27 @@ class _Work:
     ) -> None:
         verdict, dense, weight, _ = next((j for j in judged if not j[0].moves), judged[0])
         number = judged[0][1].group
-        group = self.optimizer.param_groups[number]
+        if len({id(self._part_at(j[1].group)) for j in judged}) > 1:
+            verdict = Verdict(False, "its weights were trained by different rules")
+        group, form = self.optimizer.param_groups[number], self._form(number)
         if verdict.moves:
             squares = asked.squares.get(label) if asked.squares is not None else None
             state = state_of(
-                self.form,
+                form,
                 core,
-                joined(self.form, parts),
+                joined(form, parts),
                 dense.numbers,
                 None if asked.policy == "pull" else squares,
                 asked.policy,
                 group,
-                self._dtypes,
+                self._types(number),
             )
             deed = "moved"
         else:
             warmup = asked.warmup if asked.policy == "auto" and dense.known else 0
-            state = fresh(self.form, core, warmup, group)
+            state = fresh(form, core, warmup, group)
             deed = "reset" if dense.known else "new"
-        self._state[core] = with_share(state, self.form, group, len(weight.trainable))
+        self._state[core] = with_share(state, form, group, len(weight.trainable))
         reason = verdict.reason + ("" if len(judged) == 1 else f", shared by {len(judged)} weights")
         self._keep(core, number, label, deed, reason, weight.name, verdict.ratio)
 

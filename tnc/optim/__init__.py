@@ -3,5 +3,6 @@
 from tnc.optim.following import follow
 from tnc.optim.kinds import FORMS, Form, Kind, form_of
 from tnc.optim.moving import Maps, move_, refusal
+from tnc.optim.together import Together
 
-__all__ = ["FORMS", "Form", "Kind", "Maps", "follow", "form_of", "move_", "refusal"]
+__all__ = ["FORMS", "Form", "Kind", "Maps", "Together", "follow", "form_of", "move_", "refusal"]

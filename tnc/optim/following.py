@@ -27,8 +27,9 @@ def follow(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
     Call it after loading the state of a bound optimizer into a new one; `tnc.bind` does it itself.
     More calls change nothing. Returns the optimizer.
     """
-    if not hasattr(optimizer, _MARK) and not getattr(optimizer, "follows", False):
-        setattr(optimizer, _MARK, _Following(optimizer))
+    for part in getattr(optimizer, "parts", (optimizer,)):
+        if not hasattr(part, _MARK) and not getattr(part, "follows", False):
+            setattr(part, _MARK, _Following(part))
     return optimizer
 
 
@@ -42,7 +43,6 @@ class _Following:
     """Hooks before and after an optimizer's step; it holds nothing between the two but copies."""
 
     def __init__(self, optimizer: torch.optim.Optimizer) -> None:
-        self._form = form_of(optimizer)
         self._before: list[tuple[nn.Parameter, dict[str, Any], Tensor]] = []
         optimizer.register_step_pre_hook(self._open)
         optimizer.register_step_post_hook(self._close)
@@ -53,7 +53,9 @@ class _Following:
         for group, core, state in _cores(optimizer):
             if LEFT in state:
                 self._before.append((core, state, core.detach().clone()))
-            own = self._form.decoupled(group) and float(group.get("weight_decay", 0.0))
+            own = form_of(optimizer, group).decoupled(group) and float(
+                group.get("weight_decay", 0.0)
+            )
             if own and state.get(SHARE, 1.0) != 1.0:
                 whole = 1 - float(group["lr"]) * float(group["weight_decay"])
                 if whole > 0:

@@ -268,12 +268,15 @@ OURS = frozenset({"decay_share", "warm_left", "warm_steps"})
 """What `tnc.bind` itself keeps in a core's state: see `tnc.optim.following`."""
 
 
-def form_of(optimizer: torch.optim.Optimizer) -> Form:
+def form_of(optimizer: torch.optim.Optimizer, group: Group | None = None) -> Form:
     """Return the form of an optimizer's state. Raises BindError for a class without one.
+
+    `group` is one of its `param_groups`: a `Together` has a form for each of them.
 
     >>> form_of(torch.optim.SGD([torch.zeros(2, requires_grad=True)])).kinds["momentum_buffer"]
     <Kind.COVECTOR: 'covector'>
     """
+    optimizer = part_of(optimizer, group)
     own = getattr(optimizer, "form", None)
     if isinstance(own, Form):
         return own
@@ -286,6 +289,12 @@ def form_of(optimizer: torch.optim.Optimizer) -> Form:
         hint=f"known are {known} and the rules of tnc.optim; another class is made known by "
         "`tnc.optim.FORMS[YourOptimizer] = tnc.optim.Form({'slot': tnc.optim.Kind.COVECTOR})`",
     )
+
+
+def part_of(optimizer: torch.optim.Optimizer, group: Group | None) -> torch.optim.Optimizer:
+    """Return the optimizer that steps a group: one of several in a `Together`, else itself."""
+    ask = getattr(optimizer, "part_of", None)
+    return ask(group) if callable(ask) else optimizer
 
 
 def check_slots(

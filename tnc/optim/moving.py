@@ -27,13 +27,13 @@ def refusal(optimizer: torch.optim.Optimizer, parameter: nn.Parameter) -> str:
     """Say why an optimizer cannot follow a parameter; empty when it can."""
     if isinstance(optimizer, torch.optim.LBFGS):
         return "LBFGS keeps its state flattened over all parameters"
+    group = _group_of(optimizer, parameter)
+    if group is None:
+        return "the optimizer does not hold the parameter"
     try:
-        form = form_of(optimizer)
+        form = form_of(optimizer, group)
     except BindError as error:
         return error.message
-    held = [p for group in optimizer.param_groups for p in group["params"] if p is parameter]
-    if not held:
-        return "the optimizer does not hold the parameter"
     for slot, value in optimizer.state.get(parameter, {}).items():
         if slot in OURS:
             continue
@@ -64,7 +64,9 @@ def move_(
             f"the optimizer cannot follow a core of shape {tuple(old.shape)}: {reason}",
             hint="use SGD, Adam, AdamW or another elementwise optimizer of torch.optim",
         )
-    form = form_of(optimizer)
+    group = _group_of(optimizer, old)
+    assert group is not None  # not refused
+    form = form_of(optimizer, group)
     state = optimizer.state.get(old, {})
     moved = {slot: _moved(form, slot, value, maps) for slot, value in state.items()}
     for group in optimizer.param_groups:
@@ -72,6 +74,13 @@ def move_(
     optimizer.state.pop(old, None)
     if moved:
         optimizer.state[new] = moved
+
+
+def _group_of(optimizer: torch.optim.Optimizer, parameter: nn.Parameter) -> dict[str, Any] | None:
+    for group in optimizer.param_groups:
+        if any(p is parameter for p in group["params"]):
+            return group
+    return None
 
 
 def _moved(form: Form, slot: str, value: Any, maps: Maps) -> Any:
