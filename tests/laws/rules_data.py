@@ -7,6 +7,7 @@ OPTIONS: dict[str, dict[str, object]] = {
     "efcp": {"lr": 0.02, "window": 8, "density": 0.1, "block": 64, "damping": 1e-3},
     "factor-adam-matrix": {"others": "plain"},
     "flora": {"rank": 3, "update_every": 4},
+    "fira": {"rank": 3, "update_every": 4},
     "galore": {"rank": 3, "update_every": 4},
     "ldadam": {"rank": 3},
     "mfac": {"lr": 0.02, "window": 8, "damping": 0.1},
@@ -14,6 +15,7 @@ OPTIONS: dict[str, dict[str, object]] = {
     "online-subspace-descent": {"rank": 3},
     "scaledgd": {"others": "plain"},
     "sn-sm": {"rank": 3, "update_every": 4},
+    "sara": {"rank": 3, "update_every": 4},
     "structured-ngd": {"update_every": 4, "others": "plain"},
 }
 """Rules that are not named are built with their defaults."""

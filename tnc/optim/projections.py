@@ -35,17 +35,90 @@ def up(projected: Tensor, projector: Tensor, right: int) -> Tensor:
     return projected @ projector if right else projector.mT @ projected
 
 
-def top_subspace(matrix: Tensor, rank: int, right: int) -> Tensor:
-    """Return the leading singular vectors on one side, `(rank, side)`.
+def due(state: Mapping[str, Any], group: Mapping[str, Any]) -> bool:
+    """Whether the subspace is taken anew: at a parameter's first step, then every `update_every`.
 
-    From the Gram matrix of that side: cheaper than a decomposition of the matrix. In float64, since
-    squares of singular values are read; a matrix of zeros gives unit vectors.
+    The clock is the parameter's own count of steps, so accumulated gradients do not turn it.
+    """
+    return (int(state["step"]) - 1) % int(group["update_every"]) == 0
+
+
+def draws(state: Mapping[str, Any]) -> torch.Generator:
+    """Return random numbers that depend on the parameter's seed and step alone."""
+    number = int(state["seed"]) * 1_000_003 + int(state["step"])
+    return torch.Generator().manual_seed(number % 2**32)
+
+
+def projected_start(matrix: Tensor, rank: int) -> dict[str, Any]:
+    """Return Adam's moments within a subspace, the subspace and the side it is on, at the start."""
+    shape = projected_shape((matrix.shape[0], matrix.shape[1]), rank)
+    right = is_right(matrix)
+    return {
+        "exp_avg": matrix.new_zeros(shape),
+        "exp_avg_sq": matrix.new_zeros(shape),
+        "projector": matrix.new_zeros(shape[right], matrix.shape[right]),
+        "right": right,
+    }
+
+
+def projected_floats(shape: tuple[int, int], rank: int) -> int:
+    """Return how many numbers `projected_start` holds: 2 max(m, n) r + min(m, n) r."""
+    small = projected_shape(shape, rank)
+    return 2 * small[0] * small[1] + min(rank, *shape) * min(shape)
+
+
+def spectrum(matrix: Tensor, right: int) -> tuple[Tensor, Tensor]:
+    """Return all singular values, smallest first, and vectors of one side as columns; in float64.
+
+    From the Gram matrix of that side: cheaper than a decomposition of the matrix.
     """
     wide = matrix.double()
     gram = wide.mT @ wide if right else wide @ wide.mT
-    _, vectors = torch.linalg.eigh(gram)
-    found = vectors[:, -rank:].flip(-1).mT
-    return found.to(matrix.dtype).contiguous()
+    values, vectors = torch.linalg.eigh(gram)
+    return values.clamp_min(0).sqrt(), vectors
+
+
+def top_subspace(matrix: Tensor, rank: int, right: int) -> Tensor:
+    """Return the leading singular vectors on one side, `(rank, side)`.
+
+    On the longer side `rank` is the shorter side at most, whose vectors are carried over. A matrix
+    of zeros gives unit vectors.
+    """
+    if matrix.shape[right] > matrix.shape[1 - right] >= rank:
+        _, vectors = spectrum(matrix, 1 - right)
+        leading = vectors[:, -rank:].flip(-1)
+        wide = matrix.double()
+        basis, _ = torch.linalg.qr((wide.mT if right else wide) @ leading)
+        return basis.mT.to(matrix.dtype).contiguous()
+    _, vectors = spectrum(matrix, right)
+    return vectors[:, -rank:].flip(-1).mT.to(matrix.dtype).contiguous()
+
+
+def facing(projector: Tensor, before: Tensor) -> Tensor:
+    """Return a projector whose rows point the way of those that they replace.
+
+    The sign of a singular vector means nothing, and depends on the library that found it; moments
+    that stay in the coordinates of the old rows would change sign with it.
+    """
+    turned = (projector * before).sum(1, keepdim=True) < 0
+    return torch.where(turned, -projector, projector)
+
+
+def sampled_subspace(matrix: Tensor, rank: int, right: int, generator: torch.Generator) -> Tensor:
+    """Return `rank` singular vectors of one side, drawn by their singular values, largest first.
+
+    Without replacement: the largest of `log sigma` plus Gumbel noise are the same draw.
+    """
+    values, vectors = spectrum(matrix, right)
+    picked = sampled(values, rank, generator).sort(descending=True).values
+    return vectors[:, picked].mT.to(matrix.dtype).contiguous()
+
+
+def sampled(weights: Tensor, count: int, generator: torch.Generator) -> Tensor:
+    """Return places drawn without replacement by weights of zero or more; zeros come last."""
+    uniform = torch.rand(weights.shape, generator=generator, dtype=torch.float64)
+    gumbel = -(-uniform.clamp_min(1e-300).log()).log()
+    return (weights.double().log() + gumbel.to(weights.device)).topk(count).indices
 
 
 def random_subspace(size: int, rank: int, generator: torch.Generator, like: Tensor) -> Tensor:
@@ -76,10 +149,20 @@ def biased_adam_direction(
 
     GaLore, Online Subspace Descent, COAP, Fira and Subset-Norm use it.
     """
+    return adam_ratio(gradient, state, group).mul_(debiasing(state, group))
+
+
+def adam_ratio(gradient: Tensor, state: Mapping[str, Any], group: Mapping[str, Any]) -> Tensor:
+    """Update `exp_avg` and `exp_avg_sq` by a gradient and return `m / (sqrt(v) + eps)`."""
     first, second = group["betas"]
-    steps = float(state["step"])
     mean, square = state["exp_avg"], state["exp_avg_sq"]
     mean.lerp_(gradient, 1 - first)
     square.mul_(second).addcmul_(gradient, gradient, value=1 - second)
-    factor = (1 - second**steps) ** 0.5 / (1 - first**steps)
-    return (mean / square.sqrt().add_(group["eps"])).mul_(factor)
+    return mean / square.sqrt().add_(group["eps"])
+
+
+def debiasing(state: Mapping[str, Any], group: Mapping[str, Any]) -> float:
+    """Return what `adam_ratio` is multiplied by: `sqrt(1 - b2^t) / (1 - b1^t)`."""
+    first, second = group["betas"]
+    steps = float(state["step"])
+    return float((1 - second**steps) ** 0.5 / (1 - first**steps))

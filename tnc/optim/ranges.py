@@ -24,6 +24,7 @@ RANGES: Mapping[str, tuple[float, float]] = {
     "growth": (0.0, 1.0),
     "decay_rate": (0.0, inf),
     "scale_floor": (0.0, inf),
+    "limit": (1.0, inf),
 }
 """Inclusive bounds; every entry of a tuple must lie within."""
 

@@ -2,27 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from math import prod
-from typing import Any, ClassVar
+from typing import Any
 
 from torch import Tensor
 
-from tnc.optim.kinds import Group, Kind
-from tnc.optim.matrices import as_matrix, matrix_shape
-from tnc.optim.projections import (
-    biased_adam_direction,
-    down,
-    is_right,
-    projected_shape,
-    top_subspace,
-    up,
-)
-from tnc.optim.rule import Rule, rules
+from tnc.optim.kinds import Group, State
+from tnc.optim.projected import Projected
+from tnc.optim.projections import biased_adam_direction, down, top_subspace, up
+from tnc.optim.rule import rules
 
 
 @rules.register("galore")
-class GaLore(Rule):
+class GaLore(Projected):
     """`g = G P^T` in the leading singular subspace P of a gradient, Adam on g, `W -= lr scale u P`.
 
     P is taken anew from the gradient every `update_every` steps of the optimizer; moments stay in
@@ -32,13 +23,6 @@ class GaLore(Rule):
     State of a matrix (m, n), m at least n: `exp_avg` and `exp_avg_sq` (m, r), `projector` (r, n).
     (Zhao et al., GaLore, ICML 2024, algorithm 2; scale is the paper's alpha.)
     """
-
-    kinds: ClassVar[Mapping[str, Kind]] = {
-        "exp_avg": Kind.OPAQUE,
-        "exp_avg_sq": Kind.OPAQUE,
-        "projector": Kind.OPAQUE,
-        "right": Kind.OPAQUE,
-    }
 
     def __init__(
         self,
@@ -62,32 +46,10 @@ class GaLore(Rule):
         }
         super().__init__(params, options)
 
-    def refuses(self, weight: Tensor, group: Group) -> str:
-        return "" if weight.dim() >= 2 else "it is no matrix, which could be projected"
+    def subspace(self, matrix: Tensor, state: State, group: Group) -> Tensor:
+        return top_subspace(matrix, len(state["projector"]), state["right"])
 
-    def start(self, weight: Tensor, group: Group) -> dict[str, Any]:
-        matrix = as_matrix(weight)
-        shape = projected_shape((matrix.shape[0], matrix.shape[1]), group["rank"])
-        right = is_right(matrix)
-        side, rank = matrix.shape[right], shape[right]
-        return {
-            "exp_avg": weight.new_zeros(shape),
-            "exp_avg_sq": weight.new_zeros(shape),
-            "projector": weight.new_zeros(rank, side),
-            "right": right,
-        }
-
-    def update(self, weight: Tensor, gradient: Tensor, state: dict[str, Any], group: Group) -> None:
-        matrix, right = as_matrix(gradient), state["right"]
-        if (int(state["step"]) - 1) % group["update_every"] == 0:
-            state["projector"] = top_subspace(matrix, len(state["projector"]), right)
-        projector = state["projector"]
-        direction = biased_adam_direction(down(matrix, projector, right), state, group)
-        change = up(direction, projector, right).reshape(weight.shape)
-        weight.add_(change, alpha=-group["lr"] * group["scale"])
-        self.decay_(weight, state, group)
-
-    def state_bytes(self, shape: tuple[int, ...], group: Group) -> int:
-        m, n = matrix_shape(shape)
-        small = projected_shape((m, n), group["rank"])
-        return 4 * (2 * prod(small) + min(small) * min(m, n))
+    def change(self, matrix: Tensor, state: dict[str, Any], group: Group) -> Tensor:
+        projector, right = state["projector"], state["right"]
+        small = down(matrix, projector, right)
+        return up(biased_adam_direction(small, state, group), projector, right)
