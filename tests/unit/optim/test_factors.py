@@ -139,7 +139,7 @@ def layer(text: str) -> StructuredLayer:
     )
 
 
-BLOCKS = "L[o1 o2 b r] R[o2 a b r] : a b -> o1 o2 | a=3 b=2 o1=3 o2=2 r=2"
+BLOCKS = "L[o1 o2 b r] R[o2 a b r] : (a b) -> (o1 o2) | a=3 b=2 o1=3 o2=2 r=2"
 
 
 def test_block_trains_are_solved_leg_by_leg() -> None:
@@ -151,10 +151,10 @@ def test_block_trains_are_solved_leg_by_leg() -> None:
     rule.step()
     for o in range(2):
         for b in range(2):
-            gram = start[1][o, :, b].mT @ start[1][o, :, b] + 0.3 * torch.eye(2)
+            gram = start[1][o, :, b].mT @ start[1][o, :, b] + 0.3 * torch.eye(2).double()
             wanted = start[0][:, o, b] - 0.1 * left.grad[:, o, b] @ torch.linalg.inv(gram)
             assert apart(left.detach()[:, o, b], wanted) < 1e-12
-            gram = start[0][:, o, b].mT @ start[0][:, o, b] + 0.3 * torch.eye(2)
+            gram = start[0][:, o, b].mT @ start[0][:, o, b] + 0.3 * torch.eye(2).double()
             wanted = start[1][o, :, b] - 0.1 * right.grad[o, :, b] @ torch.linalg.inv(gram)
             assert apart(right.detach()[o, :, b], wanted) < 1e-12
 
@@ -166,7 +166,7 @@ def test_block_trains_are_solved_leg_by_leg() -> None:
         (BLOCKS, 1),
         ("B[o r]! A[r i] : i -> o | i=4 o=3 r=2", 0),
         ("U[o r] G[r s] V[s i] : i -> o | i=4 o=3 r=2 s=2", 0),
-        ("A[o1 i1] C[o2 i2] : i1 i2 -> o1 o2 | i1=2 i2=2 o1=2 o2=2", 0),
+        ("A[o1 i1] C[o2 i2] : (i1 i2) -> (o1 o2) | i1=2 i2=2 o1=2 o2=2", 0),
     ],
 )
 def test_pairs_are_two_trainable_cores_with_a_bond(text: str, count: int) -> None:
