@@ -8,6 +8,7 @@ OPTIONS: dict[str, dict[str, object]] = {
     "factor-adam-matrix": {"others": "plain"},
     "flora": {"rank": 3, "update_every": 4},
     "fira": {"rank": 3, "update_every": 4},
+    "egn": {"loss": "squared"},
     "galore": {"rank": 3, "update_every": 4},
     "ldadam": {"rank": 3},
     "mfac": {"lr": 0.02, "window": 8, "damping": 0.1},

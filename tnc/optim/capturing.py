@@ -98,7 +98,7 @@ class Capture:
             if isinstance(module, nn.Linear) and weight is not None:
                 drop_dead(module)
                 self._watched.add(weight)
-                watch = _Watch(weakref.ref(self))
+                watch = Watch(weakref.ref(self))
                 self._handles.append(module.register_forward_hook(watch, with_kwargs=True))
 
     def watches(self, weight: Tensor) -> bool:
@@ -128,14 +128,16 @@ class Capture:
     def __exit__(self, *raised: object) -> None:
         self.release()
 
-    def _forward(self, module: nn.Module, inputs: Tensor, outputs: Tensor) -> None:
+    def seen(self, module: nn.Module, args: Any, kwargs: Any, outputs: Tensor) -> None:
+        """Take note of a forward pass of a layer."""
+        inputs: Tensor = args[0] if args else kwargs["input"]
         weight = module._parameters["weight"]
         assert weight is not None
         if not (outputs.requires_grad and weight.requires_grad and self.watches(weight)):
             return
-        parameter: nn.Parameter = weight  # type: ignore[assignment]
-        if self._listens(parameter):
-            outputs.register_hook(partial(self._backward, parameter, inputs.detach()))
+        if self._listens(weight):
+            backward = partial(self._backward, weight, inputs.detach())
+            outputs.register_hook(backward)  # type: ignore[no-untyped-call]
 
     def _backward(self, weight: nn.Parameter, inputs: Tensor, gradient: Tensor) -> None:
         rows = _rows(inputs)
@@ -149,29 +151,30 @@ class Capture:
             record.rows += len(rows)
 
 
-class _Watch:
-    """A forward hook that hands over to a capture as long as that lives; copies are dead."""
+class Watch:
+    """A forward hook that tells its owner what it saw, as long as that lives; copies are dead."""
 
-    def __init__(self, capture: weakref.ref[Capture] | None = None) -> None:
-        self._capture = capture
+    def __init__(self, owner: weakref.ref[Any] | None = None) -> None:
+        self._owner = owner
 
     @property
     def dead(self) -> bool:
-        return self._capture is None or self._capture() is None
+        """Whether nobody is told."""
+        return self._owner is None or self._owner() is None
 
-    def __call__(self, module: nn.Module, args: Any, kwargs: Any, outputs: Tensor) -> None:
-        capture = None if self._capture is None else self._capture()
-        if capture is not None:
-            capture._forward(module, args[0] if args else kwargs["input"], outputs)
+    def __call__(self, module: nn.Module, args: Any, kwargs: Any, outputs: Any) -> None:
+        owner = None if self._owner is None else self._owner()
+        if owner is not None:
+            owner.seen(module, args, kwargs, outputs)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return (_Watch, ())
+        return (Watch, ())
 
 
 def drop_dead(module: nn.Module) -> None:
     """Take hooks off a module whose capture is gone, or that came with a copy."""
     for key, hook in list(module._forward_hooks.items()):
-        if isinstance(hook, _Watch) and hook.dead:
+        if isinstance(hook, Watch) and hook.dead:
             del module._forward_hooks[key]
             module._forward_hooks_with_kwargs.pop(key, None)
 

@@ -68,15 +68,15 @@ class Blocks:
         """Return the inner products of sparse rows `(k, total)` with a vector, `(k,)`."""
         found = [
             (vector[self.flat(some)] * kept.to(vector)).sum(-1)
-            for some, kept in zip(places.split(self._rows), values.split(self._rows))
+            for some, kept in zip(torch.split(places, self._rows), torch.split(values, self._rows))
         ]
         return torch.cat(found)
 
     def combine(self, places: Tensor, values: Tensor, weights: Tensor) -> Tensor:
         """Return the sum of sparse rows `(k, total)`, times weights `(k,)`, as a vector."""
         found = weights.new_zeros(self.size)
-        cut = self._rows
-        for some, kept, by in zip(places.split(cut), values.split(cut), weights.split(cut)):
+        parts = (torch.split(given, self._rows) for given in (places, values, weights))
+        for some, kept, by in zip(*parts):
             scaled = kept.to(weights) * by[:, None]
             found.index_add_(0, self.flat(some).flatten(), scaled.flatten())
         return found
