@@ -1,6 +1,7 @@
 """Optimizers go on when weights become cores, cores other cores, or dense again."""
 
+from tnc.binding.ball import WeightBall
 from tnc.binding.bind import Bound, bind
 from tnc.binding.report import Line, Report
 
-__all__ = ["Bound", "Line", "Report", "bind"]
+__all__ = ["Bound", "Line", "Report", "WeightBall", "bind"]

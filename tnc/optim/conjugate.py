@@ -48,3 +48,40 @@ def smallest_solution(
 
 def _square(tensor: Tensor) -> float:
     return float((tensor.conj() * tensor).real.double().sum())
+
+
+def steepest(
+    push: Callable[[Parts], list[Tensor]],
+    pull: Callable[[list[Tensor]], Parts],
+    gradient: Parts,
+    steps: int,
+    tolerance: float = 1e-14,
+) -> dict[str, Tensor]:
+    """Return the smallest d with `J^T J d = g`: `push` is J and `pull` its transpose.
+
+    By conjugate gradients, for g in the range of `J^T`, as gradients of cores are; J may be
+    singular. Stops after `steps`, or where the residual is below `tolerance` of g, float32 at its
+    own precision.
+    """
+    residual = {name: part.clone() for name, part in gradient.items()}
+    found = {name: torch.zeros_like(part) for name, part in gradient.items()}
+    direction = {name: part.clone() for name, part in gradient.items()}
+    size = first = sum(_square(part) for part in residual.values())
+    precision = max(torch.finfo(part.dtype).eps for part in residual.values())
+    limit = max(tolerance, 10 * precision) ** 2
+    for _ in range(steps):
+        if size <= limit * first or size == 0:
+            break
+        image = push(direction)
+        curvature = sum(_square(part) for part in image)
+        if curvature <= 0:
+            break
+        length = size / curvature
+        bent = pull(image)
+        for name, part in residual.items():
+            found[name].add_(direction[name], alpha=length)
+            part.sub_(bent[name], alpha=length)
+        before, size = size, sum(_square(part) for part in residual.values())
+        for name, part in direction.items():
+            part.mul_(size / before).add_(residual[name])
+    return found

@@ -49,8 +49,9 @@ class EGN(JointRule):
 
     It is `(J^T Q J / n + lambda I)^-1 J^T r / n` over all parameters: of the two systems the
     smaller one is solved, in float64. J `(n c, d)` is the Jacobian of the outputs of n rows, r
-    their gradients of a row's own loss, Q its Hessian by the outputs, lambda `damping`. r and the inputs are those of the last backward pass through the model, or of all microbatches
-    since the last step, where the loss is the mean over rows.
+    their gradients of a row's own loss, Q its Hessian by the outputs, lambda `damping`. r and the
+    inputs are those of the last backward pass through the model, or of all microbatches since the
+    last step, where the loss is the mean over rows.
 
     `loss` names Q: 'squared' (`mse_loss`), 'cross-entropy', 'binary-cross-entropy' (with logits),
     or it is a function from outputs (n, c) to (n, c, c). The model's samples must not depend on
