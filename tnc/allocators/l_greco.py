@@ -4,13 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from tnc.decide.allocation.buckets import cheapest_by_error
+from tnc.decide.allocation.buckets import least_error
 from tnc.errors import PlanError
 from tnc.planner.choosing import choices_of, taken, whole_scope
 from tnc.planner.task import Allocator, Allotment, Task, allocators, needs_costs
-
-ROUNDS = 6
-"""How often the buckets are made finer, over the errors up to the best that was found."""
 
 
 @allocators.register("l-greco")
@@ -39,12 +36,5 @@ class LGreCo(Allocator):
         errors = [[choice.error for choice in row] for row in choices]
         if sum(map(min, costs)) > limit:
             raise whole_scope(task, task.offers)
-        margin = 1 + (len(errors) + 1) / self.buckets
-        total = sum(max(row) for row in errors)
-        picks, best = cheapest_by_error(errors, costs, limit, margin * total, self.buckets)
-        for _ in range(ROUNDS):
-            finer, found = cheapest_by_error(errors, costs, limit, margin * best, self.buckets)
-            if found >= best:
-                break
-            picks, best = finer, found
+        picks = least_error(errors, costs, limit, self.buckets)
         return Allotment(taken(task.offers, picks), "l-greco", f"{self.buckets} buckets")

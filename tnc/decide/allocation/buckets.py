@@ -8,6 +8,9 @@ import numpy as np
 
 from tnc.errors import InfeasibleBudget
 
+ROUNDS = 6
+"""How often the buckets are made finer, over the errors up to the best that was found."""
+
 
 def cheapest_by_error(
     errors: Sequence[Sequence[float]],
@@ -54,3 +57,25 @@ def cheapest_by_error(
         picks[site] = int(taken[site, place])
         place -= steps[site][picks[site]]
     return tuple(picks), float(sum(row[pick] for row, pick in zip(errors, picks)))
+
+
+def least_error(
+    errors: Sequence[Sequence[float]],
+    costs: Sequence[Sequence[float]],
+    limit: float,
+    buckets: int = 10_000,
+) -> tuple[int, ...]:
+    """Return one pick a site of the least total error whose cost is at most `limit`.
+
+    The range of errors is cut into finer `buckets` while that lowers the error. Raises
+    InfeasibleBudget where no selection meets the limit.
+    """
+    margin = 1 + (len(errors) + 1) / buckets
+    total = sum(max(row) for row in errors)
+    picks, best = cheapest_by_error(errors, costs, limit, margin * total, buckets)
+    for _ in range(ROUNDS):
+        finer, found = cheapest_by_error(errors, costs, limit, margin * best, buckets)
+        if found >= best:
+            break
+        picks, best = finer, found
+    return picks
