@@ -48,9 +48,9 @@ def choose_ranks(
         own = sorted(r for r in {*ranks, rank} if r * (m + n) < m * n)
         if not own:
             continue
-        squares = torch.linalg.svdvals(matrix).square()
-        if not bool(torch.isfinite(squares).all()):
+        if not bool(torch.isfinite(matrix).all()):
             raise BindError("a gradient is not finite", where=name)
+        squares = torch.linalg.svdvals(matrix).square()
         names.append(name)
         choices.append(own)
         errors.append([float(squares[r:].sum()) for r in own])
@@ -124,7 +124,7 @@ def power_sgd(
     (Vogels, Karimireddy and Jaggi, PowerSGD, NeurIPS 2019.)
     """
     state = PowerSGD(model, ranks, start)
-    model.register_comm_hook(state, _hook)
+    model.register_comm_hook(state, lambda own, bucket: _hook(own, bucket))  # no text annotations
     return state
 
 
