@@ -87,21 +87,9 @@ def bind(
             "the model before and after are the same object",
             hint="give the model that the optimizer was training, and the compiled one",
         )
-<<<<<<< HEAD
     work = _Work(weights_of(model), weights_of(new), optimizer)
-    work.read()
-    squares = None
-    if probe is not None and policy in ("auto", "probe") and work.cores:
-        squares = squared_gradients(new, probe, work.cores)
-    work.decide(Asked(policy, squares, warmup))
-    work.commit()
-    for part in getattr(optimizer, "parts", (optimizer,)):
-        if isinstance(part, Rule):
-            part.adopt(new)
-=======
-    work = _Work(weights_of(model), weights_of(new), optimizer, form_of(optimizer))
-    rule = optimizer if isinstance(optimizer, Rule) else None
-    if rule is not None:
+    learners = [p for p in getattr(optimizer, "parts", (optimizer,)) if isinstance(p, Rule)]
+    for rule in learners:
         rule.adopt(new)  # whether it takes the new parameters depends on their model
     try:
         work.read()
@@ -110,13 +98,12 @@ def bind(
             squares = squared_gradients(new, probe, work.cores)
         work.decide(Asked(policy, squares, warmup))
     except BaseException:
-        if rule is not None:
+        for rule in learners:
             rule.adopt(model)
         raise
     work.commit()
-    if rule is not None:
+    for rule in learners:
         rule.adopt(new)  # anew: without what it saw of the probe
->>>>>>> 1aaf3fd (Rule: EGN, the exact Gauss-Newton direction; bind asks a rule with the model that it will train)
     follow(optimizer)
     name = type(optimizer).__name__
     return Bound(optimizer, Report(name, policy, tuple(work.lines), tuple(work.notes)))
