@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from tnc.binding.dense_state import DenseState, lift_dense, read_dense
+from tnc.binding.grams import NONE, move_grams
 from tnc.binding.moments import (
     Asked,
     Policy,
@@ -138,6 +139,7 @@ class _Work:
         self._gradients: dict[nn.Parameter, Tensor] = {}
         self._into: list[tuple[Cored, DenseState]] = []  # weights that become cores
         self._dtypes: dict[int, dict[str, torch.dtype]] = {}  # of slots, by part of the optimizer
+        self._told: dict[int, str] = {}  # how Gram matrices came to a core
 
     # ------------------------------------------------------------------------------- reading
 
@@ -258,11 +260,13 @@ class _Work:
     def _densified(
         self, plain: nn.Parameter, dense: DenseState, group: Mapping[str, Any]
     ) -> dict[str, Any]:
+        form = self._form(dense.group)
+        if not dense.moving:
+            return form.initial(plain, group) | dict(dense.numbers)
         typed = {
             slot: value.to(self._types(dense.group).get(slot, plain.dtype)).contiguous()
             for slot, value in dense.moving.items()
         }
-        form = self._form(dense.group)
         written = form.write(typed, plain, group)
         return form.initial(plain, group) | dict(dense.numbers) | written
 
@@ -340,10 +344,16 @@ class _Work:
         for (weight, dense), verdict in zip(self._into, verdicts):
             form = self._form(dense.group)
             moved = move(form, dense, weight) if verdict.moves else {}
+            options = self.optimizer.param_groups[dense.group]
+            grams = move_grams(form, dense.moving, weight, options) if verdict.moves else NONE
             pulled = self._pulled_gradient(weight, dense)
             for name in weight.trainable:
                 core = weight.layer.cores[name]
-                parts.setdefault(id(core), []).append(moved.get(name, {}))
+                parts.setdefault(id(core), []).append(
+                    moved.get(name, {}) | dict(grams.slots.get(name, {}))
+                )
+                if name in grams.told:
+                    self._told[id(core)] = grams.told[name]
                 judged.setdefault(id(core), []).append((verdict, dense, weight, name))
                 if name in pulled:
                     known = self._gradients.get(core)
@@ -390,6 +400,8 @@ class _Work:
             deed = "reset" if dense.known else "new"
         self._state[core] = with_share(state, form, group, len(weight.trainable))
         reason = verdict.reason + ("" if len(judged) == 1 else f", shared by {len(judged)} weights")
+        if verdict.moves and id(core) in self._told:
+            reason += f"; {self._told[id(core)]}"
         self._keep(core, number, label, deed, reason, weight.name, verdict.ratio)
 
     def _label(self, weight: Cored, name: str) -> str:

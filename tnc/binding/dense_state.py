@@ -36,9 +36,17 @@ def read_dense(
 ) -> DenseState:
     """Return the state that an optimizer keeps for a dense parameter."""
     held = {slot: value for slot, value in state.items() if slot not in OURS}
-    left = [slot for slot in held if form.kinds[slot] not in MOVING | {Kind.SCALAR}]
+    grams = form.grams(tuple(parameter.shape), options)
+    moving = {
+        slot: value
+        for slot, value in (form.read(held, parameter, options) if held else {}).items()
+        if form.kinds[slot] is not Kind.GRAM or slot in grams
+    }
+    derived = MOVING | {Kind.SCALAR}
+    left = [slot for slot in held if form.kinds[slot] not in derived]
+    left += [slot for slot in held if form.kinds[slot] is Kind.GRAM and slot not in moving]
     return DenseState(
-        moving=form.read(held, parameter, options),
+        moving=moving,
         numbers=_numbers(form, held),
         gradient=None if parameter.grad is None else parameter.grad.detach(),
         group=group,
@@ -56,7 +64,8 @@ def lift_dense(
 ) -> DenseState:
     """Return the dense state whose transport to a weight's cores is what the optimizer keeps.
 
-    A momentum is the smallest that pulls back to the cores'; a second moment comes near.
+    A momentum is the smallest that pulls back to the cores'; a second moment comes near. Gram
+    matrices stay behind: a rule makes new ones from the second moment, or the weight starts anew.
     """
     parts = {
         name: form.read(
@@ -67,7 +76,11 @@ def lift_dense(
         for name in weight.trainable
     }
     moving = {}
-    for slot in sorted(set.intersection(*(set(part) for part in parts.values()))):
+    common = set.intersection(*(set(part) for part in parts.values()))
+    grams = [form.grams(tuple(weight.layer.cores[name].shape), options) for name in parts]
+    if any(grams) and not any(form.kinds[slot] is Kind.DIAGONAL for slot in common):
+        common = set()  # a momentum alone would meet preconditioners of zero
+    for slot in sorted(slot for slot in common if form.kinds[slot] is not Kind.GRAM):
         given = {
             name: weight.whole(name, parts[name][slot].to(_wide(parts[name][slot])))
             for name in parts
@@ -84,7 +97,8 @@ def lift_dense(
             if found is not None
         }
         gradient = weight.stored(weight.transport.lift(whole))
-    return DenseState(moving, _numbers(form, first), gradient, group, True)
+    numbers = _numbers(form, first) if moving else {}  # a step count without moments misleads
+    return DenseState(moving, numbers, gradient, group, True)
 
 
 def _floor(form: Form, moving: dict[str, Tensor]) -> None:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from tnc.binding.dense_state import DenseState, pulled
+from tnc.binding.grams import Moved, move_grams
 from tnc.binding.weights import Cored
 from tnc.optim.following import LEFT, SHARE, STEPS
 from tnc.optim.kinds import Form, Group, Kind
@@ -70,14 +71,19 @@ def judge(
         reason = "its state cannot be moved" if dense.known else "the optimizer kept nothing of it"
         return Verdict(False, reason)
     scaled = [slot for slot in dense.moving if _has_scale(form, slot)]
-    diagonal = any(form.kinds[slot] is not Kind.COVECTOR for slot in dense.moving)
+    scaled.sort(key=lambda slot: form.kinds[slot] is Kind.GRAM)
+    kinds = {form.kinds[slot] for slot in dense.moving}
+    diagonal = bool(kinds - {Kind.COVECTOR, Kind.GRAM})
+    squared = bool(kinds - {Kind.COVECTOR})
     if asked.policy == "pull":
         return Verdict(True, "pulled" + ("; the second moment has no scale" if diagonal else ""))
     if asked.squares is None and diagonal:
         return Verdict(False, "no probe was given: the second moment's scale is unknown")
     if asked.squares is None or not scaled:
-        if asked.policy == "auto" and diagonal and error > LOSSY:
+        if asked.policy == "auto" and squared and error > LOSSY:
             return Verdict(False, f"the weight lost {error:.2g} of its norm")
+        if squared and not diagonal:
+            return Verdict(True, "momentum pulled exactly")
         return Verdict(True, "pulled, exactly" if not diagonal else "pulled, without a scale")
     if asked.policy == "auto" and error > LOST:
         return Verdict(False, f"the weight lost {error:.2g} of its norm", lost=True)
@@ -86,14 +92,20 @@ def judge(
         return Verdict(False, f"no probe gradient reached {missing[0]}")
     slot = scaled[0]
     held = form.holds[slot](dense.numbers, options)
-    moved = pulled(Kind.DIAGONAL, weight, dense.moving[slot])
+    if form.kinds[slot] is Kind.GRAM:
+        energies = _traces(move_grams(form, dense.moving, weight, options))
+    else:
+        moved = pulled(Kind.DIAGONAL, weight, dense.moving[slot])
+        energies = [float(part.sum()) for part in moved.values()]
     seen = sum(float(asked.squares[name].sum()) for name in names.values())
-    expected = sum(float(part.sum()) for part in moved.values()) / held if held > 0 else 0.0
+    expected = sum(energies) / held if held > 0 else 0.0
     ratio = seen / expected if expected > 0 else float("inf")
     if asked.policy == "probe":
         return Verdict(True, "momentum pulled, second moment from the probe", ratio)
     if not SANE[0] <= ratio <= SANE[1]:
         return Verdict(False, "probe gradients do not fit the moved second moment", ratio)
+    if not diagonal:
+        return Verdict(True, "momentum pulled exactly, confirmed by the probe", ratio)
     return Verdict(True, "momentum pulled exactly, second moment scaled by the probe", ratio)
 
 
@@ -113,6 +125,8 @@ def move(form: Form, dense: DenseState, weight: Cored) -> dict[str, dict[str, Te
     """Return, by core and slot, the dense state moved to the cores; in at least float32."""
     found: dict[str, dict[str, Tensor]] = {name: {} for name in weight.trainable}
     for slot, value in dense.moving.items():
+        if form.kinds[slot] is Kind.GRAM:
+            continue  # by `move_grams`, all of a weight's at once
         for name, moved in pulled(form.kinds[slot], weight, value).items():
             found[name][slot] = moved
     return found
@@ -146,7 +160,7 @@ def state_of(
     """
     scaled = dict(moved)
     for slot, value in moved.items():
-        if squares is None or not _has_scale(form, slot):
+        if squares is None or not _has_scale(form, slot) or form.kinds[slot] is Kind.GRAM:
             continue
         wanted = squares * form.holds[slot](numbers, options)
         if policy == "probe":
@@ -160,14 +174,23 @@ def state_of(
                     )
     if policy == "auto":
         scaled, numbers = _trusted(form, scaled, numbers, options)
+    wide = torch.promote_types(core.dtype, torch.float32)
     typed = {
-        slot: value.to(dtypes.get(slot, core.dtype)).contiguous() for slot, value in scaled.items()
+        slot: value.to(
+            dtypes.get(slot, wide if form.kinds[slot] is Kind.GRAM else core.dtype)
+        ).contiguous()
+        for slot, value in scaled.items()
     }
     clones = {
         slot: value.clone() if isinstance(value, Tensor) else value
         for slot, value in numbers.items()
     }
     return form.initial(core, options) | clones | form.write(typed, core, options)
+
+
+def _traces(moved: Moved) -> list[float]:
+    """Return the energy of each core's gradient: the trace of any of its Gram matrices."""
+    return [float(next(iter(slots.values())).trace()) for slots in moved.slots.values() if slots]
 
 
 def _has_scale(form: Form, slot: str) -> bool:

@@ -67,12 +67,12 @@ class Quadratic:
     inputs: tuple[bool, ...]
 
 
-def quadratic(network: Network, core: str, mode: str = "") -> Quadratic:
+def quadratic(network: Network, core: str, mode: str | Axis = "") -> Quadratic:
     """Return the diagonal of `J^T (L x R) J` in the core's shape, or one mode's Gram matrix.
 
-    With `mode`, a leg of the core: `E[G_(mode) G_(mode)^T]` of the core's gradient unfolded along
-    it, `[mode, mode']`. Exact where the weight's gradient has covariance `L x R`; where the core
-    meets only one of them also without (Shampoo's rank side).
+    With `mode`, a leg of the core or several: `E[G_(mode) G_(mode)^T]` of the core's gradient
+    unfolded along it, `[mode, mode']`. Exact where the weight's gradient has covariance `L x R`;
+    where `exact_from` names a side also without (Shampoo's rank side).
 
     >>> from tnc.net import parse_network
     >>> found = quadratic(parse_network("B[o r] A[r i] : i -> o | i=3 o=2 r=1"), "A", "r")
@@ -81,7 +81,8 @@ def quadratic(network: Network, core: str, mode: str = "") -> Quadratic:
     """
     whole = dense(network)
     legs = network.equation.core(core).indices
-    copies = _copies(network, core, tied={name for name in legs if name != mode})
+    modes = ((mode,) if mode else ()) if isinstance(mode, str) else mode
+    copies = _copies(network, core, tied={name for name in legs if name not in modes})
     second = copies.renamed
     count = len(network.equation.output_indices)
     sides: list[Axis] = []
@@ -93,10 +94,31 @@ def quadratic(network: Network, core: str, mode: str = "") -> Quadratic:
     found = Contraction(
         (OUTPUTS, INPUTS, *copies.names),
         (*sides, *copies.operands),
-        (mode, second[mode]) if mode else legs,
+        (*modes, *(second[name] for name in modes)) if modes else legs,
         copies.sizes,
     )
     return Quadratic(found, own[0], own[1])
+
+
+def exact_from(network: Network, core: str, modes: Collection[str]) -> str:
+    """Return the side whose statistic alone gives a Gram matrix of a core's gradient, or ''.
+
+    'inputs' where every output leg is the core's own, is not among `modes` and joins no other core:
+    the outputs are then summed over, and `E[G^T G]` of the weight is all that is needed, whatever
+    the gradient's covariance is. 'outputs' the other way round.
+
+    >>> from tnc.net import parse_network
+    >>> network = parse_network("B[o r] A[r i] : i -> o | i=3 o=2 r=1")
+    >>> exact_from(network, "B", ("r",)), exact_from(network, "B", ("o",))
+    ('inputs', '')
+    """
+    equation = network.equation
+    own = {name for name in equation.core(core).indices if name not in modes}
+    for other in equation.cores:
+        own -= set() if other.name == core else set(other.indices)
+    if own >= set(equation.output_indices):
+        return "inputs"
+    return "outputs" if own >= set(equation.input_indices) else ""
 
 
 @dataclass(frozen=True)

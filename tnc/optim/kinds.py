@@ -92,6 +92,13 @@ class Form:
         """Return slots for a core from what moved to it."""
         return dict(moved)
 
+    def grams(self, shape: tuple[int, ...], group: Group) -> Mapping[str, tuple[int, ...]]:
+        """Return, by slot of kind GRAM, the axes of a parameter whose Gram matrix `read` gives.
+
+        It is `[axes, axes]`, summed over the other axes. Those not named start anew.
+        """
+        return {}
+
     def initial(self, parameter: Tensor, group: Group) -> dict[str, Any]:
         """Return the whole state before the first step."""
         return {
@@ -109,7 +116,7 @@ class Form:
         )
 
 
-MOVING = frozenset({Kind.COVECTOR, Kind.DIAGONAL, Kind.MAGNITUDE})
+MOVING = frozenset({Kind.COVECTOR, Kind.DIAGONAL, Kind.MAGNITUDE, Kind.GRAM})
 """Kinds that move from a weight to its cores by contractions."""
 
 

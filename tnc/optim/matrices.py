@@ -20,10 +20,19 @@ def matrix_shape(shape: tuple[int, ...]) -> tuple[int, int]:
     >>> matrix_shape((8, 3, 3, 3)), matrix_shape((4, 16, 4)), matrix_shape((5,))
     ((8, 27), (4, 64), (1, 5))
     """
+    cut = matrix_cut(shape)
+    return (prod(shape[:cut]), prod(shape[cut:]))
+
+
+def matrix_cut(shape: tuple[int, ...]) -> int:
+    """Return how many leading axes are the rows of the matrix that a parameter is read as.
+
+    >>> matrix_cut((8, 3, 3, 3)), matrix_cut((5,))
+    (1, 0)
+    """
     if len(shape) < 2:
-        return (1, prod(shape))
-    cuts = [(prod(shape[:k]), prod(shape[k:])) for k in range(1, len(shape))]
-    return max(cuts, key=min)
+        return 0
+    return max(range(1, len(shape)), key=lambda cut: min(prod(shape[:cut]), prod(shape[cut:])))
 
 
 def as_matrix(tensor: Tensor) -> Tensor:

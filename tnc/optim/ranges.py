@@ -25,6 +25,7 @@ RANGES: Mapping[str, tuple[float, float]] = {
     "decay_rate": (0.0, inf),
     "scale_floor": (0.0, inf),
     "limit": (1.0, inf),
+    "quantile": (0.0, 1.0),
 }
 """Inclusive bounds; every entry of a tuple must lie within."""
 

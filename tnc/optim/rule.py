@@ -109,6 +109,10 @@ class Rule(torch.optim.Optimizer, ABC):
         """Return slots for a core from what `read` gave, moved to the core: the way back."""
         return dict(moved)
 
+    def grams(self, shape: tuple[int, ...], group: Group) -> Mapping[str, tuple[int, ...]]:
+        """Return, by slot of kind GRAM, the axes whose Gram matrix `read` gives; see `Form`."""
+        return {}
+
     @property
     def form(self) -> Form:
         """The kinds of the rule's slots, for binding."""
@@ -243,6 +247,10 @@ class _RuleForm(Form):
     def write(self, moved: State, core: Tensor, group: Group) -> dict[str, Any]:
         rule: Rule = self._rule  # type: ignore[attr-defined]
         return rule.write(moved, core, group)
+
+    def grams(self, shape: tuple[int, ...], group: Group) -> Mapping[str, tuple[int, ...]]:
+        rule: Rule = self._rule  # type: ignore[attr-defined]
+        return rule.grams(shape, group)
 
     def start(self, slot: str, parameter: Tensor, group: Group) -> Any:
         return self.initial(parameter, group)[slot]

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from functools import cached_property, reduce
+from math import prod
 
 import torch
 from torch import Tensor
@@ -18,7 +19,7 @@ from torch.nn import functional
 from tnc.derive.adjoint import WEIGHT, adjoint
 from tnc.derive.contraction import Contraction
 from tnc.derive.dense import dense
-from tnc.derive.transport import INPUTS, OUTPUTS, SECOND, quadratic, spread, squared
+from tnc.derive.transport import INPUTS, OUTPUTS, SECOND, exact_from, quadratic, spread, squared
 from tnc.kernels.einsums import lower
 from tnc.net import Network, Structure
 from tnc.optim.conjugate import smallest_solution
@@ -130,13 +131,26 @@ class Transport:
         """
         return {name: self._quadratic(name, "", outputs, inputs) for name in self.trainable}
 
-    def gram(self, core: str, mode: str, outputs: Tensor, inputs: Tensor) -> Tensor:
+    def gram(
+        self, core: str, mode: str | tuple[str, ...], outputs: Tensor, inputs: Tensor
+    ) -> Tensor:
         """Return `E[G_(mode) G_(mode)^T]` of a core's gradient, from the weight's statistics.
 
-        Exact for a mode that only one side of the weight is joined to through this core's bonds;
+        `mode` is a leg of the core, or several that are read as one. Exact where `exact` says so;
         elsewhere it is the Kronecker model's estimate.
         """
-        return self._quadratic(core, mode, outputs, inputs)
+        found = self._quadratic(core, mode, outputs, inputs)
+        rows = prod(found.shape[: found.dim() // 2])
+        return found.reshape(rows, rows)
+
+    def exact(self, core: str, mode: str | tuple[str, ...]) -> str:
+        """Return the side of the weight from which alone `gram` is exact, or ''."""
+        modes = (mode,) if isinstance(mode, str) else mode
+        return exact_from(self._terms[core], core, modes)
+
+    def legs(self, core: str) -> tuple[str, ...]:
+        """Return the legs of a core, one an axis."""
+        return self._terms[core].equation.core(core).indices
 
     def _sum(self, parts: Iterable[Tensor]) -> Tensor:
         return reduce(torch.add, parts)
@@ -193,7 +207,9 @@ class Transport:
         legs = (*equation.output_indices, *equation.input_indices)
         return weight.reshape([term.size[name] for name in legs])
 
-    def _quadratic(self, core: str, mode: str, outputs: Tensor, inputs: Tensor) -> Tensor:
+    def _quadratic(
+        self, core: str, mode: str | tuple[str, ...], outputs: Tensor, inputs: Tensor
+    ) -> Tensor:
         term = self._terms[core]
         found = quadratic(term, core, mode)
         sides = term.equation.outputs, term.equation.inputs

@@ -1,0 +1,47 @@
+"""Steepest directions of a matrix in several norms, and the norms that are dual to them."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from tnc.errors import BindError
+from tnc.optim.matrices import newton_schulz
+
+NORMS = ("spectral", "infinity", "frobenius")
+
+
+def check_norm(kind: str, norm: str) -> None:
+    """Raise BindError for a norm that is not known."""
+    if norm not in NORMS:
+        raise BindError(f"{kind}: norm is {norm!r}", hint=f"norms are {', '.join(NORMS)}")
+
+
+def steepest(matrix: Tensor, norm: str, iterations: int = 5, exact: bool = False) -> Tensor:
+    """Return the D of norm 1 at most with the largest `<D, X>`.
+
+    'spectral': `U V^T` of `X = U S V^T`, by `newton_schulz` or, if `exact`, by a decomposition in
+    float64. 'infinity', the largest absolute entry: `sign(X)`. 'frobenius': `X / |X|_F`.
+
+    >>> steepest(torch.tensor([[3.0, -4.0]]), "frobenius")
+    tensor([[ 0.6000, -0.8000]])
+    """
+    if norm == "infinity":
+        return matrix.sign()
+    if norm == "frobenius":
+        return matrix / matrix.norm().clamp_min(torch.finfo(matrix.dtype).tiny)
+    if exact:
+        return polar(matrix)
+    return newton_schulz(matrix, iterations)
+
+
+def polar(matrix: Tensor) -> Tensor:
+    """Return `U V^T` of `U S V^T`, by a decomposition in float64; zeros where S is zero."""
+    u, s, v = torch.linalg.svd(matrix.double(), full_matrices=False)
+    kept = s > s[..., :1] * 1e-12
+    return ((u * kept.unsqueeze(-2)) @ v).to(matrix.dtype)
+
+
+def dual_norm(matrix: Tensor, norm: str, iterations: int = 5, exact: bool = False) -> Tensor:
+    """Return `max <D, X>` over D of norm 1: the nuclear, the 1- or the Frobenius norm of X."""
+    return (matrix * steepest(matrix, norm, iterations, exact)).sum()
