@@ -26,6 +26,7 @@ RANGES: Mapping[str, tuple[float, float]] = {
     "scale_floor": (0.0, inf),
     "limit": (1.0, inf),
     "quantile": (0.0, 1.0),
+    "rest_scale": (0.0, inf),
 }
 """Inclusive bounds; every entry of a tuple must lie within."""
 
