@@ -32,6 +32,11 @@ class NormTest:
     64
     """
 
+    _mean: list[Tensor | None] | None
+    _spread: float
+    _samples: int
+    _parts: int
+
     def __init__(self, size: int, most: int, eta: float = 0.9) -> None:
         if not 1 <= size <= most:
             raise BindError(f"size {size} is not between 1 and most, {most}")
@@ -103,5 +108,5 @@ class NormTest:
         self._spread += self._samples * share * apart
 
     def _forget(self) -> None:
-        self._mean: list[Tensor | None] | None = None
+        self._mean = None
         self._spread, self._samples, self._parts = 0.0, 0, 0

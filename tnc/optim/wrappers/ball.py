@@ -33,4 +33,4 @@ class Euclidean:
 
 def norm(changes: Changes) -> float:
     """Return the norm of all changes together, added up in float64."""
-    return sum(float(found.norm().double()) ** 2 for found in changes.values()) ** 0.5
+    return float(sum(float(found.norm().double()) ** 2 for found in changes.values()) ** 0.5)

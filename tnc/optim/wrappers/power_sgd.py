@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor, distributed, nn
+from torch import Tensor, nn
 from torch.distributed.algorithms.ddp_comm_hooks.powerSGD_hook import PowerSGDState, powerSGD_hook
 
 from tnc.decide.allocation.buckets import least_error
@@ -150,7 +150,7 @@ class _Share:
         return False  # steps are counted by the whole hook: a rank may be in any bucket
 
 
-def _hook(state: PowerSGD, bucket: distributed.GradBucket) -> torch.futures.Future[Tensor]:
+def _hook(state: PowerSGD, bucket: Any) -> torch.futures.Future[Tensor]:
     gradients = bucket.gradients()
     places: dict[int, list[int]] = {}
     for place, parameter in enumerate(bucket.parameters()):
@@ -161,7 +161,7 @@ def _hook(state: PowerSGD, bucket: distributed.GradBucket) -> torch.futures.Futu
         flat = torch.cat([gradients[place].reshape(-1) for place in found])
         share = _Share(bucket.index(), flat, tuple(gradients[place].shape for place in found))
         shares.append((share, found))
-        waiting.append(powerSGD_hook(state.states[rank], share))  # type: ignore[arg-type]
+        waiting.append(powerSGD_hook(state.states[rank], share))
     if bucket.is_last():
         for own in state.states.values():
             own.iter += 1
@@ -171,6 +171,7 @@ def _hook(state: PowerSGD, bucket: distributed.GradBucket) -> torch.futures.Futu
             share.flat.copy_(part.value())
             for place, gradient in zip(found, share.gradients()):
                 gradients[place].copy_(gradient)
-        return bucket.buffer()
+        whole: Tensor = bucket.buffer()
+        return whole
 
     return torch.futures.collect_all(waiting).then(gather)
