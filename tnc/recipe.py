@@ -110,6 +110,8 @@ def distill_on(
             where="distill",
             hint="add `data` to distill, or calibration data to the spec",
         )
+    if settings.optimizer is None:
+        settings = settings.model_copy(update={"optimizer": inputs.spec.optimizer})
     return distill(
         model,
         inputs.loaded.model,

@@ -18,6 +18,7 @@ from tnc.derive import parameters
 from tnc.errors import PlanError
 from tnc.net import Network, Structure, from_json, to_json
 from tnc.nn import StructuredLayer
+from tnc.optim import build as build_optimizer
 from tnc.rewrite import Compiled
 
 Profile = Mapping[str, Mapping[str, int]]
@@ -191,14 +192,15 @@ class Ranks:
 def adapt_ranks(
     model: nn.Module,
     schedule: str | Mapping[str, Any] | Schedule | Spec,
-    optimizer: torch.optim.Optimizer,
+    optimizer: torch.optim.Optimizer | None = None,
     *,
     seed: int = 0,
 ) -> Ranks:
     """Let a schedule change the ranks of a model's structured layers while it trains.
 
-    `schedule` is text such as `dlrt{tolerance=0.1}`, an instance, or a spec with `train`. In the
-    loop, `ranks.step(loss)` takes the place of `optimizer.step()`. Raises SpecProblems for options,
+    `schedule` is text such as `dlrt{tolerance=0.1}`, an instance, or a spec with `train`; a spec
+    with `optimizer` builds that too where none is given, as `ranks.optimizer`. In the loop,
+    `ranks.step(loss)` takes the place of `optimizer.step()`. Raises SpecProblems for options,
     PlanError where no layer can be adapted.
 
     >>> import torch, tnc
@@ -212,6 +214,13 @@ def adapt_ranks(
     >>> ranks.ranks["0"]["r1"] < 8
     True
     """
+    if optimizer is None:
+        if not isinstance(schedule, Spec):
+            raise PlanError(
+                "there is no optimizer whose steps the schedule could follow",
+                hint="give the optimizer of the model's parameters, or a spec with `optimizer`",
+            )
+        optimizer = build_optimizer(model, schedule)
     if isinstance(schedule, Spec):
         if schedule.train is None:
             raise PlanError(

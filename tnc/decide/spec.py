@@ -17,6 +17,7 @@ from pydantic import (
     model_validator,
 )
 
+from tnc.decide.optimizers import OptimizerSpec
 from tnc.decide.options import Choice
 from tnc.decide.pipeline import DEFAULT, allocators, passes, schedules
 from tnc.decide.spec_fields import (
@@ -38,6 +39,10 @@ Sensitivity = Literal["auto", "none", "outputs", "gradient", "fisher"]
 Format = Literal["torch-export", "onnx", "dense"]
 _PASS = Step(passes)
 _TRAIN = "How ranks change while the compiled model is trained: tnc.adapt_ranks reads it."
+_OPTIMIZER = (
+    "Which rule trains which parameters of the compiled model: distillation, tnc.adapt_ranks and "
+    "tnc.optim.build read it."
+)
 _SENSITIVITY = (
     "How errors of layers are weighed against each other when they are added up. outputs: the "
     "curvature of the evaluation (Gauss-Newton; for logits the Fisher information of what is "
@@ -75,6 +80,7 @@ class Spec(Part):
     )
     passes: tuple[Annotated[str, _PASS], ...] = DEFAULT
     train: Annotated[str, Step(schedules)] | None = Field(default=None, description=_TRAIN)
+    optimizer: OptimizerSpec | None = Field(default=None, description=_OPTIMIZER)
     distill: Distill | None = None
     quality: Quality | None = None
     export: Annotated[tuple[Format, ...], OneOrMore()] = ()

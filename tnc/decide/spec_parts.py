@@ -6,17 +6,16 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     AfterValidator,
-    BaseModel,
     BeforeValidator,
-    ConfigDict,
     Field,
-    ModelWrapValidatorHandler,
     ValidationError,
     field_serializer,
     model_validator,
 )
 
+from tnc.decide.optimizers import OptimizerSpec
 from tnc.decide.options import Choice
+from tnc.decide.part import Part, Patterns
 from tnc.decide.spec_fields import (
     Amount,
     Flag,
@@ -30,27 +29,12 @@ from tnc.decide.spec_fields import (
     not_empty,
     stack_size,
 )
-from tnc.decide.spec_problems import SpecProblems, problem, problems_of, tell
+from tnc.decide.spec_problems import SpecProblems, problem, problems_of
 from tnc.sources import DataSource, datas
 from tnc.structures import Family, families
 
 Metric = Literal["auto", "none", "inputs", "both"]
 Joint = Annotated[Annotated[int, Field(ge=2)] | Literal["all"], BeforeValidator(stack_size)]
-Patterns = Annotated[tuple[str, ...], AfterValidator(not_empty), OneOrMore()]
-
-
-class Part(BaseModel):
-    """A piece of a spec: frozen, no unknown keys, errors in words."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    @model_validator(mode="wrap")
-    @classmethod
-    def _told(cls, data: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
-        try:
-            return handler(data)
-        except ValidationError as error:
-            raise tell(error, list(cls.model_fields)) from None
 
 
 class Budget(Part):
@@ -136,14 +120,16 @@ class Distill(Part):
     held out is never trained on. `layerwise` is the share of the run in which the blocks alone are
     matched, `blocks` their weight beside the evaluation's loss afterwards, `match` the modules that
     count as blocks, `freeze` the parameters that stay as they are. With `scaled` each parameter's
-    rate is `rate` times its root mean square. `precision` is what the trained model computes in
-    (torch.autocast); its parameters, the loss and the optimizer keep theirs.
+    rate is `rate` times its root mean square. `optimizer` is as that of the spec, which serves
+    where it is not given, and AdamW where neither is: a rule's `lr` and `weight_decay`, where they
+    are given, take the place of `rate` and `decay`. `precision` is what the trained model computes
+    in (torch.autocast); its parameters, the loss and the optimizer keep theirs.
     """
 
     data: Annotated[DataSource, Choice(datas)] | None = None
     minutes: Positive | None = None
     steps: Rank | None = None
-    optimizer: Literal["adamw", "sgd"] = "adamw"
+    optimizer: OptimizerSpec | None = None
     rate: Positive = 0.01
     scaled: Flag = True
     warmup: Annotated[float, Field(strict=True, ge=0, lt=1)] = 0.03

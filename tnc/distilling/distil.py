@@ -23,6 +23,7 @@ from tnc.distilling.matching import inner_distance, matched_paths, recorded
 from tnc.distilling.schedule import freeze_, parameter_groups, progress, rate_factor
 from tnc.errors import FitError, Interrupted, PlanError
 from tnc.interrupts import deferred
+from tnc.optim.building import assemble
 from tnc.sources import Evaluation, evaluations
 
 Stream = Callable[[int], Iterable[Any]]
@@ -127,14 +128,7 @@ class _Run:
                 module.training = isinstance(module, NORMS)
         self.learning = {n: p.requires_grad for n, p in self.student.named_parameters()}
         freeze_(self.student, settings.freeze)
-        groups = parameter_groups(self.student, settings)
-        if not groups:
-            raise PlanError("every parameter of the model is frozen: there is nothing to train")
-        self.optimizer: torch.optim.Optimizer
-        if settings.optimizer == "sgd":
-            self.optimizer = torch.optim.SGD(groups, lr=0.0, momentum=0.9, nesterov=True)
-        else:
-            self.optimizer = torch.optim.AdamW(groups, lr=0.0, betas=(0.9, 0.99))
+        self.optimizer = assemble(self.student, parameter_groups(self.student, settings))
         self.trained = [p for group in self.optimizer.param_groups for p in group["params"]]
         self.paths = matched_paths(self.student, self.teacher, settings.match)
         self.answers = Answers(self._asked, held)
@@ -232,7 +226,11 @@ class _Run:
     def _tensors(self) -> dict[str, Tensor]:
         found = {f"model.{k}": v for k, v in _state(self.student).items()}
         for index, state in self.optimizer.state_dict()["state"].items():
-            found |= {f"optimizer.{index}.{k}": v for k, v in state.items() if v is not None}
+            for key, value in state.items():
+                if isinstance(value, Tensor):
+                    found[f"optimizer.{index}.{key}"] = value
+                elif value is not None:
+                    found[f"number.{index}.{key}"] = torch.tensor(value, dtype=_exact(value))
         return found
 
     def _save(self, folder: Path) -> None:
@@ -246,11 +244,12 @@ class _Run:
         with torch.no_grad():
             for name, tensor in _state(self.student).items():
                 tensor.copy_(tensors[f"model.{name}"])
-        state: dict[int, dict[str, Tensor]] = {}
+        state: dict[int, dict[str, Any]] = {}
         for name, tensor in tensors.items():
-            if name.startswith("optimizer."):
-                _, index, key = name.split(".", 2)
-                state.setdefault(int(index), {})[key] = tensor
+            if name.startswith(("optimizer.", "number.")):
+                kind, index, key = name.split(".", 2)
+                value = tensor if kind == "optimizer" else tensor.item()
+                state.setdefault(int(index), {})[key] = value
         self.optimizer.load_state_dict(self.optimizer.state_dict() | {"state": state})
 
     def _interrupt(self, folder: Path | None) -> None:
@@ -274,6 +273,12 @@ class _Run:
             parameter.requires_grad_(self.learning[name])
         place = self.position
         return Distilled(self.student, place.step, place.epoch, place.seconds, place.loss)
+
+
+def _exact(number: bool | int | float) -> torch.dtype:
+    if isinstance(number, bool):
+        return torch.bool
+    return torch.int64 if isinstance(number, int) else torch.float64
 
 
 def _state(model: nn.Module) -> dict[str, Tensor]:

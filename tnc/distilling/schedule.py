@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from fnmatch import fnmatchcase
 from math import cos, pi
 
 from torch import nn
 
+from tnc.decide.optimizers import OptimizerSpec, class_of
 from tnc.decide.spec_parts import Distill
 from tnc.distilling.checkpoint import Position
 from tnc.errors import PlanError
 from tnc.nn import StructuredLayer
+from tnc.optim.building import Chosen, choose
 
 
 def progress(settings: Distill, position: Position) -> float:
@@ -51,22 +54,44 @@ def freeze_(model: nn.Module, patterns: Sequence[str]) -> None:
             names[name].requires_grad_(False)
 
 
-def parameter_groups(model: nn.Module, settings: Distill) -> list[dict[str, object]]:
-    """Return one group a trainable parameter, with its own learning rate.
+OWN: Mapping[str, Mapping[str, object]] = {
+    "adamw": {"betas": (0.9, 0.99)},
+    "sgd": {"momentum": 0.9, "nesterov": True},
+}
+"""Options that rules have here where none are given."""
 
-    With `scaled` a parameter's rate is `rate` times its root mean square (at least 0.01), so that
-    one step changes each core by the same share, whatever the gauge of its structure; else `rate`.
+
+def parameter_groups(model: nn.Module, settings: Distill) -> tuple[Chosen, ...]:
+    """Return the groups of the trainable parameters; `base` of a group is its full learning rate.
+
+    A group whose rule has an `lr` keeps it, and so with `weight_decay`. Else every parameter is a
+    group with a rate of its own: with `scaled` it is `rate` times the root mean square (at least
+    0.01), so that one step changes each core by the same share, whatever the gauge of its
+    structure. A rule whose updates depend on the other parameters of a group has `rate` for all.
     """
+    spec = settings.optimizer or OptimizerSpec(default="adamw")
     cores = {
         id(p) for m in model.modules() if isinstance(m, StructuredLayer) for p in m.cores.values()
     }
-    groups: list[dict[str, object]] = []
-    for parameter in model.parameters():
-        if not parameter.requires_grad:
+    found: list[Chosen] = []
+    for chosen in choose(model, spec):
+        options = {**OWN.get(chosen.rule, {}), **chosen.options}
+        whole = getattr(class_of(chosen.rule), "surveys", False)
+        if "lr" in options or whole:
+            base = options.get("lr", settings.rate)
+            options = {"weight_decay": settings.decay, **options, "lr": 0.0, "base": base}
+            found.append(replace(chosen, options=options))
             continue
-        size = 1.0
-        if settings.scaled:
-            size = max(0.01, float(parameter.detach().double().square().mean().sqrt()))
-        decay = settings.decay if id(parameter) in cores or parameter.dim() > 1 else 0.0
-        groups.append({"params": [parameter], "base": settings.rate * size, "weight_decay": decay})
-    return groups
+        for name, parameter in chosen.parameters:
+            size = 1.0
+            if settings.scaled:
+                size = max(0.01, float(parameter.detach().double().square().mean().sqrt()))
+            decays = id(parameter) in cores or parameter.dim() > 1
+            own = {
+                "weight_decay": settings.decay if decays else 0.0,
+                **options,
+                "lr": 0.0,
+                "base": settings.rate * size,
+            }
+            found.append(replace(chosen, options=own, parameters=((name, parameter),)))
+    return tuple(found)

@@ -5,12 +5,24 @@ Every registered rule is here by the name of its class: `tnc.optim.GaLore`.
 
 from typing import Any
 
+from tnc.optim.building import build
 from tnc.optim.following import follow
 from tnc.optim.kinds import FORMS, Form, Kind, form_of
 from tnc.optim.moving import Maps, move_, refusal
 from tnc.optim.together import Together
 
-__all__ = ["FORMS", "Form", "Kind", "Maps", "Together", "follow", "form_of", "move_", "refusal"]
+__all__ = [
+    "FORMS",
+    "Form",
+    "Kind",
+    "Maps",
+    "Together",
+    "build",
+    "follow",
+    "form_of",
+    "move_",
+    "refusal",
+]
 
 
 def __getattr__(name: str) -> Any:

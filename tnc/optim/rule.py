@@ -17,11 +17,11 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from tnc.decide.optimizers import rules as rules
 from tnc.errors import BindError
 from tnc.optim.following import LEFT, decay, warmed
 from tnc.optim.kinds import MOVING, Form, Group, Kind, State
 from tnc.optim.ranges import check_options
-from tnc.registry import Registry
 
 STEP = "step"
 
@@ -138,8 +138,9 @@ class Rule(torch.optim.Optimizer, ABC):
                     raise BindError(
                         f"{type(self).__name__} cannot train a parameter of shape "
                         f"{tuple(weight.shape)}: {reason}",
-                        where=f"parameter {place} of group {len(self.param_groups) - 1}",
-                        hint="tnc.optim.build gives matrices one rule and the rest another",
+                        where=_called(group, place, len(self.param_groups) - 1),
+                        hint="give it to a group with another rule, such as adamw: see "
+                        "tnc.optim.build",
                     )
         except Exception:
             self.param_groups.pop()
@@ -228,6 +229,11 @@ class Rule(torch.optim.Optimizer, ABC):
             parameter.copy_(work)
 
 
+def _called(group: dict[str, Any], place: int, number: int) -> str:
+    names = group.get("param_names")
+    return names[place] if names else f"parameter {place} of group {number}"
+
+
 class _RuleForm(Form):
     """The form of a rule: a fresh state is what the rule starts with."""
 
@@ -254,6 +260,3 @@ class _RuleForm(Form):
 
     def start(self, slot: str, parameter: Tensor, group: Group) -> Any:
         return self.initial(parameter, group)[slot]
-
-
-rules: Registry[type[Rule]] = Registry("optimizer", "tnc.optim.rules")

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from tnc.errors import BindError
 
@@ -74,6 +74,13 @@ class Together(torch.optim.Optimizer):
             hint="ask about one of `optimizer.param_groups`",
         )
 
+    def adopt(self, model: nn.Module) -> None:
+        """Tell the parts that read the model which one it is from now on."""
+        for part in self.parts:
+            adopt = getattr(part, "adopt", None)
+            if callable(adopt):
+                adopt(model)
+
     @torch.no_grad()
     def step(self, closure: Any = None) -> Any:
         """Let every part take its step; returns the closure's loss."""
@@ -130,8 +137,8 @@ class Together(torch.optim.Optimizer):
             state = {key: value for key, value in state_dict["state"].items() if key in ids}
             part.load_state_dict({"state": state | common, "param_groups": groups})
         self._join(self.parts[number].param_groups[place] for number, place in order)
-        for hook in self._optimizer_load_state_dict_post_hooks.values():
-            hook(self)
+        for after in self._optimizer_load_state_dict_post_hooks.values():
+            after(self)
 
     def _check_saved(self, saved: list[dict[str, Any]]) -> None:
         mine = [group[PART] for group in self.param_groups]
