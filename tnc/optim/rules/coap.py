@@ -129,7 +129,8 @@ def _refresh(projector: Tensor, matrix: Tensor, state: dict[str, Any], restore: 
     new = sketched_subspace(matrix, projector)
     if restore:
         slots = ("exp_avg", "exp_avg_sq")
-        moments = [tall(state[slot], state["right"]) for slot in slots]
-        for kept, moved in zip(moments, restored_moments(*moments, projector, new)):
-            kept.copy_(moved)
+        mean, square = (tall(state[slot], state["right"]) for slot in slots)
+        moved = restored_moments(mean, square, projector, new)
+        mean.copy_(moved[0])
+        square.copy_(moved[1])
     projector.copy_(new)
