@@ -2,26 +2,44 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import pytest
 import torch
 from torch import Tensor
 
-from tests.laws.data import structures
+from tests.laws.data import CONV, structures
 from tests.laws.test_structures import layer, small
-from tnc.net import Structure
+from tnc.net import Signature, Structure
 from tnc.nn import ConvView, LinearView
 from tnc.nn.dense import rebuild
 from tnc.optim.transport import Transport
+from tnc.structures import Family
 
 ALL = list(structures())
-each = pytest.mark.parametrize(
-    ("family", "signature"), [(f, s) for _, f, s in ALL], ids=[name for name, _, _ in ALL]
-)
 
+
+def one_of_a_kind() -> list[tuple[str, Family, Signature]]:
+    """Return one linear and one convolution's weight for every member, the sizes in turn."""
+    kinds: dict[tuple[Family, bool], list[tuple[str, Family, Signature]]] = {}
+    for name, family, signature in ALL:
+        kinds.setdefault((family, signature in CONV), []).append((name, family, signature))
+    return [found[place % len(found)] for place, found in enumerate(kinds.values())]
+
+
+def over(chosen: list[tuple[str, Family, Signature]]) -> pytest.MarkDecorator:
+    return pytest.mark.parametrize(
+        ("family", "signature"), [(f, s) for _, f, s in chosen], ids=[name for name, _, _ in chosen]
+    )
+
+
+each = over(ALL)
+each_kind = over(one_of_a_kind())  # for what is slow: iterations, and operands that come twice
 
 Setting = tuple[Structure, dict[str, Tensor], Transport, dict[str, Tensor]]
 
 
+@cache
 def setting(family, signature) -> Setting:
     """Return a structure, its cores, its transport, and the Jacobian `[weight, core]` by core."""
     structure = small(family, signature)
@@ -35,7 +53,7 @@ def setting(family, signature) -> Setting:
     jacobians = {}
     for name in moves.trainable:
         found = torch.autograd.functional.jacobian(
-            lambda core, name=name: weight(**{name: core}), cores[name]
+            lambda core, name=name: weight(**{name: core}), cores[name], vectorize=True
         )
         jacobians[name] = found.reshape(signature.parameters, -1)
     return structure, cores, moves, jacobians
@@ -82,7 +100,7 @@ def test_second_moments_lie_within_their_bounds(family, signature) -> None:
         assert bool((seen >= mean[name].square() - 1e-12).all())
 
 
-@each
+@each_kind
 def test_kronecker_statistics(family, signature) -> None:
     structure, cores, moves, jacobians = setting(family, signature)
     outputs, inputs = structure.signature.outputs, structure.signature.inputs
@@ -106,7 +124,7 @@ def test_kronecker_statistics(family, signature) -> None:
             near(moves.gram(name, mode, left, right), torch.einsum(spec, whole), 1e-10)
 
 
-@each
+@each_kind
 def test_what_is_lifted_pulls_back(family, signature) -> None:
     structure, _, moves, jacobians = setting(family, signature)
     momentum = torch.randn(structure.signature.shape, dtype=torch.float64)

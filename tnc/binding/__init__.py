@@ -2,5 +2,6 @@
 
 from tnc.binding.bind import Bound, bind
 from tnc.binding.report import Line, Report
+from tnc.binding.resuming import follow
 
-__all__ = ["Bound", "Line", "Report", "bind"]
+__all__ = ["Bound", "Line", "Report", "bind", "follow"]

@@ -47,9 +47,34 @@ class _Following:
         optimizer.register_step_pre_hook(self._open)
         optimizer.register_step_post_hook(self._close)
 
-    @torch.no_grad()
-    def _open(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+    def _open(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> Any:
+        """Prepare the cores; where there is a closure, when it has made the gradients."""
         self._before = []
+        rest, kwargs = list(args[1:]), dict(kwargs)
+        closure = rest[0] if rest else kwargs.get("closure")
+        if closure is None:
+            self._prepare(optimizer)
+            return None
+
+        asked = False
+
+        def first() -> Any:
+            nonlocal asked
+            loss = closure()
+            if not asked:
+                asked = True
+                self._prepare(optimizer)
+            return loss
+
+        if rest:
+            return (args[0], first, *rest[1:]), kwargs
+        return args, kwargs | {"closure": first}
+
+    @torch.no_grad()
+    def _prepare(self, optimizer: torch.optim.Optimizer) -> None:
+        overflow = getattr(optimizer, "found_inf", None)  # a gradient scaler's, of a fused step
+        if overflow is not None and float(overflow) > 0:
+            return
         for group, core, state in _cores(optimizer):
             if LEFT in state:
                 self._before.append((core, state, core.detach().clone()))

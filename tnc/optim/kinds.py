@@ -49,13 +49,24 @@ Starts = Callable[[Tensor, Group], Any]
 
 
 def zeros(parameter: Tensor, group: Group) -> Tensor:
-    """Return zeros of the parameter's shape and type, contiguous."""
-    return torch.zeros_like(parameter, memory_format=torch.contiguous_format)
+    """Return zeros of the parameter's shape, type and strides, as `torch.optim` makes them."""
+    return torch.zeros_like(parameter, memory_format=torch.preserve_format)
 
 
 def zero(parameter: Tensor, group: Group) -> Tensor:
     """Return the number of steps done by none: 0, as `torch.optim` keeps it."""
-    return torch.zeros((), dtype=torch.float32)
+    return _number(0.0, parameter, group)
+
+
+def _number(value: float, parameter: Tensor, group: Group) -> Tensor:
+    """Return a number where and in the type in which `torch.optim` keeps its steps."""
+    on_device = group.get("capturable") or group.get("fused")
+    wide = torch.get_default_dtype() == torch.float64 and not group.get("fused")
+    return torch.tensor(
+        value,
+        dtype=torch.float64 if wide else torch.float32,
+        device=parameter.device if on_device else "cpu",
+    )
 
 
 @dataclass(frozen=True)
@@ -69,7 +80,7 @@ class Form:
     `forgets` tells that averages are debiased by the count of steps: with a smaller count they give
     way sooner to what comes. `decoupled` tells whether weight decay
     shrinks the parameter itself, by group options. `refuses` says why a parameter cannot be
-    trained.
+    trained. `eager` tells that the optimizer makes its state when it is built, and finds it there.
     """
 
     kinds: Mapping[str, Kind]
@@ -79,6 +90,8 @@ class Form:
     decoupled: Callable[[Group], bool] = lambda group: False
     refuses: Callable[[Tensor, Group], str] = lambda parameter, group: ""
     forgets: bool = False
+    eager: bool = False
+    contiguous: bool = False
 
     def read(self, state: State, parameter: Tensor, group: Group) -> dict[str, Tensor]:
         """Return the slots that move, each of the parameter's shape."""
@@ -113,6 +126,26 @@ MOVING = frozenset({Kind.COVECTOR, Kind.DIAGONAL, Kind.MAGNITUDE})
 """Kinds that move from a weight to its cores by contractions."""
 
 
+class CenteredForm(Form):
+    """RMSprop's: where the mean gradient is taken off the second moment, the variance moves.
+
+    Each alone would not keep the second moment above the squared mean, whose difference has a root.
+    """
+
+    def read(self, state: State, parameter: Tensor, group: Group) -> dict[str, Tensor]:
+        found = super().read(state, parameter, group)
+        if "grad_avg" in found and "square_avg" in found:
+            variance = found["square_avg"] - found["grad_avg"].square()
+            found["square_avg"] = variance.clamp_min(0)
+        return found
+
+    def write(self, moved: State, core: Tensor, group: Group) -> dict[str, Any]:
+        found = dict(moved)
+        if "grad_avg" in found and "square_avg" in found:
+            found["square_avg"] = found["square_avg"] + found["grad_avg"].square()
+        return found
+
+
 class FactoredForm(Form):
     """Adafactor's: rows' and columns' means of the second moment stand for all of it."""
 
@@ -140,7 +173,11 @@ class FactoredForm(Form):
 
 
 def _one(parameter: Tensor, group: Group) -> Tensor:
-    return torch.ones((), dtype=torch.float32)
+    return _number(1.0, parameter, group)
+
+
+def _rate(parameter: Tensor, group: Group) -> Tensor:
+    return _number(float(group["lr"]), parameter, group)
 
 
 def _filled(option: str) -> Starts:
@@ -163,6 +200,11 @@ def _option(name: str) -> Callable[[Tensor, Group], bool]:
         return bool(group.get(name, False))
 
     return asked
+
+
+def _from_zero(parameter: Tensor, group: Group) -> bool:
+    """Whether SGD's buffer may be there before the first step, which it takes undampened."""
+    return bool(group.get("momentum", False)) and not group.get("dampening", 0)
 
 
 def _wide(parameter: Tensor, group: Group) -> bool:
@@ -206,7 +248,7 @@ _AMSGRAD = {"max_exp_avg_sq": _option("amsgrad")}
 _WITH_MOMENTUM = {"momentum_buffer": _option("momentum")}
 
 FORMS: dict[type[torch.optim.Optimizer], Form] = {
-    torch.optim.SGD: Form(_MOMENTUM, present=_WITH_MOMENTUM),
+    torch.optim.SGD: Form(_MOMENTUM, present={"momentum_buffer": _from_zero}),
     torch.optim.Adam: Form(_ADAM, present=_AMSGRAD, holds=_BOTH, decoupled=_flagged, forgets=True),
     torch.optim.AdamW: Form(_ADAM, present=_AMSGRAD, holds=_BOTH, decoupled=_always, forgets=True),
     torch.optim.Adamax: Form(
@@ -219,7 +261,7 @@ FORMS: dict[type[torch.optim.Optimizer], Form] = {
         decoupled=_flagged,
     ),
     torch.optim.RAdam: Form(_MOMENTS, holds=_BOTH, decoupled=_flagged, forgets=True),
-    torch.optim.RMSprop: Form(
+    torch.optim.RMSprop: CenteredForm(
         {
             "step": Kind.SCALAR,
             "square_avg": Kind.DIAGONAL,
@@ -233,6 +275,7 @@ FORMS: dict[type[torch.optim.Optimizer], Form] = {
         {"step": Kind.SCALAR, "sum": Kind.DIAGONAL},
         {"sum": _filled("initial_accumulator_value")},
         holds={"sum": _steps},
+        eager=True,
     ),
     torch.optim.Adadelta: Form(
         {"step": Kind.SCALAR, "square_avg": Kind.DIAGONAL, "acc_delta": Kind.SIZE},
@@ -244,10 +287,7 @@ FORMS: dict[type[torch.optim.Optimizer], Form] = {
     ),
     torch.optim.ASGD: Form(
         {"step": Kind.SCALAR, "eta": Kind.SCALAR, "mu": Kind.SCALAR, "ax": Kind.VECTOR},
-        {
-            "eta": lambda parameter, group: torch.tensor(float(group["lr"])),
-            "mu": _one,
-        },
+        {"eta": _rate, "mu": _one},
     ),
     torch.optim.Muon: Form(_MOMENTUM, decoupled=_always, refuses=_matrices),
     torch.optim.Adafactor: FactoredForm(
