@@ -63,7 +63,7 @@ def bind(
     >>> made = tnc.compile(net, spec, example=torch.ones(2, 16))
     >>> bound = tnc.bind(net, made, adam, policy="pull")
     >>> [(line.parameter, line.deed) for line in bound.report.lines]
-    [('0.bias', 'carried'), ('0.cores.B', 'moved'), ('0.cores.A', 'moved')]
+    [('0.bias', 'carried'), ('0.cores.A', 'moved'), ('0.cores.B', 'moved')]
     """
     if policy not in POLICIES:
         raise BindError(f"policy is {policy!r}", hint=f"policies are {', '.join(POLICIES)}")
