@@ -18,6 +18,7 @@ __version__ = "0.1.0"
 _PUBLIC = {
     "adapt_ranks": "tnc.adapting.ranks",
     "bind": "tnc.binding",
+    "follow": "tnc.binding",
     "compensate": "tnc.api",
     "compile": "tnc.api",
     "densify": "tnc.api",
@@ -53,6 +54,7 @@ if TYPE_CHECKING:
     from tnc.artifact import load as load
     from tnc.artifact import verify as verify
     from tnc.binding import bind as bind
+    from tnc.binding import follow as follow
     from tnc.decide.plan import Plan as Plan
     from tnc.decide.spec import Spec as Spec
     from tnc.distilling import distill as distill

@@ -3,5 +3,6 @@
 from tnc.binding.ball import WeightBall
 from tnc.binding.bind import Bound, bind
 from tnc.binding.report import Line, Report
+from tnc.binding.resuming import follow
 
-__all__ = ["Bound", "Line", "Report", "WeightBall", "bind"]
+__all__ = ["Bound", "Line", "Report", "WeightBall", "bind", "follow"]

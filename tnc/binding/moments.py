@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -30,6 +30,8 @@ LOSSY = 0.02
 LOST = 0.6
 """Relative error of a weight from which `auto` moves nothing: at .57 moving was still better than
 starting anew, at .65 worse, whatever the second moments (`benchmarks/continuation.py`)."""
+
+QUADRATIC = (Kind.DIAGONAL, Kind.MAGNITUDE)
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,50 +62,44 @@ def judge(
     asked: Asked,
     options: Group,
 ) -> Verdict:
-    """Decide whether the state of a weight moves to its cores. `names` are the cores' parameters.
+    """Decide whether the state of a weight moves to its cores.
 
-    The gate of `auto` is the energy of probe gradients over that of the moved second moment: it is
-    near 1 to 3 where a rewrite lost nothing, and above 8 where it did.
+    `names` are the parameters of the cores, `error` what the weight lost of its norm. The gate of
+    `auto` is the energy of probe gradients over that of the moved second moment: it is near 1 to 3
+    where a rewrite lost nothing, and above 8 where it did. Cores that other weights share do not
+    count, where there are others: the probe sees them from all of their weights.
     """
+    if not dense.moving:
+        return Verdict(False, dense.reason)
     if asked.policy == "reset":
         return Verdict(False, "policy reset")
-    if not dense.moving:
-        reason = "its state cannot be moved" if dense.known else "the optimizer kept nothing of it"
-        return Verdict(False, reason)
     scaled = [slot for slot in dense.moving if _has_scale(form, slot)]
     scaled.sort(key=lambda slot: form.kinds[slot] is Kind.GRAM)
     kinds = {form.kinds[slot] for slot in dense.moving}
     diagonal = bool(kinds - {Kind.COVECTOR, Kind.GRAM})
     squared = bool(kinds - {Kind.COVECTOR})
+    lossy = f"; the weight lost {error:.2g} of its norm" if error > LOSSY else ""
     if asked.policy == "pull":
-        return Verdict(True, "pulled" + ("; the second moment has no scale" if diagonal else ""))
+        reason = "pulled; the second moment has no scale" if diagonal else "pulled, exactly"
+        return Verdict(True, reason + lossy)
     if asked.squares is None and diagonal:
         return Verdict(False, "no probe was given: the second moment's scale is unknown")
     if asked.squares is None or not scaled:
-        if asked.policy == "auto" and squared and error > LOSSY:
+        if asked.policy == "auto" and squared and lossy:
             return Verdict(False, f"the weight lost {error:.2g} of its norm")
         if squared and not diagonal:
-            return Verdict(True, "momentum pulled exactly")
-        return Verdict(True, "pulled, exactly" if not diagonal else "pulled, without a scale")
+            return Verdict(True, "momentum pulled exactly" + lossy)
+        return Verdict(True, ("pulled, without a scale" if diagonal else "pulled, exactly") + lossy)
     if asked.policy == "auto" and error > LOST:
         return Verdict(False, f"the weight lost {error:.2g} of its norm", lost=True)
     missing = [name for name in names.values() if name not in asked.squares]
     if missing:
         return Verdict(False, f"no probe gradient reached {missing[0]}")
-    slot = scaled[0]
-    held = form.holds[slot](dense.numbers, options)
-    if form.kinds[slot] is Kind.GRAM:
-        energies = _traces(move_grams(form, dense.moving, weight, options))
-    else:
-        moved = pulled(Kind.DIAGONAL, weight, dense.moving[slot])
-        energies = [float(part.sum()) for part in moved.values()]
-    seen = sum(float(asked.squares[name].sum()) for name in names.values())
-    expected = sum(energies) / held if held > 0 else 0.0
-    ratio = seen / expected if expected > 0 else float("inf")
+    ratio = _ratio(form, dense, weight, names, asked.squares, scaled[0], options)
     if asked.policy == "probe":
         return Verdict(True, "momentum pulled, second moment from the probe", ratio)
     if not SANE[0] <= ratio <= SANE[1]:
-        return Verdict(False, "probe gradients do not fit the moved second moment", ratio)
+        return Verdict(False, "probe gradients do not fit the moved second moment" + lossy, ratio)
     if not diagonal:
         return Verdict(True, "momentum pulled exactly, confirmed by the probe", ratio)
     return Verdict(True, "momentum pulled exactly, second moment scaled by the probe", ratio)
@@ -119,6 +115,32 @@ def agreed(verdicts: Sequence[Verdict], sizes: Sequence[int]) -> list[Verdict]:
         replace(verdict, moves=False, reason=reason) if verdict.moves else verdict
         for verdict in verdicts
     ]
+
+
+def _ratio(
+    form: Form,
+    dense: DenseState,
+    weight: Cored,
+    names: Mapping[str, str],
+    squares: Mapping[str, Tensor],
+    slot: str,
+    options: Group,
+) -> float:
+    held = form.holds[slot](dense.numbers, options)
+    if form.kinds[slot] is Kind.GRAM:
+        energies = _traces(move_grams(form, dense.moving, weight, options), names)
+    else:
+        moved = pulled(Kind.DIAGONAL, weight, dense.moving[slot])
+        energies = [float(moved[core].sum()) for core in names]
+    seen = sum(float(squares[name].sum()) for name in names.values())
+    expected = sum(energies) / held if held > 0 else 0.0
+    return seen / expected if expected > 0 else float("inf")
+
+
+def _traces(moved: Moved, cores: Iterable[str]) -> list[float]:
+    """Return the energy of each core's gradient: the trace of any of its Gram matrices."""
+    found = [moved.slots.get(core, {}) for core in cores]
+    return [float(next(iter(slots.values())).trace()) for slots in found if slots]
 
 
 def move(form: Form, dense: DenseState, weight: Cored) -> dict[str, dict[str, Tensor]]:
@@ -144,53 +166,71 @@ def joined(form: Form, parts: Sequence[Mapping[str, Tensor]]) -> dict[str, Tenso
     return found
 
 
+def unsafe(form: Form, moved: Mapping[str, Tensor], squares: Tensor | None) -> str:
+    """Say why what moved to a core cannot be kept; empty where it can."""
+    scaled = squares is not None and any(
+        _has_scale(form, slot) and form.kinds[slot] is not Kind.GRAM for slot in moved
+    )
+    if scaled and not bool((squares > 0).any()):  # type: ignore[operator]
+        return "the probe's gradients of it are zero"
+    for slot, value in moved.items():
+        if not bool(torch.isfinite(value).all()):
+            return f"{slot} is not finite"
+        if form.kinds[slot] in QUADRATIC and not bool((value > 0).any()):
+            return f"{slot} would be zero: no gradient of the weight reaches this core"
+    return ""
+
+
 def state_of(
     form: Form,
     core: nn.Parameter,
     moved: Mapping[str, Tensor],
-    numbers: Mapping[str, Any],
+    dense: DenseState,
     squares: Tensor | None,
     policy: Policy,
     options: Group,
-    dtypes: Mapping[str, torch.dtype],
 ) -> dict[str, Any]:
-    """Return the whole state of a core from what moved to it, second moments scaled by the probe.
+    """Return the whole state of a core from what moved to it; empty where a slot is missing.
 
-    One factor a core (`auto`), or the probe's own squares entry by entry (`probe`).
+    Second moments are scaled by the probe: one factor a core (`auto`), or they are its squares
+    entry by entry (`probe`). None of their entries stays zero beside a kept count of steps: Adam's
+    next step there would be `(1 - b1) / sqrt(1 - b2)` rates long.
     """
     scaled = dict(moved)
     for slot, value in moved.items():
         if squares is None or not _has_scale(form, slot) or form.kinds[slot] is Kind.GRAM:
             continue
-        wanted = squares * form.holds[slot](numbers, options)
-        if policy == "probe":
-            scaled[slot] = wanted.to(value)
-        else:
-            scaled[slot] = value * float(wanted.sum() / value.sum().clamp_min(1e-38))
-            for other in moved:  # a running maximum is in the same units
-                if other == f"max_{slot}":
-                    scaled[other] = moved[other] * float(
-                        wanted.sum() / value.sum().clamp_min(1e-38)
-                    )
+        wanted = squares * form.holds[slot](dense.numbers, options)
+        factor = float(wanted.double().sum() / value.double().sum())
+        scaled[slot] = wanted.to(value) if policy == "probe" else value * factor
+        largest = f"max_{slot}"
+        if largest in moved:  # a running maximum is in the same units, and never below
+            scaled[largest] = torch.maximum(moved[largest] * factor, scaled[slot])
+    kept = dense.numbers
     if policy == "auto":
-        scaled, numbers = _trusted(form, scaled, numbers, options)
+        scaled, kept = _trusted(form, scaled, kept, options)
     wide = torch.promote_types(core.dtype, torch.float32)
     typed = {
-        slot: value.to(
-            dtypes.get(slot, wide if form.kinds[slot] is Kind.GRAM else core.dtype)
-        ).contiguous()
+        slot: (_filled(value) if form.kinds[slot] in QUADRATIC else value).to(
+            dense.types.get(slot, wide if form.kinds[slot] is Kind.GRAM else core.dtype)
+        )
         for slot, value in scaled.items()
     }
-    clones = {
-        slot: value.clone() if isinstance(value, Tensor) else value
-        for slot, value in numbers.items()
+    written = form.write(typed, core, options)
+    if dense.opaque - set(written):
+        return {}
+    numbers = {
+        slot: value.clone() if isinstance(value, Tensor) else value for slot, value in kept.items()
     }
-    return form.initial(core, options) | clones | form.write(typed, core, options)
+    return form.initial(core, options) | numbers | written
 
 
-def _traces(moved: Moved) -> list[float]:
-    """Return the energy of each core's gradient: the trace of any of its Gram matrices."""
-    return [float(next(iter(slots.values())).trace()) for slots in moved.slots.values() if slots]
+def _filled(value: Tensor) -> Tensor:
+    """Give entries that are zero the mean of those that are not."""
+    positive = value > 0
+    if bool(positive.all()):
+        return value
+    return torch.where(positive, value, value[positive].mean())
 
 
 def _has_scale(form: Form, slot: str) -> bool:
@@ -223,8 +263,8 @@ def fresh(form: Form, core: nn.Parameter, warmup: int, options: Group) -> dict[s
     return found
 
 
-def with_share(state: dict[str, Any], form: Form, options: Group, cores: int) -> dict[str, Any]:
-    """Return a core's state with its share of decoupled weight decay."""
-    if cores > 1 and form.decoupled(options):
-        return state | {SHARE: 1.0 / cores}
+def with_share(state: dict[str, Any], form: Form, options: Group, share: float) -> dict[str, Any]:
+    """Return a core's state with its share of its weight's decoupled decay."""
+    if share != 1.0 and form.decoupled(options):
+        return state | {SHARE: share}
     return state

@@ -9,6 +9,7 @@ from functools import cached_property
 import torch
 from torch import Tensor, nn
 
+from tnc.errors import BindError
 from tnc.nn import StructuredLayer
 from tnc.nn.rebuilt import SUFFIX
 from tnc.optim.transport import Transport
@@ -33,6 +34,29 @@ class Cored:
         return tuple(
             name for name in self.transport.trainable if self.layer.cores[name].requires_grad
         )
+
+    @property
+    def key(self) -> tuple[int, ...]:
+        """The identities of the cores: equal for the names of one tied weight."""
+        return tuple(id(core) for core in self.layer.cores.values())
+
+    @cached_property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of the dense weight, as a dense layer stores it."""
+        shape = self.layer.structure.signature.shape
+        return tuple(shape[self.order.index(axis)] for axis in range(len(shape)))
+
+    @property
+    def shares(self) -> Mapping[str, float]:
+        """The share of its weight's decay that each trainable core takes.
+
+        `1/N` where N cores of its network are trained; a sum decays when each of its networks does.
+        """
+        found = {}
+        for term in self.layer.structure.terms:
+            names = [core.name for core in term.equation.cores if core.name in self.trainable]
+            found |= {name: 1.0 / len(names) for name in names}
+        return found
 
     @cached_property
     def transport(self) -> Transport:
@@ -74,14 +98,23 @@ class Cored:
 
 @dataclass(frozen=True, eq=False)
 class Weights:
-    """A model's plain parameters by name, and its weights that are cores by their dense name."""
+    """A model's plain parameters by name, and its weights that are cores by their dense name.
+
+    `order` is the place of every parameter in `model.parameters()`, by identity.
+    """
 
     plain: Mapping[str, nn.Parameter]
     cored: Mapping[str, Cored]
+    order: Mapping[int, int]
 
 
-def weights_of(model: nn.Module) -> Weights:
-    """Read a model. Tied weights are there under each of their names."""
+def weights_of(model: nn.Module, sharded: bool = False) -> Weights:
+    """Read a model. Tied weights are there under each of their names.
+
+    What a wrapper of torch adds to names is taken off. Raises BindError for parameters that are
+    sharded, unless that is expected.
+    """
+    model = unwrapped(model)
     cored: dict[str, Cored] = {}
     inside: set[str] = set()
     for path, module in model.named_modules(remove_duplicate=False):
@@ -94,7 +127,27 @@ def weights_of(model: nn.Module) -> Weights:
         for name, parameter in model.named_parameters(remove_duplicate=False)
         if name not in inside
     }
-    return Weights(plain, cored)
+    for name, parameter in model.named_parameters():
+        if hasattr(parameter, "full_tensor") and not sharded:
+            raise BindError(
+                "the parameter is sharded",
+                where=name,
+                hint="bind before fully_shard; then load the state into the sharded model's "
+                "optimizer by torch.distributed.checkpoint.state_dict",
+            )
+    order = {id(parameter): place for place, parameter in enumerate(model.parameters())}
+    return Weights(plain, cored, order)
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """Return the model that DistributedDataParallel, DataParallel or torch.compile holds."""
+    while True:
+        if isinstance(model, nn.parallel.DistributedDataParallel | nn.DataParallel):
+            model = model.module
+        elif isinstance(found := model._modules.get("_orig_mod"), nn.Module):
+            model = found
+        else:
+            return model
 
 
 def _joined(path: str, name: str) -> str:

@@ -121,6 +121,7 @@ class Rule(torch.optim.Optimizer, ABC):
             holds=self.holds,
             decoupled=lambda group: self.decoupled,
             refuses=self.refuses,
+            contiguous=True,
             rule=self,
         )
 
