@@ -67,8 +67,9 @@ class Grass(Selected):
         return small.new_zeros(small.shape[0], size).index_copy_(1, index.long(), small)
 
     def choose(self, found: Tensor, rank: int, state: State, group: Group) -> Tensor:
-        norms = found.norm(dim=0)
+        norms: Tensor = found.norm(dim=0)
         if group["choice"] == "top":
-            return norms.topk(rank).indices
+            top: Tensor = norms.topk(rank).indices
+            return top
         weights = norms if group["choice"] == "norm" else torch.ones_like(norms)
         return sampled(weights, rank, draws(state))

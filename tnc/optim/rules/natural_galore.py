@@ -26,7 +26,8 @@ def natural(history: Tensor, newest: int, damping: float) -> Tensor:
     wide = history.reshape(len(history), -1).double()
     values, vectors = torch.linalg.eigh(wide @ wide.mT)
     weights = vectors @ (vectors[newest] / (values.clamp_min(0) + damping))
-    return (weights @ wide).to(history.dtype).reshape(history.shape[1:])
+    found: Tensor = (weights @ wide).to(history.dtype)
+    return found.reshape(history.shape[1:])
 
 
 @rules.register("natural-galore")
@@ -94,4 +95,4 @@ class NaturalGaLore(Multilinear):
 
     def state_bytes(self, shape: tuple[int, ...], group: Group) -> int:
         core = prod(core_shape(shape, group["rank"]))
-        return super().state_bytes(shape, group) + 4 * group["window"] * core
+        return super().state_bytes(shape, group) + 4 * int(group["window"]) * core
