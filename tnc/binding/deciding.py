@@ -99,7 +99,7 @@ def _settle(
         if not refused:
             state = state_of(form, core, joint, first.dense, squares, asked.policy, options)
             if not state:
-                refused = f"without {', '.join(sorted(first.dense.opaque))} the rest is of no use"
+                refused = "the rule takes nothing of what was moved"
         reason = refused or reason
     deed = "moved" if state else "reset" if first.dense.known else "new"
     if not state:

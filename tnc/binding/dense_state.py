@@ -21,9 +21,8 @@ class DenseState:
     """What an optimizer knows of one weight, in the layout of the dense parameter.
 
     `moving` holds the slots that are linear or quadratic in the gradient, `numbers` the scalars,
-    `types` the type of a slot's tensors where it is not its parameter's. `opaque` names the slots
-    without which the others may not be kept. `known` tells that the optimizer kept something, be it
-    of kinds that do not move; `reason` says why nothing moves.
+    `types` the type of a slot's tensors where it is not its parameter's. `known` tells that the
+    optimizer kept something, be it of kinds that do not move; `reason` says why nothing moves.
     """
 
     moving: Mapping[str, Tensor]
@@ -31,7 +30,6 @@ class DenseState:
     gradient: Tensor | None
     known: bool
     types: Mapping[str, torch.dtype]
-    opaque: frozenset[str] = frozenset()
     notes: tuple[str, ...] = ()
     reason: str = "its state cannot be moved"
 
@@ -69,7 +67,6 @@ def read_dense(
         gradient=gradient,
         known=True,
         types=_types(held, parameter),
-        opaque=_opaque(form, held) - set(grams),
         notes=tuple(STARTED_ANEW.format(slot, form.kinds[slot].value) for slot in left),
     )
 
@@ -106,10 +103,8 @@ def lift_dense(
         moving[slot] = weight.stored(_lifted(form.kinds[slot], weight, given))
     _floor(form, moving)
     first = weight.trainable[0]
-    opaque = frozenset[str]().union(*(_opaque(form, state) for state in held.values()))
-    opaque -= frozenset(slot for slots in grams for slot in slots)
     numbers = _numbers(form, states[first]) if moving else {}
-    return DenseState(moving, numbers, gradient, True, _types(held[first], cores[first]), opaque)
+    return DenseState(moving, numbers, gradient, True, _types(held[first], cores[first]))
 
 
 def densified(form: Form, dense: DenseState, plain: nn.Parameter, options: Group) -> dict[str, Any]:
@@ -123,7 +118,7 @@ def densified(form: Form, dense: DenseState, plain: nn.Parameter, options: Group
         slot: value.to(dense.types.get(slot, plain.dtype)) for slot, value in dense.moving.items()
     }
     written = form.write(typed, plain, options)
-    if dense.opaque - set(written):
+    if not written:
         return {}
     return form.initial(plain, options) | dict(dense.numbers) | written
 
@@ -201,16 +196,6 @@ def _types(held: Mapping[str, Any], parameter: Tensor) -> dict[str, torch.dtype]
         for slot, value in held.items()
         if isinstance(value, Tensor) and value.dtype != parameter.dtype
     }
-
-
-def _opaque(form: Form, held: Mapping[str, Any]) -> frozenset[str]:
-    return frozenset(
-        slot
-        for slot, value in held.items()
-        if form.kinds[slot] in (Kind.OPAQUE, Kind.GRAM)
-        and isinstance(value, Tensor)
-        and value.numel() > 1
-    )
 
 
 def _wide(tensor: Tensor) -> torch.dtype:

@@ -190,7 +190,7 @@ def state_of(
     policy: Policy,
     options: Group,
 ) -> dict[str, Any]:
-    """Return the whole state of a core from what moved to it; empty where a slot is missing.
+    """Return the whole state of a core from what moved to it; empty where its rule takes nothing.
 
     Second moments are scaled by the probe: one factor a core (`auto`), or they are its squares
     entry by entry (`probe`). None of their entries stays zero beside a kept count of steps: Adam's
@@ -217,7 +217,7 @@ def state_of(
         for slot, value in scaled.items()
     }
     written = form.write(typed, core, options)
-    if dense.opaque - set(written):
+    if not written:
         return {}
     numbers = {
         slot: value.clone() if isinstance(value, Tensor) else value for slot, value in kept.items()
