@@ -52,8 +52,8 @@ def move_grams(form: Form, moving: Mapping[str, Tensor], weight: Cored, options:
     outputs = len(weight.layer.structure.signature.outputs)
     longest = max(prod(shape[:outputs]), prod(shape[outputs:]))
     if longest > LARGEST:
-        told = f"Gram matrices anew: a side of {longest} is above {LARGEST}"
-        return Moved({}, dict.fromkeys(weight.trainable, told))
+        reason = f"Gram matrices anew: a side of {longest} is above {LARGEST}"
+        return Moved({}, dict.fromkeys(weight.trainable, reason))
     stored = [0] * len(shape)
     for mapped, axis in enumerate(weight.order):
         stored[axis] = shape[mapped]
@@ -65,7 +65,8 @@ def move_grams(form: Form, moving: Mapping[str, Tensor], weight: Cored, options:
         grams[axes] = wide.reshape([shape[axis] for axis in axes] * 2)
     left = _side(grams, tuple(range(outputs)), shape)
     right = _side(grams, tuple(range(outputs, len(shape))), shape)
-    slots, told = {}, {}
+    slots: dict[str, dict[str, Tensor]] = {}
+    told: dict[str, str] = {}
     for name in weight.trainable:
         slots[name], told[name] = _to_core(form, weight, name, left, right, options)
     return Moved(slots, told)
@@ -76,7 +77,8 @@ def _to_core(
 ) -> tuple[dict[str, Tensor], str]:
     core = weight.layer.cores[name]
     found: dict[str, Tensor] = {}
-    exact, modelled = [], []
+    exact: list[str] = []
+    modelled: list[str] = []
     if weight.layer.positions.get(name) is not None:
         if core.numel() <= LARGEST:
             diagonal = weight.kept(name, weight.transport.kronecker(left.gram, right.gram)[name])
@@ -126,7 +128,7 @@ def _product(parts: list[tuple[Axes, Tensor]], wanted: Axes, trace: Tensor) -> T
     operands: list[object] = []
     for axes, gram in parts:
         operands += [gram, [*(rows[a] for a in axes), *(len(wanted) + rows[a] for a in axes)]]
-    found: Tensor = torch.einsum(*operands, list(range(2 * len(wanted))))  # type: ignore[arg-type]
+    found: Tensor = torch.einsum(*operands, list(range(2 * len(wanted))))
     return found / trace.clamp_min(1e-38) ** (len(parts) - 1)
 
 

@@ -168,10 +168,8 @@ def joined(form: Form, parts: Sequence[Mapping[str, Tensor]]) -> dict[str, Tenso
 
 def unsafe(form: Form, moved: Mapping[str, Tensor], squares: Tensor | None) -> str:
     """Say why what moved to a core cannot be kept; empty where it can."""
-    scaled = squares is not None and any(
-        _has_scale(form, slot) and form.kinds[slot] is not Kind.GRAM for slot in moved
-    )
-    if scaled and not bool((squares > 0).any()):  # type: ignore[operator]
+    scaled = any(_has_scale(form, slot) and form.kinds[slot] is not Kind.GRAM for slot in moved)
+    if squares is not None and scaled and not bool((squares > 0).any()):
         return "the probe's gradients of it are zero"
     for slot, value in moved.items():
         if not bool(torch.isfinite(value).all()):

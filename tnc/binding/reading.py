@@ -251,8 +251,8 @@ class Reading:
         for name, parameter in self._before.plain.items():
             if id(parameter) in self._spots:
                 spots.setdefault(name.rpartition(".")[0], self._spots[id(parameter)])
-        for weight, _, spot in self.into:
-            spots.setdefault(weight.name.rpartition(".")[0], spot)
+        for weight, _, held in self.into:
+            spots.setdefault(weight.name.rpartition(".")[0], held)
         old = [p for p in self._before.plain.values() if p.requires_grad]
         whole = all(id(parameter) in self._spots for parameter in old)
         known = self._before.order.keys()

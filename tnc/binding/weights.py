@@ -52,7 +52,7 @@ class Cored:
 
         `1/N` where N cores of its network are trained; a sum decays when each of its networks does.
         """
-        found = {}
+        found: dict[str, float] = {}
         for term in self.layer.structure.terms:
             names = [core.name for core in term.equation.cores if core.name in self.trainable]
             found |= {name: 1.0 / len(names) for name in names}

@@ -19,6 +19,7 @@ from pydantic import (
 
 from tnc.decide.optimizers import OptimizerSpec
 from tnc.decide.options import Choice
+from tnc.decide.part import Part
 from tnc.decide.pipeline import DEFAULT, allocators, passes, schedules
 from tnc.decide.spec_fields import (
     Flag,
@@ -28,7 +29,7 @@ from tnc.decide.spec_fields import (
     Whole,
     not_empty,
 )
-from tnc.decide.spec_parts import Budget, Distill, Kernels, Metric, Part, Quality, Rule
+from tnc.decide.spec_parts import Budget, Distill, Kernels, Metric, Quality, Rule
 from tnc.decide.spec_problems import SpecProblems, problem, problems_of
 from tnc.decide.specfile import find_spec_file, override, read_tree
 from tnc.decide.spectree import Node

@@ -81,7 +81,8 @@ class Blocks:
         parts = grams.reshape(*self.counts, *grams.shape[-2:])
         parts = parts.sum(others) if others else parts
         size = self.shape[self.axes[mode]] if self.axes else 1
-        return torch.block_diag(*parts)[:size, :size]
+        found: Tensor = torch.block_diag(*parts)  # type: ignore[no-untyped-call]
+        return found[:size, :size]
 
     def split_gram(self, whole: Tensor, mode: int) -> Tensor:
         """Return a mode's Gram matrix for every block, the same for blocks beside each other."""

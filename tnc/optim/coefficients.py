@@ -57,4 +57,5 @@ def expected_values(rows: int, columns: int) -> Tensor:
     density = angles.sin().square() / squares
     below = density.cumsum(0) / density.sum()
     wanted = (torch.arange(_POINTS, dtype=torch.float64) + 0.5) / _POINTS
-    return (squares[torch.searchsorted(below, wanted)] / short).sqrt().clamp_max(1)
+    found: Tensor = (squares[torch.searchsorted(below, wanted)] / short).sqrt().clamp_max(1)
+    return found

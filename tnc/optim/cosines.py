@@ -40,7 +40,8 @@ def from_cosines(tensor: Tensor) -> Tensor:
     mirrored[..., 1:] = scaled[..., n - half + 1 :].flip(-1)
     found = torch.complex(scaled[..., :half], -mirrored)
     found = found * _turns(n, tensor.dtype, tensor.device).conj()
-    return torch.fft.irfft(found, n=n)[..., back]
+    result: Tensor = torch.fft.irfft(found, n=n)[..., back]
+    return result
 
 
 @lru_cache(maxsize=64)

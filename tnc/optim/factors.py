@@ -228,5 +228,7 @@ def inverse_gram(matrix: Tensor, damping: float) -> Tensor:
     gram = wide.mT @ wide
     if damping:
         gram.diagonal(dim1=-2, dim2=-1).add_(damping)
-        return torch.linalg.inv(gram).to(matrix.dtype)
-    return torch.linalg.pinv(gram, hermitian=True).to(matrix.dtype)
+        inverse: Tensor = torch.linalg.inv(gram).to(matrix.dtype)
+        return inverse
+    pseudo: Tensor = torch.linalg.pinv(gram, hermitian=True).to(matrix.dtype)
+    return pseudo

@@ -61,4 +61,5 @@ def newton_schulz(
     for _ in range(iterations):
         gram = found @ found.mT
         found = a * found + (b * gram + c * gram @ gram) @ found
-    return (found.mT if tall else found).to(matrix.dtype)
+    result: Tensor = (found.mT if tall else found).to(matrix.dtype)
+    return result

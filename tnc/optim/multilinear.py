@@ -39,7 +39,8 @@ def projector_floats(shape: Shape, rank: int) -> int:
 
 def along(tensor: Tensor, factor: Tensor, axis: int) -> Tensor:
     """Multiply a matrix `(r, n)` into an axis of length n, which becomes r."""
-    return torch.tensordot(tensor, factor, dims=([axis], [1])).movedim(-1, axis)
+    found: Tensor = torch.tensordot(tensor, factor, dims=([axis], [1])).movedim(-1, axis)
+    return found
 
 
 def opened(flat: Tensor, shape: Shape, rank: int) -> dict[int, Tensor]:

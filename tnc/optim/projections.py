@@ -89,7 +89,8 @@ def top_subspace(matrix: Tensor, rank: int, right: int) -> Tensor:
         leading = vectors[:, -rank:].flip(-1)
         wide = matrix.double()
         basis, _ = torch.linalg.qr((wide.mT if right else wide) @ leading)
-        return basis.mT.to(matrix.dtype).contiguous()
+        found: Tensor = basis.mT.to(matrix.dtype).contiguous()
+        return found
     _, vectors = spectrum(matrix, right)
     return vectors[:, -rank:].flip(-1).mT.to(matrix.dtype).contiguous()
 
@@ -125,7 +126,8 @@ def random_subspace(size: int, rank: int, generator: torch.Generator, like: Tens
     """Return a random subspace `(rank, size)` with orthonormal rows."""
     drawn = torch.randn(size, min(rank, size), generator=generator, dtype=torch.float64)
     basis, _ = torch.linalg.qr(drawn)
-    return basis.mT.to(like).contiguous()
+    found: Tensor = basis.mT.to(like).contiguous()
+    return found
 
 
 def adam_direction(gradient: Tensor, state: Mapping[str, Any], group: Mapping[str, Any]) -> Tensor:
@@ -139,7 +141,8 @@ def adam_direction(gradient: Tensor, state: Mapping[str, Any], group: Mapping[st
     mean.lerp_(gradient, 1 - first)
     square.mul_(second).addcmul_(gradient, gradient, value=1 - second)
     root = square.sqrt().mul_((1 - second**steps) ** -0.5).add_(group["eps"])
-    return (mean / root).mul_(1 / (1 - first**steps))
+    found: Tensor = (mean / root).mul_(1 / (1 - first**steps))
+    return found
 
 
 def biased_adam_direction(
@@ -158,7 +161,8 @@ def adam_ratio(gradient: Tensor, state: Mapping[str, Any], group: Mapping[str, A
     mean, square = state["exp_avg"], state["exp_avg_sq"]
     mean.lerp_(gradient, 1 - first)
     square.mul_(second).addcmul_(gradient, gradient, value=1 - second)
-    return mean / square.sqrt().add_(group["eps"])
+    found: Tensor = mean / square.sqrt().add_(group["eps"])
+    return found
 
 
 def debiasing(state: Mapping[str, Any], group: Mapping[str, Any]) -> float:

@@ -38,7 +38,8 @@ def _decomposed(grams: Tensor, order: int, ridge: float) -> Tensor:
     values = values + ridge * values.mean(-1, keepdim=True)
     values = torch.maximum(values, top * 1e-30)
     powers = torch.where(top > 0, values, torch.ones_like(values)).pow(-1 / order) * (top > 0)
-    return ((vectors * powers.unsqueeze(-2)) @ vectors.mT).to(grams.dtype)
+    found: Tensor = ((vectors * powers.unsqueeze(-2)) @ vectors.mT).to(grams.dtype)
+    return found
 
 
 def _newton(grams: Tensor, order: int, ridge: float) -> Tensor:

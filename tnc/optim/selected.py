@@ -97,7 +97,7 @@ class Selected(Rule):
 
     def state_bytes(self, shape: tuple[int, ...], group: Group) -> int:
         matrix = matrix_shape(shape)
-        rank = min(group["rank"], *matrix)
+        rank: int = min(group["rank"], *matrix)
         return 4 * (2 * max(matrix) * rank + 2 * rank)
 
     def read(self, state: State, weight: Tensor, group: Group) -> dict[str, Tensor]:

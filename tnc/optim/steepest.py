@@ -29,7 +29,8 @@ def steepest(matrix: Tensor, norm: str, iterations: int = 5, exact: bool = False
     if norm == "infinity":
         return matrix.sign()
     if norm == "frobenius":
-        return matrix / matrix.norm().clamp_min(torch.finfo(matrix.dtype).tiny)
+        unit: Tensor = matrix / matrix.norm().clamp_min(torch.finfo(matrix.dtype).tiny)
+        return unit
     if exact:
         return polar(matrix)
     return newton_schulz(matrix, iterations)
@@ -39,7 +40,8 @@ def polar(matrix: Tensor) -> Tensor:
     """Return `U V^T` of `U S V^T`, by a decomposition in float64; zeros where S is zero."""
     u, s, v = torch.linalg.svd(matrix.double(), full_matrices=False)
     kept = s > s[..., :1] * 1e-12
-    return ((u * kept.unsqueeze(-2)) @ v).to(matrix.dtype)
+    found: Tensor = ((u * kept.unsqueeze(-2)) @ v).to(matrix.dtype)
+    return found
 
 
 def dual_norm(matrix: Tensor, norm: str, iterations: int = 5, exact: bool = False) -> Tensor:

@@ -53,7 +53,8 @@ def sketched_subspace(matrix: Tensor, projector: Tensor) -> Tensor:
     sketch is the old subspace.
     """
     basis, _ = torch.linalg.qr(matrix @ projector.mT)
-    return torch.linalg.svd(basis.mT @ matrix, full_matrices=False)[2].contiguous()
+    found: Tensor = torch.linalg.svd(basis.mT @ matrix, full_matrices=False)[2].contiguous()
+    return found
 
 
 def power_step(matrix: Tensor, mean: Tensor, projector: Tensor, share: float) -> Tensor:
@@ -63,7 +64,8 @@ def power_step(matrix: Tensor, mean: Tensor, projector: Tensor, share: float) ->
     """
     small = torch.lerp(matrix @ projector.mT, mean, share)
     image = ((1 - share) * (small.mT @ matrix)).addmm_(small.mT @ mean, projector, alpha=share)
-    return torch.linalg.qr(image.mT)[0].mT.contiguous()
+    found: Tensor = torch.linalg.qr(image.mT)[0].mT.contiguous()
+    return found
 
 
 def rotated_moments(

@@ -10,8 +10,8 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
+from tnc.decide.part import Part
 from tnc.decide.spec_fields import Flag, Positive, Rank, Whole
-from tnc.decide.spec_parts import Part
 from tnc.decide.spec_problems import Problem, SpecProblems, problem, problems_of
 from tnc.decide.specfile import find_spec_file, override, read_tree
 from tnc.decide.spectree import Node

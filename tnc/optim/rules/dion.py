@@ -82,10 +82,12 @@ class Dion(Rule):
 
     def state_bytes(self, shape: tuple[int, ...], group: Group) -> int:
         m, n = matrix_shape(shape)
-        return 4 * (prod(shape) + n * min(group["rank"], m, n))
+        rank: int = min(group["rank"], m, n)
+        return 4 * (prod(shape) + n * rank)
 
 
 def _drawn(like: Tensor, seed: int) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     drawn = torch.randn(like.shape, generator=generator, dtype=torch.float64)
-    return (drawn / drawn.norm(dim=0)).to(like)
+    found: Tensor = (drawn / drawn.norm(dim=0)).to(like)
+    return found

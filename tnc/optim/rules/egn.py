@@ -169,5 +169,5 @@ def direction(rows: Tensor, residual: Tensor, curvature: Tensor, damping: float)
         return solved
     system = (curvature @ (rows @ rows.mT).view(n, c, n * c)).reshape(n * c, n * c)
     system.diagonal().add_(n * damping)
-    weights = torch.linalg.solve(system, residual)
+    weights: Tensor = torch.linalg.solve(system, residual)
     return rows.mT @ weights

@@ -103,7 +103,8 @@ class LoraRite(FactorRule):
         step = plain @ inverse_root(whole, escaped, group["eps"])
         momentum = state["momentum"]
         momentum.copy_(momentum @ turn.mT).lerp_(step, 1 - first)
-        return (momentum @ other.inverse.mT).div_(1 - first**steps)
+        found: Tensor = (momentum @ other.inverse.mT).div_(1 - first**steps)
+        return found
 
     def state_bytes(self, shape: tuple[int, ...], group: Group) -> int:
         return 4 * 2 * prod(shape)
@@ -120,7 +121,8 @@ def inverse_root(second: Tensor, escaped: Tensor, eps: float) -> Tensor:
     values = values.clamp_min(0) + escaped.double()[:, None]
     kept = values > _NEGLIGIBLE * values.amax(-1, keepdim=True)
     roots = torch.where(kept, 1 / (values.sqrt() + eps), 0.0)
-    return ((vectors * roots[:, None]) @ vectors.mT).to(second.dtype)
+    found: Tensor = ((vectors * roots[:, None]) @ vectors.mT).to(second.dtype)
+    return found
 
 
 def _open(gradient: Tensor, other: Frame, state: dict[str, Any]) -> None:

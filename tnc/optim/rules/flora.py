@@ -124,7 +124,8 @@ def _scaled(matrix: Tensor, state: dict[str, Any], decay: float) -> Tensor:
     rows, columns = state["row_var"], state["col_var"]
     rows.lerp_(squares.mean(1), 1 - decay)
     columns.lerp_(squares.mean(0), 1 - decay)
-    return (matrix * (rows / rows.mean()).rsqrt_()[:, None]).mul_(columns.rsqrt())
+    found: Tensor = (matrix * (rows / rows.mean()).rsqrt_()[:, None]).mul_(columns.rsqrt())
+    return found
 
 
 def _with_momentum(change: Tensor, state: dict[str, Any], group: Group) -> Tensor:

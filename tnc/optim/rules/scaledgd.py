@@ -48,7 +48,8 @@ class ScaledGD(FactorRule):
     def factor_change(
         self, gradient: Tensor, other: Any, state: dict[str, Any], group: Group
     ) -> Tensor:
-        return gradient @ other
+        found: Tensor = gradient @ other
+        return found
 
     def update(self, weight: Tensor, gradient: Tensor, state: dict[str, Any], group: Group) -> None:
         self.decay_(weight, state, group)

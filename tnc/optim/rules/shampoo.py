@@ -138,13 +138,15 @@ class Shampoo(Rule):
         square, second = state["graft_sq"], group["betas"][1]
         if group["graft"] == "adagrad" or second == 1:
             square.addcmul_(gradient, gradient)
-            return mean / square.sqrt().add_(1e-8)
+            grown: Tensor = mean / square.sqrt().add_(1e-8)
+            return grown
         square.mul_(second).addcmul_(gradient, gradient, value=1 - second)
-        return mean / (square / _held(state, group)).sqrt_().add_(1e-8)
+        found: Tensor = mean / (square / _held(state, group)).sqrt_().add_(1e-8)
+        return found
 
     def state_bytes(self, shape: tuple[int, ...], group: Group) -> int:
         blocks = blocks_of(shape, group["block"])
-        vectors = (group["betas"][0] > 0) + (group["graft"] in ("adagrad", "adam"))
+        vectors: int = (group["betas"][0] > 0) + (group["graft"] in ("adagrad", "adam"))
         squares = blocks.count * sum(size**2 for size in blocks.sizes)
         return 4 * (prod(shape) * vectors + 2 * squares)
 
@@ -180,4 +182,5 @@ class Shampoo(Rule):
 
 
 def _lengths(blocks: Tensor) -> Tensor:
-    return blocks.flatten(1).norm(dim=1)
+    found: Tensor = blocks.flatten(1).norm(dim=1)
+    return found
