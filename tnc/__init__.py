@@ -53,8 +53,8 @@ if TYPE_CHECKING:
     from tnc.api import trace as trace
     from tnc.artifact import load as load
     from tnc.artifact import verify as verify
-    from tnc.binding import bind as bind
-    from tnc.binding import follow as follow
+    from tnc.binding.bind import bind as bind
+    from tnc.binding.resuming import follow as follow
     from tnc.decide.plan import Plan as Plan
     from tnc.decide.spec import Spec as Spec
     from tnc.distilling import distill as distill
