@@ -42,6 +42,7 @@ _PUBLIC = {
 __all__ = ["__version__", *sorted(_PUBLIC)]
 
 if TYPE_CHECKING:
+    from tnc import optim as optim
     from tnc.adapting.ranks import adapt_ranks as adapt_ranks
     from tnc.api import compensate as compensate
     from tnc.api import compile as compile
@@ -66,10 +67,12 @@ if TYPE_CHECKING:
 
 
 def __getattr__(name: str) -> Any:
+    if name == "optim":
+        return importlib.import_module("tnc.optim")
     if name not in _PUBLIC:
         raise AttributeError(f"module 'tnc' has no attribute {name!r}")
     return getattr(importlib.import_module(_PUBLIC[name]), name)
 
 
 def __dir__() -> list[str]:
-    return sorted(__all__)
+    return sorted([*__all__, "optim"])

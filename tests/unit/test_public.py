@@ -23,3 +23,9 @@ def test_importing_tnc_does_not_import_torch() -> None:
     heavy = "import sys, tnc; tnc.StructuredLayer; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", light], check=False).returncode == 0
     assert subprocess.run([sys.executable, "-c", heavy], check=False).returncode == 1
+
+
+def test_optimizers_are_there_by_name_when_asked_for() -> None:
+    asked = "import sys, tnc; found = tnc.optim.GaLore, tnc.optim.build, tnc.follow, tnc.bind"
+    told = f"{asked}; sys.exit('optim' not in dir(tnc) or not all(map(callable, found)))"
+    assert subprocess.run([sys.executable, "-c", told], check=False).returncode == 0
