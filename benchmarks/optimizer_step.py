@@ -3,10 +3,12 @@
 On the weights and biases of the six linear layers of one layer of MiniLM's encoder, or on the
 weights alone where a rule refuses vectors; one layer, since with six the run took too long. Rules
 of factors take pairs of rank 128. All that is compared takes ten steps in turns, on one thread;
-ratios are medians over five turns, of fewer where they would take long. A refresh every ten steps or oftener comes as it does in training;
-of one that is rarer, the excess over a plain step is timed apart and divided by its interval.
+ratios are medians over five turns, over fewer where they take long. A refresh every ten steps or
+oftener comes as it does in training; of one that is rarer, the excess over a plain step is timed
+apart and divided by its interval; of coap's, that of its SVD every `refresh_every` is left out.
 Backward passes, with the hooks of rules that read the model, and estimates of curvature are not
-timed. A peer has the rule's rank and interval; what else it does is its own.
+timed. A peer has the rule's rank and interval; what else it does is its own: both Muons multiply in
+bfloat16, where the rule keeps float32 on a CPU.
 """
 
 from __future__ import annotations
