@@ -178,7 +178,7 @@ def _interval(name: str, layers: Layers) -> int | None:
 
 
 def _rule(name: str, layers: Layers, every: int | None) -> Runner:
-    options: dict[str, object] = {} if every is None else {"update_every": every}
+    options: dict[str, Any] = {} if every is None else {"update_every": every}
     group = trial(name, layers).rule.param_groups[0]
     if every == NEVER and "refresh_every" in group:
         options["refresh_every"] = NEVER

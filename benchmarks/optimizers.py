@@ -53,10 +53,14 @@ class Encoder(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return `[rows, outputs]` for `x [rows, width]`."""
         for layer in self.layers:
-            query, key, value, out, up, down = layer  # type: ignore[misc]
+            query, key, value, out, up, down = _modules(layer)
             x = x + out(torch.sigmoid(query(x) * key(x)) * value(x))
             x = nn.functional.normalize(x + down(nn.functional.gelu(up(x))))
         return x[:, :OUTPUTS]
+
+
+def _modules(layer: nn.Module) -> list[nn.Module]:
+    return list(layer.children())
 
 
 def _linear(weight: Tensor, bias: Tensor) -> nn.Linear:
@@ -120,7 +124,7 @@ def give(parameters: Sequence[Tensor], gradients: Sequence[Tensor]) -> None:
         parameter.grad = gradient
 
 
-def trial(name: str, layers: Layers, *, matrices: bool = False, **options: object) -> Trial:
+def trial(name: str, layers: Layers, *, matrices: bool = False, **options: Any) -> Trial:
     """Build a rule on all parameters, or on the matrices alone where it refuses vectors."""
     kind = rules.all()[name]
     factored = issubclass(kind, FactorRule)

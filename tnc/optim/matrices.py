@@ -58,8 +58,12 @@ def newton_schulz(
     tall = found.shape[-2] > found.shape[-1]
     found = found.mT if tall else found
     found = found / (found.norm(dim=(-2, -1), keepdim=True) + 1e-7)
+    shape = found.shape
+    found = found.reshape(shape[:-2].numel(), *shape[-2:])
     for _ in range(iterations):
         gram = found @ found.mT
-        found = a * found + (b * gram + c * gram @ gram) @ found
+        polynomial = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
+        found = torch.baddbmm(found, polynomial, found, beta=a)
+    found = found.reshape(shape)
     result: Tensor = (found.mT if tall else found).to(matrix.dtype)
     return result

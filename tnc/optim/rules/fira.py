@@ -67,12 +67,13 @@ class Fira(Projected):
         small = down(matrix, projector, right)
         ratio = adam_ratio(small, state, group)
         phi = ratio.norm(dim=right, keepdim=True) / (small.norm(dim=right, keepdim=True) + FLOOR)
-        residual = (matrix - up(small, projector, right)).mul_(phi)
+        lifted = up(small, projector, right)
+        residual = torch.sub(matrix, lifted, out=lifted).mul_(phi)
         before, norm = state["residual_norm"], residual.norm()
         growth = torch.where(before > 0, norm / (before + FLOOR), 0.0) / group["limit"]
         excess = growth.clamp_min(1.0)
         state["residual_norm"] = norm / excess
-        found = up(ratio, projector, right).add_(residual.div_(excess))
+        found = up(ratio, projector, right).addcdiv_(residual, excess)
         return found.mul_(debiasing(state, group))
 
     def state_bytes(self, shape: tuple[int, ...], group: Group) -> int:

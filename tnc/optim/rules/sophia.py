@@ -73,7 +73,7 @@ class Sophia(Rule):
         average = state["exp_avg"].lerp_(gradient, 1 - group["betas"][0])
         self.decay_(weight, state, group)
         bound = state["hessian"].mul(group["rho"]).add_(group["eps"])
-        weight.add_((average / bound).clamp_(-1, 1), alpha=-group["lr"])
+        weight.add_(torch.div(average, bound, out=bound).clamp_(-1, 1), alpha=-group["lr"])
 
     def state_bytes(self, shape: tuple[int, ...], group: Group) -> int:
         return 4 * 2 * prod(shape)
