@@ -156,22 +156,19 @@ def _hook(state: PowerSGD, bucket: Any) -> torch.futures.Future[Tensor]:
     for place, parameter in enumerate(bucket.parameters()):
         places.setdefault(state.rank_of(parameter), []).append(place)
     shares: list[tuple[_Share, list[int]]] = []
-    waiting: list[torch.futures.Future[Any]] = []
     for rank, found in sorted(places.items()):
         flat = torch.cat([gradients[place].reshape(-1) for place in found])
         share = _Share(bucket.index(), flat, tuple(gradients[place].shape for place in found))
         shares.append((share, found))
-        waiting.append(powerSGD_hook(state.states[rank], share))
+        # torch's hook waits within callbacks, on the two threads of gloo: one at a time, or for ever
+        share.flat.copy_(powerSGD_hook(state.states[rank], share).wait())
     if bucket.is_last():
         for own in state.states.values():
             own.iter += 1
 
-    def gather(done: torch.futures.Future[Any]) -> Tensor:
-        for (share, found), part in zip(shares, done.value()):
-            share.flat.copy_(part.value())
-            for place, gradient in zip(found, share.gradients()):
-                gradients[place].copy_(gradient)
-        whole: Tensor = bucket.buffer()
-        return whole
-
-    return torch.futures.collect_all(waiting).then(gather)
+    for share, found in shares:
+        for place, gradient in zip(found, share.gradients()):
+            gradients[place].copy_(gradient)
+    done: torch.futures.Future[Tensor] = torch.futures.Future()
+    done.set_result(bucket.buffer())
+    return done

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,6 +13,8 @@ from torch import Tensor, distributed, nn
 
 from tnc.errors import BindError
 from tnc.optim.wrappers.power_sgd import PowerSGD, choose_ranks, power_sgd
+
+ROOT = Path(__file__).resolve().parents[4]
 
 
 def decaying(seed: int, power: float, m: int = 24, n: int = 16) -> Tensor:
@@ -43,26 +48,12 @@ def test_ranks_are_the_best_at_the_price_of_one_rank() -> None:
         choose_ranks({"bad": torch.full((8, 8), float("nan"))})
 
 
-@pytest.fixture
-def alone() -> Iterator[None]:
-    store = distributed.HashStore()
-    distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
-    yield
-    distributed.destroy_process_group()
-
-
 def net() -> nn.Sequential:
     torch.manual_seed(0)
     return nn.Sequential(nn.Linear(12, 20), nn.Tanh(), nn.Linear(20, 16), nn.Linear(16, 1)).double()
 
 
-gloo = pytest.mark.skipif(
-    not distributed.is_available() or not distributed.is_gloo_available(), reason="no gloo"
-)
-
-
-@gloo
-def test_what_is_sent_and_what_is_left_is_the_gradient(alone: None) -> None:
+def what_is_sent_and_what_is_left_is_the_gradient() -> None:
     model, twin = net(), net()
     parallel = nn.parallel.DistributedDataParallel(model)
     state = power_sgd(parallel, {"0.weight": 2, "2.weight": 3}, start=2)
@@ -90,8 +81,7 @@ def test_what_is_sent_and_what_is_left_is_the_gradient(alone: None) -> None:
     assert state.compression > 1.5
 
 
-@gloo
-def test_a_gradient_of_the_rank_is_sent_exactly(alone: None) -> None:
+def a_gradient_of_the_rank_is_sent_exactly() -> None:
     model = nn.Linear(10, 8, bias=False).double()
     parallel = nn.parallel.DistributedDataParallel(model)
     power_sgd(parallel, {"weight": 2}, start=2)
@@ -103,10 +93,38 @@ def test_a_gradient_of_the_rank_is_sent_exactly(alone: None) -> None:
     assert torch.allclose(model.weight.grad, d.mT @ x, rtol=0, atol=3e-14)
 
 
-@gloo
-def test_what_it_refuses(alone: None) -> None:
+def what_it_refuses() -> None:
     parallel = nn.parallel.DistributedDataParallel(net())
     with pytest.raises(BindError, match=r"no parameter 'fc\.weight'"):
         PowerSGD(parallel, {"fc.weight": 2}, 10)
     with pytest.raises(BindError, match="start is 1"):
         PowerSGD(parallel, {"0.weight": 2}, 1)
+
+
+@pytest.mark.skipif(
+    not distributed.is_available() or not distributed.is_gloo_available(), reason="no gloo"
+)
+@pytest.mark.parametrize(
+    "law",
+    [
+        what_is_sent_and_what_is_left_is_the_gradient,
+        a_gradient_of_the_rank_is_sent_exactly,
+        what_it_refuses,
+    ],
+)
+def test_in_a_process_of_its_own(law: Callable[[], None]) -> None:
+    """A process group among other tests' threads may wait for ever."""
+    code = f"from {__name__} import alone, {law.__name__}; alone({law.__name__})"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def alone(law: Callable[[], None]) -> None:
+    """Run a test as the only process of a group."""
+    torch.set_num_threads(1)
+    store = distributed.HashStore()
+    distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
+    law()
+    distributed.destroy_process_group()
