@@ -40,7 +40,7 @@ def on_modes(sizes: Sequence[int], modes: Sequence[int]) -> Contraction:
     `modes`.
 
     >>> on_modes((4, 2, 3), (0,)).operands
-    (('block', 'm0'), ('block', 'm0', "m0'"))
+    (('block', 'm0', 'm1'), ('block', 'm0', "m0'"))
     """
     legs = _legs(sizes)
     wanted = tuple(leg + "'" if place in modes else leg for place, leg in enumerate(legs))

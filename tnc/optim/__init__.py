@@ -3,29 +3,42 @@
 Every registered rule is here by the name of its class: `tnc.optim.GaLore`.
 """
 
-from typing import Any
+from __future__ import annotations
 
-from tnc.optim.building import build
-from tnc.optim.following import follow
-from tnc.optim.kinds import FORMS, Form, Kind, form_of
-from tnc.optim.moving import Maps, move_, refusal
-from tnc.optim.together import Together
+import importlib
+from typing import TYPE_CHECKING, Any
 
-__all__ = [
-    "FORMS",
-    "Form",
-    "Kind",
-    "Maps",
-    "Together",
-    "build",
-    "follow",
-    "form_of",
-    "move_",
-    "refusal",
-]
+_PUBLIC = {
+    "FORMS": "kinds",
+    "Form": "kinds",
+    "Kind": "kinds",
+    "Maps": "moving",
+    "Together": "together",
+    "build": "building",
+    "follow": "following",
+    "form_of": "kinds",
+    "move_": "moving",
+    "refusal": "moving",
+}
+
+__all__ = sorted(_PUBLIC)
+
+if TYPE_CHECKING:
+    from tnc.optim.building import build as build
+    from tnc.optim.following import follow as follow
+    from tnc.optim.kinds import FORMS as FORMS
+    from tnc.optim.kinds import Form as Form
+    from tnc.optim.kinds import Kind as Kind
+    from tnc.optim.kinds import form_of as form_of
+    from tnc.optim.moving import Maps as Maps
+    from tnc.optim.moving import move_ as move_
+    from tnc.optim.moving import refusal as refusal
+    from tnc.optim.together import Together as Together
 
 
 def __getattr__(name: str) -> Any:
+    if name in _PUBLIC:
+        return getattr(importlib.import_module(f"tnc.optim.{_PUBLIC[name]}"), name)
     if name.startswith("_"):  # asked for by the import machinery; no rule is private
         raise AttributeError(f"module 'tnc.optim' has no attribute {name!r}")
     from tnc.optim.rule import rules

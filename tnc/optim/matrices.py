@@ -18,7 +18,7 @@ def matrix_shape(shape: tuple[int, ...]) -> tuple[int, int]:
     square: a core `(r, o, s)` of a train is cut where it has most singular values.
 
     >>> matrix_shape((8, 3, 3, 3)), matrix_shape((4, 16, 4)), matrix_shape((5,))
-    ((8, 27), (4, 64), (1, 5))
+    ((24, 9), (4, 64), (1, 5))
     """
     cut = matrix_cut(shape)
     return (prod(shape[:cut]), prod(shape[cut:]))
@@ -28,7 +28,7 @@ def matrix_cut(shape: tuple[int, ...]) -> int:
     """Return how many leading axes are the rows of the matrix that a parameter is read as.
 
     >>> matrix_cut((8, 3, 3, 3)), matrix_cut((5,))
-    (1, 0)
+    (2, 0)
     """
     if len(shape) < 2:
         return 0

@@ -73,7 +73,7 @@ def clipped(tensor: Tensor, quantile: float) -> Tensor:
     The quantile is an entry, the lower one of two between which it lies.
 
     >>> clipped(torch.tensor([1.0, -2.0, 3.0, -90.0]), 0.7)
-    tensor([ 1.,  -2.,  3.,  -3.])
+    tensor([ 1., -2.,  3., -3.])
     """
     sizes = tensor.abs().flatten()
     place = 1 + int(quantile * (sizes.numel() - 1))

@@ -160,7 +160,7 @@ def _hook(state: PowerSGD, bucket: Any) -> torch.futures.Future[Tensor]:
         flat = torch.cat([gradients[place].reshape(-1) for place in found])
         share = _Share(bucket.index(), flat, tuple(gradients[place].shape for place in found))
         shares.append((share, found))
-        # torch's hook waits within callbacks, on the two threads of gloo: one at a time, or for ever
+        # torch's hook waits in callbacks on gloo's two threads: one at a time, or for ever
         share.flat.copy_(powerSGD_hook(state.states[rank], share).wait())
     if bucket.is_last():
         for own in state.states.values():
