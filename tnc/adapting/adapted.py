@@ -16,6 +16,7 @@ from tnc.net import Network, Structure
 from tnc.nn import StructuredLayer
 from tnc.nn.rebuilt import SUFFIX
 from tnc.optim import move_, refusal
+from tnc.optim.kinds import OURS, form_of
 from tnc.optim.moving import along
 
 BondMaps = Mapping[str, Mapping[str, Tensor]]
@@ -152,9 +153,18 @@ class Adapted:
         self.set_(found, maps)
 
     def forget_(self) -> None:
-        """Drop the optimizer's state of the cores, steps included: a clean start."""
-        for core in self.cores.values():
-            self.optimizer.state.pop(core, None)
+        """Drop the optimizer's state of the cores, steps included: a clean start.
+
+        What `tnc.bind` keeps there, a core's share of the weight's decay, stays.
+        """
+        mine = {id(core) for core in self.cores.values()}
+        for group in self.optimizer.param_groups:
+            for core in (p for p in group["params"] if id(p) in mine):
+                state = self.optimizer.state.pop(core, {})
+                kept = {slot: state[slot] for slot in state if slot in OURS}
+                if kept:  # a state that is there has to be whole
+                    initial = form_of(self.optimizer, group).initial(core, group)
+                    self.optimizer.state[core] = initial | kept
 
     def check(self, values: Mapping[str, Tensor]) -> None:
         """Raise FitError where a value is not finite."""

@@ -53,7 +53,7 @@ def read_dense(
     moving = {
         slot: value
         for slot, value in form.read(held, parameter, options).items()
-        if form.kinds[slot] is not Kind.GRAM or slot in grams
+        if form.kinds[slot] in MOVING and (form.kinds[slot] is not Kind.GRAM or slot in grams)
     }
     left = [
         slot
@@ -95,7 +95,7 @@ def lift_dense(
     grams = [form.grams(tuple(cores[name].shape), options) for name in parts]
     if any(grams) and not any(form.kinds[slot] is Kind.DIAGONAL for slot in common):
         common = set()  # a momentum alone would meet preconditioners of zero
-    for slot in sorted(slot for slot in common if form.kinds[slot] is not Kind.GRAM):
+    for slot in sorted(slot for slot in common if form.kinds[slot] in MOVING - {Kind.GRAM}):
         given = {
             name: weight.whole(name, parts[name][slot].to(_wide(parts[name][slot])))
             for name in parts

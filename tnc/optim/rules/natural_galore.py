@@ -44,7 +44,9 @@ class NaturalGaLore(Multilinear):
     Natural GaLore, 2024.)
     """
 
-    kinds: ClassVar[Mapping[str, Kind]] = {**Multilinear.kinds, "history": Kind.OPAQUE}
+    kinds: ClassVar[Mapping[str, Kind]] = dict.fromkeys(
+        ("exp_avg", "exp_avg_sq", "projectors", "history"), Kind.OPAQUE
+    )
 
     def __init__(
         self,
