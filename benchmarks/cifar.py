@@ -34,7 +34,7 @@ DISTILLED = 0.3
 POINTS = {10.0: 3.0, 60.0: 1.5}
 """At most so many points below the dense model after so many minutes."""
 GROUPED = {"structure": "grouped-low-rank"}
-MIXED = ["tucker", "cp", "low-rank", "grouped-low-rank"]
+MIXED = ["tucker", "low-rank", "grouped-low-rank"]
 PLANS: dict[str, dict[str, object]] = {
     "Tucker, knapsack": {"structure": "tucker"},
     "ALDS": GROUPED | {"allocate": "alds"},
