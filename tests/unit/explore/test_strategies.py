@@ -377,3 +377,19 @@ def test_local_samples_are_near_the_best() -> None:
             for value, middle in zip(trial.point[:-1], centre[:-1])
         ]
         assert max(steps) <= 2 and sum(steps) < len(steps)
+
+
+def test_spectral_searches_around_its_best_when_its_process_is_at_an_end(monkeypatch) -> None:
+    kind, centres = type(strategies.get("tnale")()), []
+    around = kind.around
+
+    def seen(self, asked, rng, centre):
+        centres.append(centre)
+        return (yield from around(self, asked, rng, centre))
+
+    monkeypatch.setattr(kind, "around", seen)
+    found = run(strategies.get("spectral")(patience=4), evaluations=60)
+    assert centres
+    scores = {told.trial.point: told.score for told in found.trials}
+    begun = [told.score for told in found.trials[: 1 + list(scores).index(centres[0])]]
+    assert scores[centres[0]] == min(begun)

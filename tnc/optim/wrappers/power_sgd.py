@@ -155,20 +155,16 @@ def _hook(state: PowerSGD, bucket: Any) -> torch.futures.Future[Tensor]:
     places: dict[int, list[int]] = {}
     for place, parameter in enumerate(bucket.parameters()):
         places.setdefault(state.rank_of(parameter), []).append(place)
-    shares: list[tuple[_Share, list[int]]] = []
     for rank, found in sorted(places.items()):
         flat = torch.cat([gradients[place].reshape(-1) for place in found])
         share = _Share(bucket.index(), flat, tuple(gradients[place].shape for place in found))
-        shares.append((share, found))
         # torch's hook waits in callbacks on gloo's two threads: one at a time, or for ever
-        share.flat.copy_(powerSGD_hook(state.states[rank], share).wait())
+        flat.copy_(powerSGD_hook(state.states[rank], share).wait())
+        for place, gradient in zip(found, share.gradients()):
+            gradients[place].copy_(gradient)
     if bucket.is_last():
         for own in state.states.values():
             own.iter += 1
-
-    for share, found in shares:
-        for place, gradient in zip(found, share.gradients()):
-            gradients[place].copy_(gradient)
     done: torch.futures.Future[Tensor] = torch.futures.Future()
     done.set_result(bucket.buffer())
     return done
