@@ -16,7 +16,8 @@ from tnc.net import Network, Structure
 from tnc.nn import StructuredLayer
 from tnc.nn.rebuilt import SUFFIX
 from tnc.optim import move_, refusal
-from tnc.optim.kinds import OURS, form_of
+from tnc.optim.forms import form_of
+from tnc.optim.kinds import OURS
 from tnc.optim.moving import along
 
 BondMaps = Mapping[str, Mapping[str, Tensor]]

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from tnc.binding.report import Line
 from tnc.binding.weights import Weights
-from tnc.optim.kinds import Form, form_of
+from tnc.optim.forms import form_of
+from tnc.optim.kinds import Form
 
 
 @dataclass(frozen=True, eq=False)

@@ -12,7 +12,7 @@ from tnc.binding.draft import Draft, Spot
 from tnc.binding.report import Line
 from tnc.binding.weights import Cored
 from tnc.errors import BindError
-from tnc.optim.kinds import check_slots
+from tnc.optim.forms import check_slots
 
 GONE = "the compiled model has it no longer: a pass took it in"
 

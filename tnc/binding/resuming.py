@@ -8,7 +8,7 @@ from torch import nn
 from tnc.binding.draft import laid_out
 from tnc.binding.weights import weights_of
 from tnc.optim import following
-from tnc.optim.kinds import form_of
+from tnc.optim.forms import form_of
 
 
 def follow(

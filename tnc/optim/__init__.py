@@ -9,14 +9,14 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 _PUBLIC = {
-    "FORMS": "kinds",
+    "FORMS": "forms",
     "Form": "kinds",
     "Kind": "kinds",
     "Maps": "moving",
     "Together": "together",
     "build": "building",
     "follow": "following",
-    "form_of": "kinds",
+    "form_of": "forms",
     "move_": "moving",
     "refusal": "moving",
 }
@@ -26,10 +26,10 @@ __all__ = sorted(_PUBLIC)
 if TYPE_CHECKING:
     from tnc.optim.building import build as build
     from tnc.optim.following import follow as follow
-    from tnc.optim.kinds import FORMS as FORMS
+    from tnc.optim.forms import FORMS as FORMS
+    from tnc.optim.forms import form_of as form_of
     from tnc.optim.kinds import Form as Form
     from tnc.optim.kinds import Kind as Kind
-    from tnc.optim.kinds import form_of as form_of
     from tnc.optim.moving import Maps as Maps
     from tnc.optim.moving import move_ as move_
     from tnc.optim.moving import refusal as refusal

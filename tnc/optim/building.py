@@ -15,7 +15,7 @@ from tnc.decide.spec import Spec
 from tnc.decide.spec_problems import SpecProblems, problems_of
 from tnc.errors import BindError, PlanError
 from tnc.net import Structure
-from tnc.optim.kinds import form_of, part_of
+from tnc.optim.forms import form_of, part_of
 from tnc.optim.rule import Rule
 from tnc.optim.together import Together
 

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tnc.optim.kinds import form_of
+from tnc.optim.forms import form_of
 
 SHARE, LEFT, STEPS = "decay_share", "warm_left", "warm_steps"
 _MARK = "_tnc_following"

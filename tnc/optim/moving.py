@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from tnc.errors import BindError
-from tnc.optim.kinds import OURS, Form, Kind, form_of
+from tnc.optim.forms import form_of
+from tnc.optim.kinds import OURS, Form, Kind
 
 Maps = Mapping[int, Tensor]
 """For axes of a parameter, how its gradient moves: `[new size, old size]`."""
