@@ -181,11 +181,12 @@ def _begun(held: Mapping[str, Any]) -> bool:
 
 
 def _numbers(form: Form, state: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the scalars, and what is left of warming up."""
+    """Return the scalars, and what is left of warming up, where something is."""
+    warm = (LEFT, STEPS) if state.get(LEFT) else ()
     return {
         slot: value.clone() if isinstance(value, Tensor) else value
         for slot, value in state.items()
-        if form.kinds.get(slot) is Kind.SCALAR or slot in (LEFT, STEPS)
+        if form.kinds.get(slot) is Kind.SCALAR or slot in warm
     }
 
 

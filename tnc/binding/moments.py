@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from tnc.binding.dense_state import DenseState, pulled
 from tnc.binding.grams import Moved, move_grams
 from tnc.binding.weights import Cored
-from tnc.optim.following import LEFT, SHARE, STEPS
+from tnc.optim.following import LEFT, SHARE, STEPS, whole
 from tnc.optim.kinds import Form, Group, Kind
 
 Policy = Literal["auto", "reset", "pull", "probe"]
@@ -262,7 +262,8 @@ def fresh(form: Form, core: nn.Parameter, warmup: int, options: Group) -> dict[s
 
 
 def with_share(state: dict[str, Any], form: Form, options: Group, share: float) -> dict[str, Any]:
-    """Return a core's state with its share of its weight's decoupled decay."""
+    """Return a core's whole state with its share of its weight's decoupled decay."""
+    state = whole(state)
     if share != 1.0 and form.decoupled(options):
         return state | {SHARE: share}
     return state

@@ -31,9 +31,11 @@ def follow(
     0.5
     """
     if model is not None:
+        cored = weights_of(model, sharded=True).cored.values()
+        cores = {id(weight.layer.cores[name]) for weight in cored for name in weight.trainable}
         shares = {
             id(weight.layer.cores[name]): share
-            for weight in weights_of(model, sharded=True).cored.values()
+            for weight in cored
             for name, share in weight.shares.items()
         }
         for group in optimizer.param_groups:
@@ -50,6 +52,8 @@ def follow(
                         slot: laid_out(value, parameter, form) for slot, value in state.items()
                     }
                 share = shares.get(id(parameter), 1.0)
+                if id(parameter) in cores:
+                    state = following.whole(state)
                 if share != 1.0 and form.decoupled(group):
                     state[following.SHARE] = share
                 if state:

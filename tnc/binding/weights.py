@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -141,13 +141,17 @@ def weights_of(model: nn.Module, sharded: bool = False) -> Weights:
 
 def unwrapped(model: nn.Module) -> nn.Module:
     """Return the model that DistributedDataParallel, DataParallel or torch.compile holds."""
-    while True:
-        if isinstance(model, nn.parallel.DistributedDataParallel | nn.DataParallel):
-            model = model.module
-        elif isinstance(found := model._modules.get("_orig_mod"), nn.Module):
-            model = found
-        else:
-            return model
+    *_, inner = wrappers(model)
+    return inner
+
+
+def wrappers(model: nn.Module) -> Iterator[nn.Module]:
+    """Yield what wraps a model, outermost first, and last the model itself."""
+    yield model
+    if isinstance(model, nn.parallel.DistributedDataParallel | nn.DataParallel):
+        yield from wrappers(model.module)
+    elif isinstance(found := model._modules.get("_orig_mod"), nn.Module):
+        yield from wrappers(found)
 
 
 def _joined(path: str, name: str) -> str:

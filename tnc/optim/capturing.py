@@ -71,7 +71,8 @@ class Capture:
     `listens` says of a weight whether its rows are wanted now: it is asked in every forward pass.
     With a loss scaler the gradients are scaled ones. Where processes train one model together
     (`torch.distributed` is initialised) `take` averages over all of them, and must be called by
-    all. Statistics are in float32 at least.
+    all. Weights that fully_shard divides are known by their shards: shard the model before.
+    Statistics are in float32 at least.
 
     >>> import torch
     >>> net = torch.nn.Sequential(torch.nn.Linear(2, 1, bias=False))
@@ -92,12 +93,15 @@ class Capture:
         self._listens = listens
         self._records: dict[nn.Parameter, _Record] = {}
         self._watched: set[nn.Parameter] = set()
+        self._shards: dict[nn.Module, nn.Parameter] = {}
         self._handles = []
         for module in model.modules():
             weight = module._parameters.get("weight")
             if isinstance(module, nn.Linear) and weight is not None:
                 drop_dead(module)
                 self._watched.add(weight)
+                if hasattr(weight, "full_tensor"):
+                    self._shards[module] = weight
                 watch = Watch(weakref.ref(self))
                 self._handles.append(module.register_forward_hook(watch, with_kwargs=True))
 
@@ -121,6 +125,7 @@ class Capture:
         self._handles = []
         self._records.clear()
         self._watched.clear()
+        self._shards.clear()
 
     def __enter__(self) -> Capture:
         return self
@@ -133,6 +138,8 @@ class Capture:
         inputs: Tensor = args[0] if args else kwargs["input"]
         weight = module._parameters["weight"]
         assert weight is not None
+        if not self.watches(weight):  # whole for the time of a pass, where it lies in shards
+            weight = self._shards.get(module, weight)
         if not (outputs.requires_grad and weight.requires_grad and self.watches(weight)):
             return
         if self._listens(weight):

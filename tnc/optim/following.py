@@ -3,8 +3,9 @@
 Decoupled weight decay multiplies a weight by `1 - lr wd`. On N trainable cores that would decay
 their product N times as much, so each core gets `(1 - lr wd)^(1/N)`. A core whose state was reset
 takes its first steps shortened, growing linearly to full length. Both live in the core's state
-(`decay_share`, `warm_left` of `warm_steps`), so that a checkpoint has them; `follow` puts the hooks
-on again after `load_state_dict` into a new optimizer. Rules of `tnc.optim` need no hooks.
+(`decay_share`, `warm_left` of `warm_steps`, 0 of 0 where none are), so that a checkpoint has them;
+`follow` puts the hooks on again after `load_state_dict` into a new optimizer. Rules of `tnc.optim`
+need no hooks.
 """
 
 from __future__ import annotations
@@ -76,7 +77,7 @@ class _Following:
         if overflow is not None and float(overflow) > 0:
             return
         for group, core, state in _cores(optimizer):
-            if LEFT in state:
+            if state.get(LEFT):
                 self._before.append((core, state, core.detach().clone()))
             own = form_of(optimizer, group).decoupled(group) and float(
                 group.get("weight_decay", 0.0)
@@ -97,10 +98,17 @@ def warmed(core: Tensor, before: Tensor, state: dict[str, Any]) -> None:
     """Shorten the step that a core just took, in place, and count it."""
     left, total = state[LEFT], state[STEPS]
     core.copy_(torch.lerp(before, core, (total - left + 1) / (total + 1)))
-    if left > 1:
-        state[LEFT] = left - 1
-    else:
-        del state[LEFT], state[STEPS]
+    state[LEFT] = left - 1
+    if left == 1:
+        state[STEPS] = 0
+
+
+def whole(state: dict[str, Any]) -> dict[str, Any]:
+    """Return a core's state with both numbers of warming up, which distributed checkpoints expect.
+
+    They load what is there already: a slot of some cores at some times is in none of them.
+    """
+    return {LEFT: 0, STEPS: 0} | state if state else state
 
 
 def _cores(
@@ -109,5 +117,5 @@ def _cores(
     for group in optimizer.param_groups:
         for core in group["params"]:
             state = optimizer.state.get(core)
-            if state and core.grad is not None and (SHARE in state or LEFT in state):
+            if state and core.grad is not None and (SHARE in state or state.get(LEFT)):
                 yield group, core, state

@@ -52,7 +52,9 @@ class Rule(torch.optim.Optimizer, ABC):
     takes beside parameters and options: 'model' is the module whose parameters it trains, which
     `adopt` exchanges when it is rewritten. A rule that learns from more than the loss's gradient
     sets `estimates` and has a method `update_hessian`, called after the backward pass of a loss
-    with labels drawn from the model's predictions.
+    with labels drawn from the model's predictions. Of a parameter that is sharded every process
+    gathers the whole, keeps the whole state and makes the whole update; where entries are updated
+    each by itself (`elementwise`) the state is sharded as the parameter is, and nothing gathered.
     """
 
     kinds: ClassVar[Mapping[str, Kind]]
@@ -62,6 +64,7 @@ class Rule(torch.optim.Optimizer, ABC):
     follows: ClassVar[bool] = True
     needs: ClassVar[tuple[str, ...]] = ()
     estimates: ClassVar[bool] = False
+    elementwise: ClassVar[bool] = False
 
     def __init__(self, params: Any, options: dict[str, Any]) -> None:
         check_options(type(self).__name__, options)
@@ -195,6 +198,12 @@ class Rule(torch.optim.Optimizer, ABC):
                     device = parameter.device if value.dim() else value.device
                     self.state[parameter][slot] = value.detach().clone().to(device)
 
+    def reached(self, tensor: Tensor) -> Tensor:
+        """Return what an update works on of a parameter or gradient: the whole, or its shards."""
+        gather = None if self.elementwise else getattr(tensor, "full_tensor", None)
+        found: Tensor = tensor if gather is None else gather()
+        return found
+
     def _open(self, parameter: Tensor, group: dict[str, Any], place: int) -> Part:
         gradient = parameter.grad
         assert gradient is not None
@@ -203,16 +212,13 @@ class Rule(torch.optim.Optimizer, ABC):
                 f"{type(self).__name__} takes no sparse gradients",
                 hint="build the embedding with sparse=False",
             )
-        if hasattr(parameter, "full_tensor"):  # a DTensor: every rank updates the whole
-            weight, gradient = parameter.full_tensor(), gradient.full_tensor()  # type: ignore[attr-defined]
-        else:
-            weight = parameter
+        weight, gradient = self.reached(parameter), self.reached(gradient)
         wide = torch.promote_types(weight.dtype, torch.float32)
         work = weight.to(wide)
         state = self.state[parameter]
         if STEP not in state:
             state.update(self.fresh(work, group, place))
-        before = work.clone() if LEFT in state else None
+        before = work.clone() if state.get(LEFT) else None
         state[STEP] += 1
         self.observe(parameter, state, group)
         return Part(parameter, work, gradient.to(wide), state, group, before)
@@ -221,7 +227,7 @@ class Rule(torch.optim.Optimizer, ABC):
         parameter, work = part.parameter, part.weight
         if part.before is not None:
             warmed(work, part.before, part.state)
-        if hasattr(parameter, "full_tensor"):
+        if hasattr(parameter, "full_tensor") and not hasattr(work, "full_tensor"):
             from torch.distributed.tensor import distribute_tensor
 
             mesh, placements = parameter.device_mesh, parameter.placements  # type: ignore[attr-defined]
@@ -245,7 +251,7 @@ class _RuleForm(Form):
     def initial(self, parameter: Tensor, group: Group) -> dict[str, Any]:
         rule: Rule = self._rule  # type: ignore[attr-defined]
         wide = torch.promote_types(parameter.dtype, torch.float32)
-        return rule.fresh(parameter.detach().to(wide), group)
+        return rule.fresh(rule.reached(parameter.detach()).to(wide), group)
 
     def read(self, state: State, parameter: Tensor, group: Group) -> dict[str, Tensor]:
         rule: Rule = self._rule  # type: ignore[attr-defined]

@@ -32,6 +32,7 @@ class DiffGrad(Rule):
     holds: ClassVar[Mapping[str, Callable[[State, Group], float]]] = {
         "exp_avg_sq": lambda state, group: 1 - group["betas"][1] ** float(state["step"])
     }
+    elementwise: ClassVar[bool] = True
 
     def __init__(
         self,

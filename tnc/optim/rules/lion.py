@@ -27,6 +27,7 @@ class Lion(Rule):
     """
 
     kinds: ClassVar[Mapping[str, Kind]] = {"exp_avg": Kind.COVECTOR}
+    elementwise: ClassVar[bool] = True
 
     def __init__(
         self,

@@ -35,6 +35,7 @@ class Sophia(Rule):
 
     kinds: ClassVar[Mapping[str, Kind]] = {"exp_avg": Kind.COVECTOR, "hessian": Kind.DIAGONAL}
     estimates: ClassVar[bool] = True
+    elementwise: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -83,8 +84,7 @@ class Sophia(Rule):
             for parameter in group["params"]:
                 if parameter.grad is None:
                     continue
-                sharded = hasattr(parameter, "full_tensor")  # a DTensor: states are whole
-                gradient = parameter.grad.full_tensor() if sharded else parameter.grad
+                gradient = self.reached(parameter.grad)
                 gradient = gradient.to(torch.promote_types(gradient.dtype, torch.float32))
                 state = self.state[parameter]
                 if STEP not in state:
