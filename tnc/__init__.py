@@ -16,6 +16,8 @@ _transformers.announce()
 __version__ = "0.1.0"
 
 _PUBLIC = {
+    "adapt": "tnc.adapters",
+    "adapt_": "tnc.adapters",
     "adapt_ranks": "tnc.adapting.ranks",
     "bind": "tnc.binding",
     "follow": "tnc.binding",
@@ -43,6 +45,8 @@ __all__ = ["__version__", *sorted(_PUBLIC)]
 
 if TYPE_CHECKING:
     from tnc import optim as optim
+    from tnc.adapters.adapting import adapt as adapt
+    from tnc.adapters.adapting import adapt_ as adapt_
     from tnc.adapting.ranks import adapt_ranks as adapt_ranks
     from tnc.api import compensate as compensate
     from tnc.api import compile as compile

@@ -14,7 +14,7 @@ LAYERS = (
     {"registry"},
     {"net"},
     {"derive"},
-    {"structures", "adapters", "sources"},
+    {"structures", "sources"},
     {"decide"},
     {"explore"},
     {"kernels"},
@@ -22,7 +22,7 @@ LAYERS = (
     {"rewrite"},
     {"searching", "binding"},
     {"planner", "passes", "artifact", "adapting", "distilling"},
-    {"allocators"},
+    {"allocators", "adapters"},
     {"api"},
     {"report", "inputs"},
     {"stream"},
@@ -31,7 +31,7 @@ LAYERS = (
     {"cli"},
 )
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
-WALKED = {"structures", "adapters", "passes", "fit", "allocators"}
+WALKED = {"structures", "passes", "fit", "allocators"}
 """Packages whose files register something: only their own package may import a file of theirs."""
 
 

@@ -52,7 +52,7 @@ def rebuilt_class(base: type[nn.Module], names: tuple[str, ...]) -> type[nn.Modu
             "forward": _holding(base),
         }
         if issubclass(base, nn.RNNBase):
-            body |= _RECURRENT
+            body |= RECURRENT
         _CLASSES[key] = type(base.__name__, (base,), body)
     return _CLASSES[key]
 
@@ -66,7 +66,8 @@ _CLASSES: dict[tuple[type[nn.Module], tuple[str, ...]], type[nn.Module]] = {}
 
 
 def _base(kind: type[nn.Module]) -> type[nn.Module]:
-    return kind.__mro__[1] if hasattr(kind, _MARK) else kind
+    made = next((each for each in kind.__mro__ if _MARK in vars(each)), None)
+    return made.__mro__[1] if made is not None else kind
 
 
 class _Held(threading.local):
@@ -125,7 +126,7 @@ def _unchanged(self: nn.RNNBase) -> bool:
     return False
 
 
-_RECURRENT: dict[str, Any] = {
+RECURRENT: dict[str, Any] = {
     "_flat_weights": property(_flat_weights, _ignore),
     "_init_flat_weights": _ignore,
     "_weights_have_changed": _unchanged,

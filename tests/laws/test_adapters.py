@@ -1,0 +1,204 @@
+"""Laws of every registered adaptation method, beside every kind of weight."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import tnc
+from tests.laws.adapters_data import CASES, method_of
+from tnc.adapters import Adapters, adapt, methods, storing
+from tnc.adapters.bank import bank_of
+from tnc.errors import PlanError
+
+
+def loss(output: Tensor, batch: Any) -> Tensor:
+    return (output**2).mean()
+
+
+def made(
+    method: str, case: str, dtype: torch.dtype = torch.float64
+) -> tuple[nn.Module, Tensor, Adapters]:
+    """Return base model, input and adapters; skip where the method refuses every weight."""
+    torch.manual_seed(0)
+    model = CASES[case].make().to(dtype).eval()
+    drawn = [CASES[case].draw() for _ in range(3)]
+    batches = [d.to(dtype) if d.is_floating_point() else d for d in drawn]
+    original = copy.deepcopy(model)
+    with torch.no_grad():
+        for parameter in original.parameters():
+            parameter += 0.1 * torch.randn_like(parameter)
+    try:
+        found = adapt(
+            model, method_of(method), calibration=batches, loss=loss, original=original, seed=1
+        )
+    except PlanError as error:
+        if "no weight can be adapted" not in str(error):
+            raise
+        pytest.skip(str(error).splitlines()[0][:120])
+    return model, batches[0], found
+
+
+def moved(adapters: Adapters) -> None:
+    """Give what is trained other values, as training would."""
+    generator = torch.Generator().manual_seed(2)
+    with torch.no_grad():
+        for parameter in adapters.parameters():
+            noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+            parameter += (0.2 * noise).to(parameter.dtype)
+
+
+every = pytest.mark.parametrize("method", sorted(methods.all()))
+cases = pytest.mark.parametrize("case", sorted(CASES))
+
+
+@every
+@cases
+def test_starts_as_the_base(method: str, case: str) -> None:
+    model, x, adapters = made(method, case)
+    if methods.get(method).offset:
+        pytest.skip(methods.get(method).offset)
+    assert torch.allclose(adapters.model(x), model(x), rtol=1e-9, atol=1e-9)
+
+
+@every
+@cases
+def test_layer_equals_changed_weight(method: str, case: str) -> None:
+    """What is added to outputs and what is added to weights are one thing, in every gradient."""
+    _, x, adapters = made(method, case)
+    moved(adapters)
+    trained = list(adapters.parameters())
+    assert trained
+    y = adapters.model(x)
+    ours = torch.autograd.grad(loss(y, x), trained, allow_unused=True)
+    for module in adapters.model.modules():
+        bank = bank_of(module)
+        if bank is not None and bank.kind not in ("", "structured"):
+            bank.merged = {"weight": bank.changed("weight", module._parameters["weight"])}
+    again = adapters.model(x)
+    assert torch.allclose(y, again, rtol=1e-8, atol=1e-9)
+    theirs = torch.autograd.grad(loss(again, x), trained, allow_unused=True)
+    for a, b in zip(ours, theirs):
+        assert (a is None) == (b is None)
+        assert a is None or torch.allclose(a, b, rtol=1e-6, atol=1e-9)
+
+
+@every
+@cases
+def test_trains_its_own_parameters_alone(method: str, case: str) -> None:
+    model, x, adapters = made(method, case)
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    mine = {id(p) for p in adapters.parameters()}
+    declared = {id(p) for d in adapters.deltas().values() for p in d.trained.values()}
+    assert mine == declared
+    loss(adapters.model(x), x).backward()
+    for parameter in adapters.model.parameters():
+        assert parameter.grad is None or id(parameter) in mine
+    optimizer = torch.optim.SGD(adapters.parameters(), lr=0.1)
+    optimizer.step()
+    for name, parameter in model.named_parameters():
+        assert torch.equal(parameter, before[name])
+
+
+@every
+@cases
+def test_merge_and_unmerge(method: str, case: str) -> None:
+    model, x, adapters = made(method, case)
+    moved(adapters)
+    y = adapters.model(x)
+    with adapters.disabled():
+        assert torch.allclose(adapters.model(x), model(x), rtol=1e-12, atol=1e-12)
+    if case != "compressed":
+        adapters.merge()
+        assert torch.allclose(adapters.model(x), y, rtol=1e-8, atol=1e-9)
+        adapters.unmerge()
+    assert torch.equal(adapters.model(x), y)
+    base = {name: p.detach().clone() for name, p in model.named_parameters()}
+    if case == "compressed":
+        return
+    plain = adapters.unload()
+    assert torch.allclose(plain(x), y, rtol=1e-8, atol=1e-9)
+    assert {type(m) for m in plain.modules()} == {type(m) for m in model.modules()}
+    assert set(plain.state_dict()) == set(model.state_dict())
+    assert all(torch.equal(p, base[name]) for name, p in model.named_parameters())
+
+
+@every
+@cases
+def test_copies_pickles_saves(method: str, case: str, tmp_path: Path) -> None:
+    model, x, adapters = made(method, case)
+    moved(adapters)
+    y = adapters.model(x)
+    assert torch.equal(copy.deepcopy(adapters.model)(x), y)
+    assert torch.equal(pickle.loads(pickle.dumps(adapters.model))(x), y)
+    storing.save(adapters, tmp_path / "a")
+    again = storing.load(model, tmp_path / "a")
+    assert torch.allclose(again.model(x), y, rtol=1e-9, atol=1e-10)
+    mine, theirs = dict(adapters.named_parameters()), dict(again.named_parameters())
+    assert mine.keys() == theirs.keys()
+    assert all(torch.equal(mine[name], theirs[name]) for name in mine)
+
+
+@every
+def test_is_the_same_from_the_same_seed(method: str) -> None:
+    _, _, first = made(method, "linear")
+    torch.manual_seed(5)
+    _, _, second = made(method, "linear")
+    for a, b in zip(first.parameters(), second.parameters()):
+        assert torch.equal(a, b)
+
+
+@every
+def test_weights_of_16_bits(method: str) -> None:
+    _, x, adapters = made(method, "linear", torch.bfloat16)
+    assert all(p.dtype == torch.float32 for p in adapters.parameters())
+    moved(adapters)
+    y = adapters.model(x)
+    assert y.dtype == torch.bfloat16
+    loss(y, x).backward()
+    assert all(p.grad is not None and p.grad.dtype == p.dtype for p in adapters.parameters())
+
+
+@every
+def test_trains(method: str) -> None:
+    """Twenty steps of an optimizer, with all that the method does in training, lower a loss."""
+    from tnc.adapters.following import follow
+
+    _, x, adapters = made(method, "linear", torch.float32)
+    target = torch.randn(x.shape[0], 5, generator=torch.Generator().manual_seed(3))
+    optimizer = torch.optim.Adam(adapters.parameters(), lr=0.02)
+    followed = follow(adapters, optimizer)
+    adapters.model.train()
+    values = []
+    for _ in range(20):
+        optimizer.zero_grad()
+        value = ((adapters.model(x) - target) ** 2).mean()
+        value.backward()
+        optimizer.step()
+        values.append(float(value.detach()))
+    assert followed.steps == 20
+    assert values[-1] < values[0]
+
+
+def test_the_oracle_can_fail() -> None:
+    _, x, adapters = made("lora", "linear")
+    moved(adapters)
+    y = adapters.model(x)
+    for delta in adapters.deltas().values():
+        delta.factor *= 1.01
+    assert not torch.allclose(adapters.model(x), y, rtol=1e-8, atol=1e-9)
+
+
+def test_tied_weights_have_tied_deltas() -> None:
+    _, _, adapters = made("lora", "tied")
+    model: Any = adapters.model
+    table, head = (bank_of(m).held("default")["weight"] for m in (model.table, model.head))
+    assert table.cores["A"] is head.cores["A"]
+    assert len(list(adapters.parameters())) == 2
+    assert tnc.adapters.of(adapters.model).names == ("default",)

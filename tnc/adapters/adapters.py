@@ -1,0 +1,197 @@
+"""The adapters of a model: switched, mixed, merged, trained, saved."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from tnc.adapters.bank import Bank, bank_of, base_weight, remove_bank_
+from tnc.adapters.delta import Delta
+from tnc.errors import PlanError
+from tnc.nn import StructuredLayer
+
+
+@dataclass(frozen=True, eq=False)
+class Adapters:
+    """A model with adapters. All state is in the model: `tnc.adapters.of(model)` is this again.
+
+    `reasons` tells, for every weight that got no adapter, why.
+    """
+
+    model: nn.Module
+    reasons: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The adapters by name, in the order in which they were added."""
+        return tuple(dict.fromkeys(name for bank in self._banks() for name in bank.names))
+
+    @property
+    def active(self) -> dict[str, float]:
+        """The adapters in use with their weights."""
+        found: dict[str, float] = {}
+        for bank in self._banks():
+            found.update(bank.active)
+        return found
+
+    def deltas(self, adapter: str | None = None) -> dict[str, Delta]:
+        """Return the deltas of one adapter (of the only one) by the name of the weight."""
+        adapter = self._one(adapter)
+        found: dict[str, Delta] = {}
+        for bank in self._banks():
+            for delta in bank.held(adapter).values():
+                found.setdefault(delta.site.name, delta)
+        return found
+
+    def parameters(self, *adapters: str) -> Iterator[nn.Parameter]:
+        """Yield what is trained of some adapters (of all) and beside them, each once."""
+        for _, parameter in self.named_parameters(*adapters):
+            yield parameter
+
+    def named_parameters(self, *adapters: str) -> Iterator[tuple[str, nn.Parameter]]:
+        """Yield the trained parameters by their names in the model, each once."""
+        chosen = self._known(adapters) or self.names
+        mine = {
+            id(parameter)
+            for name in chosen
+            for delta in self.deltas(name).values()
+            for parameter in delta.trained.values()
+        }
+        others = {
+            id(parameter)
+            for name in self.names
+            if name not in chosen
+            for delta in self.deltas(name).values()
+            for parameter in delta.parameters()
+        }
+        for name, parameter in self.model.named_parameters():
+            if id(parameter) in mine or (parameter.requires_grad and id(parameter) not in others):
+                yield name, parameter
+
+    def use(self, *adapters: str, **weights: float) -> None:
+        """Switch to these adapters; a keyword gives an adapter's weight. Without any, to none."""
+        chosen = {**dict.fromkeys(self._known(adapters), 1.0), **weights}
+        self._known(tuple(weights))
+        self._check_unmerged()
+        for bank in self._banks():
+            bank.active = {name: share for name, share in chosen.items() if name in bank.names}
+
+    @contextmanager
+    def disabled(self) -> Iterator[nn.Module]:
+        """Compute as the base model does within a `with` block."""
+        saved = [(bank, bank.active, bank.merged) for bank in self._banks()]
+        try:
+            for bank, _, _ in saved:
+                bank.active, bank.merged = {}, {}
+            yield self.model
+        finally:
+            for bank, active, merged in saved:
+                bank.active, bank.merged = active, merged
+
+    @torch.no_grad()
+    def merge(self) -> None:
+        """Compute with `W + delta` from now on: one product a layer. The base weights are kept.
+
+        Weights of structured layers cannot be merged in place: `unload` makes them sums.
+        """
+        self._check_unmerged()
+        for path, module, _ in self._adapted():
+            if isinstance(module, StructuredLayer):
+                raise PlanError(
+                    "a structured layer has no dense weight to merge into",
+                    where=path,
+                    hint="unload() turns base and delta into one structure",
+                )
+        for _, module, bank in self._adapted():
+            bank.merged = {
+                name: bank.changed(name, base_weight(module, name)).detach()
+                for name in _parameters_of(bank)
+                if bank.using(name)
+            }
+
+    def unmerge(self) -> None:
+        """Go back to base and deltas: exactly what was before `merge`."""
+        for bank in self._banks():
+            bank.merged = {}
+
+    def remove(self, adapter: str) -> None:
+        """Take an adapter away; the last one leaves plain modules."""
+        self._known((adapter,))
+        self._check_unmerged()
+        for _, module, bank in list(self._adapted()):
+            bank.drop(adapter)
+            if not bank.names:
+                remove_bank_(module)
+
+    @torch.no_grad()
+    def unload(self, merge: bool = True) -> nn.Module:
+        """Return the model without adapters; with `merge` what the active ones add stays in it.
+
+        The model is changed in place; merged weights are new parameters, so the base model that it
+        was made from stays as it is.
+        """
+        seen: dict[int, nn.Parameter] = {}
+        for path, module, bank in list(self._adapted()):
+            if merge and isinstance(module, StructuredLayer):
+                raise PlanError("merging into structured layers is not built", where=path)
+            for name in _parameters_of(bank) if merge else ():
+                old = module._parameters[name]
+                assert old is not None
+                if id(old) not in seen:
+                    new = bank.changed(name, old).detach()
+                    seen[id(old)] = nn.Parameter(new.to(old.dtype), old.requires_grad)
+                module._parameters[name] = seen[id(old)]
+            remove_bank_(module)
+        return self.model
+
+    def weight(self, name: str) -> Tensor:
+        """Return a weight with what the active adapters add, in its stored layout."""
+        for _, module, bank in self._adapted():
+            for adapter in bank.names:
+                for parameter, delta in bank.held(adapter).items():
+                    if name in delta.site.aliases:
+                        return bank.changed(parameter, base_weight(module, parameter))
+        raise PlanError(f"no weight {name!r} has an adapter")
+
+    def _adapted(self) -> Iterator[tuple[str, nn.Module, Bank]]:
+        for path, module in self.model.named_modules():
+            bank = bank_of(module)
+            if bank is not None:
+                yield path, module, bank
+
+    def _banks(self) -> Iterator[Bank]:
+        for _, _, bank in self._adapted():
+            yield bank
+
+    def _one(self, adapter: str | None) -> str:
+        if adapter is not None:
+            self._known((adapter,))
+            return adapter
+        if len(self.names) != 1:
+            raise PlanError(f"the model has {len(self.names)} adapters", hint="name one")
+        return self.names[0]
+
+    def _known(self, adapters: tuple[str, ...]) -> tuple[str, ...]:
+        for name in adapters:
+            if name not in self.names:
+                raise PlanError(
+                    f"the model has no adapter {name!r}", hint=f"there are: {', '.join(self.names)}"
+                )
+        return adapters
+
+    def _check_unmerged(self) -> None:
+        if any(bank.merged for bank in self._banks()):
+            raise PlanError("the adapters are merged", hint="call unmerge() first")
+
+
+def of(model: nn.Module) -> Adapters:
+    """Return the adapters of a model that has some."""
+    return Adapters(model)
+
+
+def _parameters_of(bank: Bank) -> Mapping[str, None]:
+    return dict.fromkeys(name for adapter in bank.names for name in bank.held(adapter))

@@ -1,0 +1,136 @@
+"""Put deltas beside the weights of a model."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+from collections.abc import Callable, Sequence
+from fnmatch import fnmatchcase
+
+import torch
+from torch import Tensor, nn
+
+from tnc.adapters.bank import install_bank_
+from tnc.adapters.delta import Delta
+from tnc.adapters.method import Method, Parts, Start
+from tnc.adapters.place import Place
+from tnc.errors import CaptureError, PlanError
+from tnc.net import Structure
+
+
+def shared_copy(model: nn.Module) -> nn.Module:
+    """Return a copy of a model whose parameters share the memory of the originals, frozen.
+
+    Buffers are copied. Raises CaptureError where a model cannot be copied.
+    """
+    memo: dict[int, object] = {
+        id(p): nn.Parameter(p.detach(), requires_grad=False) for p in model.parameters()
+    }
+    try:
+        return copy.deepcopy(model, memo)
+    except Exception as error:
+        raise CaptureError(
+            f"the model cannot be copied: {str(error).split('. ')[0]}",
+            where=type(model).__name__,
+            hint="copy.deepcopy(model) shows it; adapt_ changes the model in place",
+        ) from error
+
+
+def train_also_(model: nn.Module, patterns: Sequence[str]) -> tuple[str, ...]:
+    """Give the parameters that match patterns memory of their own and let them be trained.
+
+    Returns their names. Raises PlanError for a pattern without a match.
+    """
+    names = [name for name, _ in model.named_parameters()]
+    chosen: list[str] = []
+    for pattern in patterns:
+        found = [n for n in names if fnmatchcase(n, pattern) or fnmatchcase(_owner(n), pattern)]
+        if not found:
+            raise PlanError(
+                f"no parameter matches {pattern!r}", where="train", hint=f"such as {names[0]!r}"
+            )
+        chosen += [n for n in found if n not in chosen]
+    own = dict(model.named_parameters())
+    for name in chosen:
+        own[name].data = own[name].detach().clone()
+        own[name].requires_grad_(True)
+    return tuple(chosen)
+
+
+def _owner(name: str) -> str:
+    return name.rpartition(".")[0]
+
+
+def generator_for(seed: int, adapter: str, name: str) -> torch.Generator:
+    """Return a generator that depends on seed, adapter and weight alone, in no order."""
+    told = f"{seed}/{adapter}/{name}".encode()
+    return torch.Generator().manual_seed(int.from_bytes(hashlib.sha256(told).digest()[:7], "big"))
+
+
+def started(
+    model: nn.Module,
+    place: Place,
+    method: Method,
+    generator: torch.Generator,
+    gradient: Tensor | None = None,
+    moment: Tensor | None = None,
+    original: Tensor | None = None,
+) -> tuple[Structure, Parts]:
+    """Return a delta's structure and first values. Raises PlanError where the method refuses."""
+    reason = method.refuses(place.site)
+    if reason:
+        raise PlanError(f"{place.site.name}: {reason}", where=place.site.name)
+    structure = method.structure(place.site)
+    read: Callable[[], Tensor] = lambda: place.mapped(model)  # noqa: E731
+    with torch.no_grad():
+        parts = method.start(
+            Start(place.site, structure, generator, read, gradient, moment, original)
+        )
+    return structure, parts
+
+
+def attach_(
+    model: nn.Module,
+    place: Place,
+    adapter: str,
+    method: Method,
+    structure: Structure,
+    parts: Parts,
+    dtype: torch.dtype | None = None,
+) -> Delta:
+    """Put one delta beside a weight, for all modules that hold it, and make it active.
+
+    The parts are those of all owners: tied weights have tied deltas. Parameters are in `dtype`, by
+    default that of the weight, but float32 for weights of 16 bits or fewer.
+    """
+    first: Delta | None = None
+    weight = place.weight(model)
+    kind = dtype or torch.promote_types(weight.dtype, torch.float32)
+    made = Parts(
+        *(
+            {
+                n: v.to(weight.device, kind if v.is_floating_point() else v.dtype)
+                for n, v in p.items()
+            }
+            for p in (parts.cores, parts.extras, parts.constants)
+        )
+    )
+    seen: set[int] = set()
+    for owner, view in zip(place.owners, place.views):
+        module = model.get_submodule(owner.path)
+        if id(module) in seen:
+            continue
+        seen.add(id(module))
+        bank = install_bank_(module, owner.kind, owner.attribute)
+        if first is not None:
+            shared = Parts(dict(first.cores), dict(first.extras.items()), made.constants)
+            delta = Delta(method, place.site, structure, view, shared)
+            for name in made.constants:
+                delta._buffers[name] = first._buffers[name]
+        else:
+            delta = Delta(method, place.site, structure, view, made)
+            first = delta
+        bank.put(adapter, owner.attribute, delta)
+        bank.active.setdefault(adapter, 1.0)
+    assert first is not None
+    return first

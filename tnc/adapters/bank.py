@@ -1,0 +1,281 @@
+"""Modules with adapters: the base weight stays where it is, deltas stand beside it.
+
+An adapted module keeps its class (a subclass of the same name), its parameters and their names. It
+gains a child `adapters_` that holds the deltas by adapter and parameter. Where a layer of the
+library is called as a module, deltas act on its input and are added to its output. Where code reads
+the weight itself, the weight is a property that gives it with what the adapters add.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+from torch import Tensor, nn
+from torch.nn import functional
+
+from tnc.adapters.delta import Delta
+from tnc.adapters.method import Call
+from tnc.errors import PlanError
+from tnc.nn import StructuredLayer
+from tnc.nn.rebuilt import RECURRENT
+
+BANK = "adapters_"
+_MARK = "_adapted_parameters"
+
+
+class Bank(nn.Module):
+    """The deltas of one module: `bank[adapter][parameter]`.
+
+    `kind` names how the module applies its weight; it is empty where the weights are read by code.
+    `active` are the adapters in use with their weights, `merged` weights that stand for the base.
+    """
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind = kind
+        self.active: dict[str, float] = {}
+        self.merged: dict[str, Tensor] = {}
+
+    def held(self, adapter: str) -> Mapping[str, Delta]:
+        """Return the deltas of an adapter by parameter; none where it has none here."""
+        found = self._modules.get(adapter)
+        return {} if found is None else dict(found.items())  # type: ignore[operator]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The adapters that have a delta here."""
+        return tuple(self._modules)
+
+    def put(self, adapter: str, parameter: str, delta: Delta) -> None:
+        """Add a delta. Raises PlanError for a name that is taken."""
+        deltas = self._modules.get(adapter)
+        if deltas is None:
+            deltas = nn.ModuleDict()
+            self.add_module(adapter, deltas)
+        assert isinstance(deltas, nn.ModuleDict)
+        if parameter in deltas:
+            raise PlanError(f"{parameter} has an adapter named {adapter!r}", hint="choose a name")
+        deltas[parameter] = delta
+        delta.train(self.training)
+
+    def drop(self, adapter: str) -> None:
+        """Remove an adapter."""
+        self._modules.pop(adapter, None)
+        self.active.pop(adapter, None)
+
+    def using(self, parameter: str) -> list[tuple[Delta, float]]:
+        """Return the active deltas of a parameter with their weights."""
+        found = []
+        for name, weight in self.active.items():
+            held = self._modules.get(name)
+            if held is not None and parameter in held:  # type: ignore[operator]
+                found.append((held[parameter], weight))  # type: ignore[index]
+        return found
+
+    def changed(self, parameter: str, weight: Tensor) -> Tensor:
+        """Return a weight with what the active adapters add to it."""
+        if parameter in self.merged:
+            return self.merged[parameter]
+        total = weight
+        for delta, share in self.using(parameter):
+            change = delta.method.change(delta, weight)
+            total = total + (change if share == 1.0 else change * share).to(weight.dtype)
+        return total
+
+    def added(self, call: Call) -> Tensor:
+        """Return a layer's output with what the active adapters add to it."""
+        total = call.y
+        for delta, share in self.using("weight"):
+            part = delta.method.added(delta, call)
+            total = total + (part if share == 1.0 else part * share)
+        return total
+
+
+def bank_of(module: nn.Module) -> Bank | None:
+    """Return a module's bank, where it has one."""
+    found = module._modules.get(BANK)
+    return found if isinstance(found, Bank) else None
+
+
+def install_bank_(module: nn.Module, kind: str, name: str) -> Bank:
+    """Make a module an adapted one with regard to its parameter `name`; return its bank."""
+    bank = bank_of(module)
+    if bank is None:
+        if BANK in vars(module) or BANK in module._modules:
+            raise PlanError(f"the module has an attribute {BANK!r}", hint="rename it")
+        bank = Bank(kind)
+        bank.train(module.training)
+        module.add_module(BANK, bank)
+    names = adapted_names(module)
+    if name not in names:
+        module.__class__ = adapted_class(base_class(type(module)), tuple(sorted((*names, name))))
+        if isinstance(module, nn.RNNBase):
+            module.__dict__.pop("_flat_weights", None)
+            module._flat_weight_refs = []
+    return bank
+
+
+def remove_bank_(module: nn.Module) -> None:
+    """Undo `install_bank_`: the module is as it was."""
+    module.__class__ = base_class(type(module))
+    del module._modules[BANK]
+    if isinstance(module, nn.RNNBase):
+        module._init_flat_weights()
+
+
+def adapted_names(module: nn.Module) -> tuple[str, ...]:
+    """Return the names of the parameters of a module that have deltas."""
+    return getattr(type(module), _MARK, ())
+
+
+def base_class(kind: type[nn.Module]) -> type[nn.Module]:
+    """Return the class that an adapted one was made of."""
+    return kind.__mro__[1] if _MARK in vars(kind) else kind
+
+
+_CLASSES: dict[tuple[type[nn.Module], tuple[str, ...]], type[nn.Module]] = {}
+
+
+def adapted_class(base: type[nn.Module], names: tuple[str, ...]) -> type[nn.Module]:
+    """Return the subclass of `base` that minds the deltas of some parameters, made once."""
+    key = (base, names)
+    if key not in _CLASSES:
+        body: dict[str, Any] = {name: property(_reader(base, name)) for name in names}
+        body |= {
+            _MARK: names,
+            "__module__": base.__module__,
+            "__qualname__": base.__qualname__,
+            "__doc__": base.__doc__,
+            "__reduce_ex__": _reduce,
+            "forward": _forward(base),
+        }
+        if issubclass(base, nn.RNNBase):
+            body |= RECURRENT
+        _CLASSES[key] = type(base.__name__, (base,), body)
+    return _CLASSES[key]
+
+
+def base_weight(module: nn.Module, name: str) -> Tensor:
+    """Return the weight of an adapted module without its adapters."""
+    if name in module._parameters:
+        found = module._parameters[name]
+        assert found is not None
+        return found
+    return getattr(base_class(type(module)), name).fget(module)  # type: ignore[no-any-return]
+
+
+def _reader(base: type[nn.Module], name: str) -> Callable[[nn.Module], Tensor]:
+    def read(self: nn.Module) -> Tensor:
+        bank = self._modules[BANK]
+        assert isinstance(bank, Bank)
+        return bank.changed(name, base_weight(self, name))
+
+    return read
+
+
+def _forward(base: type[nn.Module]) -> Callable[..., Any]:
+    def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        bank = self._modules[BANK]
+        assert isinstance(bank, Bank)
+        if not bank.kind:
+            return base.forward(self, *args, **kwargs)  # its weights are properties
+        apply = APPLIED[bank.kind]
+        if bank.merged:
+            return apply(self, bank.merged["weight"], *args, **kwargs)
+        if not bank.active:
+            return apply(self, self._parameters.get("weight"), *args, **kwargs)
+        y = apply(self, self._parameters.get("weight"), *args, **kwargs)
+        x = args[0] if args else next(iter(kwargs.values()))
+        read = partial(base_weight, self, "weight")
+        return bank.added(Call(x, y, self._parameters.get("bias"), read))
+
+    return forward
+
+
+def _linear(module: Any, weight: Tensor, input: Tensor) -> Tensor:
+    return functional.linear(input, weight, module.bias)
+
+
+def _stored_inputs_first(module: Any, weight: Tensor, x: Tensor) -> Tensor:
+    return functional.linear(x, weight.t(), module.bias)
+
+
+def _embedding(module: Any, weight: Tensor, input: Tensor) -> Tensor:
+    return functional.embedding(input, weight, module.padding_idx)
+
+
+def _conv(module: Any, weight: Tensor, input: Tensor) -> Tensor:
+    return module._conv_forward(input, weight, module.bias)  # type: ignore[no-any-return]
+
+
+def _transposed_conv(
+    module: Any, weight: Tensor, input: Tensor, output_size: list[int] | None = None
+) -> Tensor:
+    axes = len(module.kernel_size)
+    padding = module._output_padding(
+        input,
+        output_size,
+        module.stride,
+        module.padding,
+        module.kernel_size,
+        axes,
+        module.dilation,
+    )
+    apply = (functional.conv_transpose1d, functional.conv_transpose2d, functional.conv_transpose3d)
+    return apply[axes - 1](
+        input,
+        weight,
+        module.bias,
+        module.stride,
+        module.padding,
+        padding,
+        module.groups,
+        module.dilation,
+    )
+
+
+def _structured(module: Any, weight: Tensor | None, *args: Any, **kwargs: Any) -> Tensor:
+    if weight is not None:
+        raise PlanError("a structured layer has no place for a merged weight")
+    return StructuredLayer.forward(module, *args, **kwargs)
+
+
+APPLIED: Mapping[str, Callable[..., Tensor]] = {
+    "linear": _linear,
+    "linear-inputs-first": _stored_inputs_first,
+    "embedding": _embedding,
+    "conv": _conv,
+    "transposed-conv": _transposed_conv,
+    "structured": _structured,
+}
+"""How a layer is applied with a weight of its shape, by kind."""
+
+
+def applied_kind(module: nn.Module, kind: str) -> str:
+    """Return the name in `APPLIED` for a module of a layer kind ('' where code reads its weight).
+
+    >>> applied_kind(nn.ConvTranspose1d(2, 3, 1), "conv")
+    'transposed-conv'
+    """
+    if isinstance(module, StructuredLayer):
+        return "structured"
+    if kind == "conv" and type(module).__name__.startswith("ConvTranspose"):
+        return "transposed-conv"
+    if kind == "linear" and type(module).__name__ == "Conv1D":
+        return "linear-inputs-first"
+    return kind
+
+
+def _reduce(self: nn.Module, protocol: int) -> tuple[Any, ...]:
+    base = base_class(type(self))
+    found: Any = base.__reduce_ex__(self, protocol)
+    given = tuple(base if each is type(self) else each for each in found[1])
+    return _restore, (found[0], given, adapted_names(self)), *found[2:]
+
+
+def _restore(make: Callable[..., nn.Module], given: tuple[Any, ...], names: tuple[str, ...]) -> Any:
+    module = make(*given)
+    module.__class__ = adapted_class(type(module), names)
+    return module

@@ -1,0 +1,58 @@
+"""Equations of deltas: chains of matrices between the outputs and the inputs of any weight.
+
+Of a stack of experts every expert has a chain of its own: each factor has the leg `e`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import prod
+
+from tnc.net import Signature, Structure, parse_network
+
+Factor = tuple[str, str]
+"""A core's name, with `!` where it is frozen, and the bonds that it has: `("A!", "r i")`."""
+
+
+def legs(signature: Signature) -> tuple[dict[str, int], dict[str, int]]:
+    """Name the modes of the outputs and of the inputs of a weight, with their sizes.
+
+    >>> legs(Signature((8,), (4, 3, 3)))
+    ({'o': 8}, {'i': 4, 'i1': 3, 'i2': 3})
+
+    The first of two output modes counts experts.
+    """
+    stack = {"e": signature.outputs[0]} if len(signature.outputs) > 1 else {}
+    return {**stack, **_named("o", signature.outputs[len(stack) :])}, _named("i", signature.inputs)
+
+
+def _named(side: str, sizes: Sequence[int]) -> dict[str, int]:
+    return {side if k == 0 else f"{side}{k}": size for k, size in enumerate(sizes)}
+
+
+def chain(signature: Signature, *factors: Factor, **bonds: int) -> Structure:
+    """Return the structure of factors whose bonds are given; `o` and `i` stand for all modes.
+
+    >>> str(chain(Signature((8,), (4, 3, 3)), ("B", "o r"), ("A!", "r i"), r=2))
+    'B[o r] A[r i i1 i2]! : i i1 i2 -> o | i=4 i1=3 i2=3 o=8 r=2'
+    """
+    return Structure.of(parse_network(network(signature, *factors, **bonds)), signature=signature)
+
+
+def network(signature: Signature, *factors: Factor, **bonds: int) -> str:
+    """Write such a chain as text, one term of a sum."""
+    outputs, inputs = legs(signature)
+    whole = {"o": " ".join(leg for leg in outputs if leg != "e"), "i": " ".join(inputs)}
+    stack = "e " if "e" in outputs else ""
+    cores = []
+    for name, indices in factors:
+        frozen = "!" if name.endswith("!") else ""
+        named = " ".join(whole.get(index, index) for index in indices.split())
+        cores.append(f"{name.rstrip('!')}[{stack}{named}]{frozen}")
+    sizes = " ".join(f"{name}={size}" for name, size in {**outputs, **inputs, **bonds}.items())
+    return f"{' '.join(cores)} : {whole['i']} -> {stack}{whole['o']} | {sizes}"
+
+
+def most(signature: Signature) -> int:
+    """Return the rank above which a low-rank delta gains nothing."""
+    return min(signature.outputs[-1], prod(signature.inputs))

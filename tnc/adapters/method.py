@@ -1,0 +1,184 @@
+"""What an adaptation method is: a delta beside a frozen weight, and what it does in training.
+
+A method says, for one weight W, which structure the delta has (cores may be frozen: `B[o r]!`),
+with what values it starts, and by which factor it is multiplied. Everything else has a default: the
+delta is added to what the weight computes, nothing happens to gradients, and merging adds it to W.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from math import prod
+from typing import TYPE_CHECKING, ClassVar
+
+import torch
+from torch import Generator, Tensor
+
+from tnc.decide.site import Site
+from tnc.errors import PlanError
+from tnc.net import Structure
+from tnc.registry import Registry
+
+if TYPE_CHECKING:
+    from tnc.adapters.delta import Delta
+
+NEEDS = ("gradient", "moment", "original")
+"""What a start may be computed from beside the weight; see `Start`."""
+
+DRAWS = 2**63 - 1
+
+
+@dataclass(frozen=True, eq=False)
+class Start:
+    """What the first values of one delta are computed from; tensors are float32 or wider.
+
+    `read` returns the weight as a map `(outputs.., inputs..)`. `gradient` is the mean of dL/dW over
+    calibration batches in that shape, `moment` is E[x x^T] of the inputs (i, i) or its diagonal,
+    `original` the weight that a compressed one stands for.
+    """
+
+    site: Site
+    structure: Structure
+    generator: Generator
+    read: Callable[[], Tensor]
+    gradient: Tensor | None = None
+    moment: Tensor | None = None
+    original: Tensor | None = None
+
+    @cached_property
+    def weight(self) -> Tensor:
+        """The weight as a map, at least float32."""
+        return wide(self.read())
+
+    @property
+    def matrix(self) -> Tensor:
+        """The weight as a matrix, all outputs by all inputs."""
+        return self.flat(self.weight)
+
+    def flat(self, tensor: Tensor) -> Tensor:
+        """Read a tensor of the map's shape as a matrix, all outputs by all inputs."""
+        return tensor.reshape(prod(self.site.signature.outputs), -1)
+
+    def given(self, what: str) -> Tensor:
+        """Return the gradient, moment or original. Raises PlanError where it was not measured."""
+        found: Tensor | None = getattr(self, what)
+        if found is None:
+            raise PlanError(
+                f"the start needs the {what} of {self.site.name}",
+                where=self.site.name,
+                hint="give calibration batches that reach it"
+                + (" and a loss" if what == "gradient" else "")
+                + (" and the original model" if what == "original" else ""),
+            )
+        return wide(found)
+
+    def uniform(self, core: str, bound: float) -> Tensor:
+        """Draw a core uniformly within plus and minus `bound`."""
+        drawn = torch.rand(self.structure.shapes[core], generator=self.generator)
+        return (2 * drawn - 1) * bound
+
+    def normal(self, core: str, std: float = 1.0) -> Tensor:
+        """Draw a core from a normal distribution."""
+        return torch.randn(self.structure.shapes[core], generator=self.generator) * std
+
+    def zeros(self, core: str) -> Tensor:
+        """Return a core of zeros."""
+        return torch.zeros(self.structure.shapes[core])
+
+    def kaiming(self, core: str) -> Tensor:
+        """Draw a core as `nn.Linear` draws its weight: uniform, bound 1 / sqrt(fan in).
+
+        The fan in is the size of all axes but the first.
+        """
+        fan = prod(self.structure.shapes[core][1:])
+        return self.uniform(core, max(1, fan) ** -0.5)
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The first values of one delta: of every core, and of what the method has beside them.
+
+    `extras` are trained, `constants` are not; both are saved.
+    """
+
+    cores: Mapping[str, Tensor]
+    extras: Mapping[str, Tensor] = field(default_factory=dict)
+    constants: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Call:
+    """One call of an adapted layer: its input and what the base made of it, its bias included.
+
+    `read` returns the base weight in its stored layout; it is rebuilt where the base is structured.
+    """
+
+    x: Tensor
+    y: Tensor
+    bias: Tensor | None
+    read: Callable[[], Tensor]
+
+
+class Method(ABC):
+    """An adaptation method; concrete ones are frozen dataclasses whose fields are options.
+
+    A delta starts such that the model computes what it did, unless `offset` says otherwise.
+    """
+
+    needs: ClassVar[tuple[str, ...]] = ()
+    """Which of `gradient`, `moment` and `original` the start is computed from."""
+
+    offset: ClassVar[str] = ""
+    """Why the adapted model differs from the base at the start; empty where it does not."""
+
+    def refuses(self, site: Site) -> str:
+        """Say why a weight cannot be adapted; empty when it can."""
+        return ""
+
+    @abstractmethod
+    def structure(self, site: Site) -> Structure:
+        """Return the delta of a weight that is not refused."""
+
+    @abstractmethod
+    def start(self, at: Start) -> Parts:
+        """Return the first values."""
+
+    def factor(self, site: Site) -> float:
+        """Return what the delta is multiplied by (LoRA's `alpha / rank`)."""
+        return 1.0
+
+    def added(self, delta: Delta, call: Call) -> Tensor:
+        """Return what is added to the output of a layer."""
+        return delta.applied(call.x)
+
+    def change(self, delta: Delta, weight: Tensor) -> Tensor:
+        """Return what is added to the weight, in its stored layout: what merging adds."""
+        return delta.dense()
+
+    def gradients_(self, delta: Delta) -> None:  # noqa: B027
+        """Change the gradients of the delta's parameters, before the optimizer's step."""
+
+    def penalty(self, delta: Delta) -> Tensor | None:
+        """Return a term of the loss that depends on the delta alone; its gradient is added."""
+        return None
+
+    def proximal_(self, delta: Delta, lr: float) -> None:  # noqa: B027
+        """Change the delta's parameters after the optimizer's step at rate `lr`."""
+
+    def event_(self, delta: Delta, step: int, optimizer: torch.optim.Optimizer) -> str:
+        """Do what is to be done after so many steps; say what was done, or ''.
+
+        Optimizer state of what changed is moved by the method (`tnc.optim.move_`), or dropped.
+        """
+        return ""
+
+
+methods: Registry[type[Method]] = Registry("adapter", "tnc.adapters.methods")
+
+
+def wide(tensor: Tensor) -> Tensor:
+    """Return a detached tensor of at least float32."""
+    return tensor.detach().to(torch.promote_types(tensor.dtype, torch.float32))

@@ -1,0 +1,178 @@
+"""Save adapters apart from the model, and put them beside a model's weights again."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+import tnc
+from tnc.adapters.adapters import Adapters
+from tnc.adapters.attach import attach_, shared_copy
+from tnc.adapters.bank import bank_of
+from tnc.adapters.delta import Delta
+from tnc.adapters.method import Parts, methods
+from tnc.adapters.place import Owner, Place, site_from_json, site_to_json
+from tnc.decide.options import as_mapping, build
+from tnc.errors import ArtifactError
+from tnc.files import replaced_folder, writing
+from tnc.net import from_json, to_json
+from tnc.nn import view_from_json
+
+MANIFEST = "tnc-adapter.json"
+TENSORS = "adapter.safetensors"
+FORMAT = 1
+
+
+def save(
+    adapters: Adapters,
+    out: str | Path,
+    names: Sequence[str] = (),
+    *,
+    force: bool = False,
+) -> Path:
+    """Write adapters (all of them, or those named) and what is trained beside them to a folder.
+
+    The base model is not written: its weights' names, shapes and dtypes are, and are checked when
+    the adapters are loaded. The folder is complete or not there. Raises ArtifactError.
+    """
+    tensors: dict[str, Tensor] = {}
+    held: dict[str, dict[str, Any]] = {}
+    for name in names or adapters.names:
+        held[name] = {"weight": adapters.active.get(name, 0.0), "deltas": []}
+        for path, delta in adapters.deltas(name).items():
+            key = f"{name}/{path}"
+            held[name]["deltas"].append(_described(adapters.model, name, delta) | {"key": key})
+            tensors |= {f"{key}/{part}": v for part, v in _tensors(delta).items()}
+    beside = [
+        (name, p)
+        for name, p in adapters.model.named_parameters()
+        if p.requires_grad and "adapters_." not in name
+    ]
+    tensors |= {f"beside/{name}": p.detach() for name, p in beside}
+    manifest = {
+        "format": FORMAT,
+        "tnc": tnc.__version__,
+        "adapters": held,
+        "beside": [name for name, _ in beside],
+    }
+    folder = Path(out)
+    if folder.exists() and not force and not (folder / MANIFEST).exists():
+        raise ArtifactError(
+            f"{folder} exists and holds no adapters", hint="choose another place, or force=True"
+        )
+    with writing(folder, ArtifactError), replaced_folder(folder) as place:
+        save_file({k: v.contiguous().clone() for k, v in tensors.items()}, place / TENSORS)
+        (place / MANIFEST).write_text(json.dumps(manifest, indent=1, sort_keys=True) + "\n")
+    return folder
+
+
+def load(model: nn.Module, folder: str | Path) -> Adapters:
+    """Return a copy of a model, sharing its weights, with the adapters of a folder.
+
+    Raises ArtifactError where the folder is not whole or the model is another one.
+    """
+    return load_(shared_copy(model), folder)
+
+
+def load_(model: nn.Module, folder: str | Path) -> Adapters:
+    """Put the adapters of a folder beside a model's own weights; see `load`."""
+    place = Path(folder)
+    manifest, tensors = _read(place)
+    wanted = []
+    for name, told in manifest["adapters"].items():
+        for data in told["deltas"]:
+            wanted.append((name, told["weight"], data, _place(model, data, place)))
+    own = dict(model.named_parameters())
+    missing = [name for name in manifest["beside"] if name not in own]
+    if missing:
+        raise ArtifactError(f"the model has no parameter {missing[0]!r}", where=str(place))
+    for name, weight, data, where in wanted:
+        key = f"{data['key']}/"
+        parts: dict[str, dict[str, Tensor]] = {"cores": {}, "extras": {}, "constants": {}}
+        for path, value in tensors.items():
+            if path.startswith(key):
+                kind, part = path.removeprefix(key).split("/")
+                parts[kind][part] = value
+        method = build(methods, data["method"])
+        structure = from_json(data["structure"])
+        delta = attach_(model, where, name, method, structure, Parts(**parts))
+        delta.factor = float(data["factor"])
+        for owner in where.owners:
+            bank = bank_of(model.get_submodule(owner.path))
+            assert bank is not None
+            bank.active[name] = weight
+            if not weight:
+                del bank.active[name]
+    for name in manifest["beside"]:
+        own[name].data = tensors[f"beside/{name}"].to(own[name])
+        own[name].requires_grad_(True)
+    return Adapters(model)
+
+
+def _tensors(delta: Delta) -> dict[str, Tensor]:
+    return {
+        **{f"cores/{name}": core.detach() for name, core in delta.layer.tensors().items()},
+        **{f"extras/{name}": value.detach() for name, value in delta.extras.items()},
+        **{f"constants/{name}": delta.constant(name) for name in delta.constants},
+    }
+
+
+def _described(model: nn.Module, adapter: str, delta: Delta) -> dict[str, Any]:
+    owners, views = [], []
+    for path, module in model.named_modules(remove_duplicate=False):
+        bank = bank_of(module)
+        for attribute, own in (bank.held(adapter) if bank else {}).items():
+            if own.site.name == delta.site.name:
+                assert bank is not None
+                owners.append(asdict(Owner(path, attribute, bank.kind)))
+                views.append(own.layer.view.as_json())
+    return {
+        "method": as_mapping(methods, delta.method),
+        "factor": delta.factor,
+        "structure": to_json(delta.layer.structure),
+        "site": site_to_json(delta.site),
+        "owners": owners,
+        "views": views,
+    }
+
+
+def _place(model: nn.Module, data: dict[str, Any], folder: Path) -> Place:
+    site = site_from_json(data["site"])
+    owners = tuple(Owner(**owner) for owner in data["owners"])
+    place = Place(site, owners, tuple(view_from_json(view) for view in data["views"]))
+    try:
+        found = tuple(place.mapped(model).shape)
+    except (AttributeError, KeyError) as error:
+        raise ArtifactError(
+            f"the model has no weight {site.name!r}",
+            where=str(folder),
+            hint="adapters belong to the model that they were made for",
+        ) from error
+    if found != site.signature.shape:
+        raise ArtifactError(
+            f"{site.name} has shape {found}, the adapter is for {site.signature.shape}",
+            where=str(folder),
+        )
+    return place
+
+
+def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text())
+        tensors = load_file(folder / TENSORS)
+    except (OSError, ValueError, SafetensorError) as error:
+        raise ArtifactError(
+            f"no adapters can be read: {error}", where=str(folder), hint="was it saved by tnc?"
+        ) from error
+    if manifest.get("format") != FORMAT:
+        raise ArtifactError(
+            f"adapters of format {manifest.get('format')}, this reads {FORMAT}", where=str(folder)
+        )
+    return manifest, tensors
