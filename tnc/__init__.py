@@ -27,6 +27,7 @@ _PUBLIC = {
     "distill": "tnc.distilling",
     "export": "tnc.api",
     "load": "tnc.artifact",
+    "load_optimizer": "tnc.artifact",
     "measure": "tnc.api",
     "plan": "tnc.api",
     "save": "tnc.api",
@@ -57,6 +58,7 @@ if TYPE_CHECKING:
     from tnc.api import save as save
     from tnc.api import trace as trace
     from tnc.artifact import load as load
+    from tnc.artifact import load_optimizer as load_optimizer
     from tnc.artifact import verify as verify
     from tnc.binding.bind import bind as bind
     from tnc.binding.resuming import follow as follow

@@ -13,12 +13,19 @@ from tnc.artifact.manifest import Manifest
 
 if TYPE_CHECKING:
     from tnc.artifact.exporting import export
+    from tnc.artifact.optimizer import load_optimizer
     from tnc.artifact.saving import save
     from tnc.artifact.verifying import Verified, verify
 
-__all__ = ["Manifest", "Verified", "export", "load", "save", "verify"]
+__all__ = ["Manifest", "Verified", "export", "load", "load_optimizer", "save", "verify"]
 
-_LATER = {"Verified": "verifying", "export": "exporting", "save": "saving", "verify": "verifying"}
+_LATER = {
+    "Verified": "verifying",
+    "export": "exporting",
+    "load_optimizer": "optimizer",
+    "save": "saving",
+    "verify": "verifying",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -39,14 +39,16 @@ def save(
     kernels: Kernels | None = None,
     force: bool = False,
     shard_bytes: int = SHARD_BYTES,
+    optimizer: torch.optim.Optimizer | None = None,
 ) -> Path:
     """Write an artifact folder; an interruption leaves the old folder or none.
 
     `source` says how the model is built again (see `tnc.sources`); without it `load` must be given
     a model. `files` are copied beside the tensors (configuration, tokenizer). With `kernels` the
-    sources of the kernels that are chosen are written too, to be read. Raises ArtifactError
-    where the folder exists and is no artifact, or `force` is not set, and PlanError where the model
-    does not hold what its plan promises.
+    sources of the kernels that are chosen are written too, to be read. With `optimizer`, one of the
+    compiled model's parameters, its state is written too: see `tnc.load_optimizer`. Raises
+    ArtifactError where the folder exists and is no artifact, or `force` is not set, and PlanError
+    where the model does not hold what its plan promises.
     """
     path = Path(out)
     check_savings(compiled)
@@ -54,6 +56,10 @@ def save(
     state, tied = distinct_state(compiled.model)
     with writing(path, ArtifactError), replaced_folder(path) as folder:
         tensors = _write_shards(folder, state, shard_bytes)
+        if optimizer is not None:
+            from tnc.artifact.optimizer import write_optimizer
+
+            write_optimizer(folder, compiled.model, optimizer)
         outputs = outputs_of(compiled.model, compiled.probe)
         complete(
             folder,

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from tnc.optim.forms import form_of
+from tnc.optim.loading import mended
 
 SHARE, LEFT, STEPS = "decay_share", "warm_left", "warm_steps"
 _MARK = "_tnc_following"
@@ -47,6 +48,7 @@ class _Following:
         self._before: list[tuple[nn.Parameter, dict[str, Any], Tensor]] = []
         optimizer.register_step_pre_hook(self._open)
         optimizer.register_step_post_hook(self._close)
+        optimizer.register_load_state_dict_pre_hook(lambda optimizer, state: mended(state))
 
     def _open(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> Any:
         """Prepare the cores; where there is a closure, when it has made the gradients."""

@@ -21,6 +21,7 @@ from tnc.decide.optimizers import rules as rules
 from tnc.errors import BindError
 from tnc.optim.following import LEFT, decay, warmed
 from tnc.optim.kinds import MOVING, Form, Group, Kind, State
+from tnc.optim.loading import mended
 from tnc.optim.ranges import check_options
 
 STEP = "step"
@@ -189,6 +190,7 @@ class Rule(torch.optim.Optimizer, ABC):
         `torch.optim` casts every state tensor to its parameter's type: integers above 256 and
         float32 moments would not survive beside a bfloat16 parameter.
         """
+        state_dict = mended(state_dict)
         super().load_state_dict(state_dict)
         saved = chain.from_iterable(group["params"] for group in state_dict["param_groups"])
         own = chain.from_iterable(group["params"] for group in self.param_groups)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from tnc.errors import BindError
+from tnc.optim.loading import mended
 
 PART = "part"
 """The key of a group that names the optimizer that steps it."""
@@ -118,7 +119,7 @@ class Together(torch.optim.Optimizer):
         Raises BindError, with nothing changed, for a state whose groups are of other parts, and
         ValueError, as torch does, for groups of other sizes.
         """
-        state_dict = dict(state_dict)
+        state_dict = mended(state_dict)
         for hook in self._optimizer_load_state_dict_pre_hooks.values():
             state_dict = hook(self, state_dict) or state_dict
         saved = state_dict["param_groups"]
