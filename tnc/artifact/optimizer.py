@@ -108,7 +108,7 @@ def load_optimizer(
 
 
 def _lay_out_(optimizer: torch.optim.Optimizer) -> None:
-    """Give tensors the strides of their parameters: files hold none, fused steps read by address."""
+    """Give tensors the strides of their parameters: a file has none, and fused steps need them."""
     for group in optimizer.param_groups:
         try:
             form = form_of(optimizer, group)
