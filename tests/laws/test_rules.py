@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import io
 import pickle
 
@@ -11,12 +12,16 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from tests.laws.rules_data import OPTIONS
+from tests.laws.rules_data import options_for
 from tnc.binding import bind
+from tnc.decide.optimizers import checked
+from tnc.decide.option_text import print_form
 from tnc.errors import BindError
 from tnc.net import Structure, parse_network
 from tnc.nn import LinearView, StructuredLayer
+from tnc.optim.declaring import MISSING
 from tnc.optim.kinds import Kind
+from tnc.optim.options import misfit
 from tnc.optim.rule import STEP, Rule, rules
 
 ALL = rules.all()
@@ -53,7 +58,7 @@ def made(name: str, net: nn.Module, **options: object) -> Rule:
 
 
 def built(name: str, net: nn.Module) -> Rule:
-    return made(name, net, **OPTIONS.get(name, {}))
+    return made(name, net, **options_for(name, ALL[name]))
 
 
 def run(net: Net, rule: Rule, x: torch.Tensor, y: torch.Tensor, steps: int) -> list[float]:
@@ -76,6 +81,25 @@ def estimate(net: Net, rule: Rule, x: torch.Tensor) -> None:
     noise = torch.randn(found.shape, generator=torch.Generator().manual_seed(0)).to(found)
     (found - (found.detach() + noise)).square().mean().backward()
     rule.update_hessian(samples=len(x))  # type: ignore[attr-defined]
+
+
+@each
+def test_its_options_are_declared_once(name: str) -> None:
+    net, _, _ = setting()
+    rule = built(name, net)
+    signature = inspect.signature(ALL[name])
+    assert next(iter(signature.parameters)) == "params"
+    for option, each in ALL[name].options().items():
+        assert option in rule.param_groups[0], "every option is of the groups"
+        assert signature.parameters[option].default is each.default
+        assert not hasattr(rule, option), "its value would not be that of the groups"
+        if each.default is not MISSING:
+            assert not misfit(each.default, each.hint)
+        with pytest.raises(BindError, match=f"{option} is <object"):
+            ALL[name].check({option: object()})
+    checked(print_form({"kind": name, **options_for(name, ALL[name])}))
+    with pytest.raises(TypeError, match="has no option 'lrr'; did you mean 'lr'"):
+        made(name, net, lrr=0.1)
 
 
 @each
@@ -176,7 +200,7 @@ def test_it_gives_the_closures_loss_and_refuses_wrong_options(name: str) -> None
 
     assert float(rule.step(closure).detach()) > 0
     with pytest.raises(BindError, match="lr is -1"):
-        made(name, net, **{**OPTIONS.get(name, {}), "lr": -1.0})
+        made(name, net, **{**options_for(name, ALL[name]), "lr": -1.0})
 
 
 @each

@@ -10,7 +10,7 @@ from __future__ import annotations
 import inspect
 import json
 import types
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Self, Union, get_args, get_origin, get_type_hints
 
 from pydantic import (
@@ -23,7 +23,7 @@ from pydantic import (
 )
 
 from tnc.decide.option_text import OptionText, parse_form, print_form
-from tnc.decide.options import text_schema, unknown
+from tnc.decide.options import unknown
 from tnc.decide.part import Part, Patterns
 from tnc.decide.pipeline import shipped
 from tnc.decide.spec_fields import Flag
@@ -111,7 +111,11 @@ def _mapping(value: Any) -> dict[str, Any]:
 
 
 def _check_options(kind: str, options: dict[str, Any]) -> None:
-    """Check options by the constructor's types, then by the constructor, on a small parameter."""
+    """Check options by the types that the class declares, then by what it says of their values.
+
+    A rule of `tnc.optim` says so itself (`check`). One of `torch.optim` is made with them, on a
+    small parameter.
+    """
     import torch
 
     made = class_of(kind)
@@ -122,7 +126,10 @@ def _check_options(kind: str, options: dict[str, Any]) -> None:
         raise tell(error, list(model.model_fields)) from None
     given = {name: tuple(v) if isinstance(v, list) else v for name, v in options.items()}
     try:
-        made([torch.nn.Parameter(torch.zeros(2, 2))], **needed(made, torch.nn.Module()), **given)
+        if hasattr(made, "check"):
+            made.check(given)
+        else:
+            made([torch.nn.Parameter(torch.zeros(2, 2))], **given)
     except TncError as error:
         told = "; ".join(filter(None, (error.message, error.hint)))
         raise problem("refused", f"{kind}: {told}") from error
@@ -137,11 +144,12 @@ def needed(kind: type[Any], model: Any) -> dict[str, Any]:
 
 def _options_model(kind: str, made: type[Any]) -> type[BaseModel]:
     hints = get_type_hints(made.__init__)
+    declared = made.options() if hasattr(made, "options") else None
     slots: dict[str, Any] = {}
     for name, parameter in inspect.signature(made).parameters.items():
-        if name in ("params", *getattr(made, "needs", ())):
+        if name == "params" or (declared is not None and name not in declared):
             continue
-        hint = _plain(hints.get(name, Any))
+        hint = _plain(hints.get(name, parameter.annotation))
         default = ... if parameter.default is inspect.Parameter.empty else parameter.default
         slots[name] = (hint, default)
     config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True)
@@ -150,11 +158,12 @@ def _options_model(kind: str, made: type[Any]) -> type[BaseModel]:
 
 
 def _plain(hint: Any) -> Any:
-    """Leave tensors out of a type: a spec holds numbers."""
+    """Leave tensors and functions out of a type: a spec holds numbers and names."""
     import torch
 
     if get_origin(hint) in (Union, types.UnionType):
-        kept = tuple(each for each in map(_plain, get_args(hint)) if each is not torch.Tensor)
+        inner = [each for each in get_args(hint) if get_origin(each) is not Callable]
+        kept = tuple(each for each in map(_plain, inner) if each is not torch.Tensor)
         return Union[kept]  # noqa: UP007
     if get_origin(hint) is tuple:
         return tuple[tuple(map(_plain, get_args(hint)))]  # type: ignore[misc]
@@ -162,12 +171,14 @@ def _plain(hint: Any) -> Any:
 
 
 def _schema() -> dict[str, Any]:
-    by_kind = {"type": "object", "properties": {"kind": {"enum": list(names())}}}
-    return {"anyOf": [text_schema(names()), {**by_kind, "required": ["kind"]}]}
+    """Say how a rule is written, not which there are: plug-ins add theirs without a new schema."""
+    text = {"type": "string", "pattern": r"^[a-z][a-z0-9_-]*(\{.*\})?$"}
+    by_kind = {"type": "object", "properties": {"kind": {"type": "string"}}, "required": ["kind"]}
+    return {"anyOf": [text, by_kind]}
 
 
 class _RuleText:
-    """The schema of a rule, made when it is asked for: plug-ins may come after."""
+    """The schema of a rule."""
 
     def __get_pydantic_json_schema__(self, core: Any, handler: Any) -> dict[str, Any]:
         return _schema()

@@ -5,17 +5,16 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from tnc.errors import BindError
 from tnc.net import Network, Structure
+from tnc.optim.declaring import argument
 from tnc.optim.kinds import Group
 from tnc.optim.rule import Part, Rule
-
-OTHERS = ("refuse", "plain")
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,25 +114,23 @@ class FactorRule(Rule):
     `update`. A rule that `tnc.bind` gives another model finds its pairs anew.
     """
 
-    needs: ClassVar[tuple[str, ...]] = ("model",)
-    _model: nn.Module | None
-    _pairs: tuple[tuple[Tensor, Tensor], ...]
+    model: nn.Module | None = argument(default=None, kw_only=False)
+    pairs: Iterable[tuple[Tensor, Tensor]] = argument(default=())
+    others: Literal["refuse", "plain"] = "refuse"
 
-    def __init__(
-        self,
-        params: Any,
-        model: nn.Module | None,
-        pairs: Iterable[tuple[Tensor, Tensor]],
-        options: dict[str, Any],
-    ) -> None:
-        if options["others"] not in OTHERS:
-            raise BindError(
-                f"{type(self).__name__}: others is {options['others']!r}",
-                hint=f"give one of {', '.join(OTHERS)}",
-            )
-        self._pairs = tuple(pairs)
-        self._attach(model)
-        super().__init__(params, options)
+    def attach(self) -> None:
+        self.pairs = tuple(self.pairs)
+        found = [product(*pair) for pair in self.pairs]
+        found += list(pairs_of(self.model)) if self.model is not None else []
+        self._sides: dict[Tensor, tuple[Side, Side]] = {}
+        for pair in found:
+            for own, other in ((pair.first, pair.second), (pair.second, pair.first)):
+                known = self._sides.setdefault(own.parameter, (own, other))
+                if known[1].parameter is not other.parameter:
+                    raise BindError(
+                        f"a factor of shape {tuple(own.parameter.shape)} is in two pairs",
+                        hint=f"{type(self).__name__} preconditions a factor by one other",
+                    )
 
     @abstractmethod
     def read_factor(self, matrix: Tensor, group: Group) -> Any:
@@ -144,10 +141,6 @@ class FactorRule(Rule):
         self, gradient: Tensor, other: Any, state: dict[str, Any], group: Group
     ) -> Tensor:
         """Return the change of a factor at rate 1, from its gradient `(batch, rest, bond)`."""
-
-    def adopt(self, model: nn.Module) -> None:
-        """Find the pairs of another model; those that were named stay."""
-        self._attach(model)
 
     def paired(self, parameter: Tensor) -> bool:
         """Whether a parameter is a factor of a pair."""
@@ -178,28 +171,6 @@ class FactorRule(Rule):
         except BindError:
             self.param_groups.pop()
             raise
-
-    def __getstate__(self) -> dict[str, Any]:
-        return super().__getstate__() | {"_model": self._model, "_pairs": self._pairs}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
-        if "_pairs" in state:
-            self._attach(self._model)
-
-    def _attach(self, model: nn.Module | None) -> None:
-        self._model = model
-        found = [product(*pair) for pair in self._pairs]
-        found += list(pairs_of(model)) if model is not None else []
-        self._sides: dict[Tensor, tuple[Side, Side]] = {}
-        for pair in found:
-            for own, other in ((pair.first, pair.second), (pair.second, pair.first)):
-                known = self._sides.setdefault(own.parameter, (own, other))
-                if known[1].parameter is not other.parameter:
-                    raise BindError(
-                        f"a factor of shape {tuple(own.parameter.shape)} is in two pairs",
-                        hint=f"{type(self).__name__} preconditions a factor by one other",
-                    )
 
     def _check(self, parameter: Tensor, group: Group) -> None:
         if not self.paired(parameter) and group["others"] == "refuse":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -20,7 +20,7 @@ class JointRule(Rule):
     Options in `shared` are one for all groups: `add_param_group` refuses a group that differs.
     """
 
-    shared: tuple[str, ...] = ()
+    shared: ClassVar[tuple[str, ...]] = ()
 
     @abstractmethod
     def update_together(self, parts: Sequence[Part]) -> None:

@@ -18,6 +18,7 @@ from torch import Tensor
 from tnc.optim.kinds import Group, Kind, State
 from tnc.optim.projections import due, facing, top_subspace
 from tnc.optim.rule import STEP, Rule
+from tnc.optim.shared_options import Renewed
 
 Shape = tuple[int, ...]
 
@@ -83,7 +84,7 @@ def raised(tensor: Tensor, projectors: Mapping[int, Tensor]) -> Tensor:
     return tensor
 
 
-class Multilinear(Rule):
+class Multilinear(Renewed, Rule):
     """`W -= lr scale (u x_1 P_1^T x_2 P_2^T ...)`, where Adam's moments are those of the core.
 
     State of a tensor (n1, n2, ...): `exp_avg` and `exp_avg_sq` (r1, r2, ...), `projectors` flat,
@@ -99,6 +100,8 @@ class Multilinear(Rule):
     holds: ClassVar[Mapping[str, Callable[[State, Group], float]]] = {
         "exp_avg_sq": lambda state, group: 1 - group["betas"][1] ** float(state[STEP])
     }
+
+    lr = 1e-2
 
     @abstractmethod
     def direction(self, core: Tensor, state: dict[str, Any], group: Group) -> Tensor:

@@ -22,9 +22,10 @@ from tnc.optim.projections import (
     up,
 )
 from tnc.optim.rule import STEP, Rule
+from tnc.optim.shared_options import Renewed
 
 
-class Projected(Rule):
+class Projected(Renewed, Rule):
     """`W -= lr scale change`, where Adam's moments are those of `g = G P^T`.
 
     Moments stay as they are when the projector is taken anew; its rows point the way of those that
@@ -43,6 +44,8 @@ class Projected(Rule):
     holds: ClassVar[Mapping[str, Callable[[State, Group], float]]] = {
         "exp_avg_sq": lambda state, group: 1 - group["betas"][1] ** float(state[STEP])
     }
+
+    lr = 1e-2
 
     @abstractmethod
     def subspace(self, matrix: Tensor, state: State, group: Group) -> Tensor:

@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from torch import Tensor
 
-from tnc.errors import BindError
-
-ROOTS = ("eigh", "newton")
+Roots = Literal["eigh", "newton"]
 NEWTON_STEPS = 60
 
 
-def check_roots(kind: str, roots: str) -> None:
-    """Raise BindError for a method that is not known."""
-    if roots not in ROOTS:
-        raise BindError(f"{kind}: roots is {roots!r}", hint=f"give one of {', '.join(ROOTS)}")
-
-
-def inverse_root(grams: Tensor, order: int, ridge: float, method: str = "eigh") -> Tensor:
+def inverse_root(grams: Tensor, order: int, ridge: float, method: Roots = "eigh") -> Tensor:
     """Return `(A + ridge tr(A) / n I)^(-1 / order)` of Gram matrices `[..., n, n]`.
 
     The ridge is in units of the mean eigenvalue, so that scaling A scales the result. A matrix of

@@ -19,10 +19,11 @@ from torch import Tensor, nn
 
 from tnc.decide.optimizers import rules as rules
 from tnc.errors import BindError
+from tnc.optim.declaring import MISSING, Declared, argument
 from tnc.optim.following import LEFT, decay, warmed
 from tnc.optim.kinds import MOVING, Form, Group, Kind, State
 from tnc.optim.loading import mended
-from tnc.optim.ranges import check_options
+from tnc.optim.options import NonNegative
 
 STEP = "step"
 
@@ -43,19 +44,23 @@ class Part:
     before: Tensor | None = None
 
 
-class Rule(torch.optim.Optimizer, ABC):
+class Rule(Declared, torch.optim.Optimizer, ABC):
     """An optimizer that updates one parameter at a time from its gradient and its slots.
 
     `kinds` names every slot of the state but `step`, which counts the parameter's steps, and
     `holds` says how many times the mean squared gradient a diagonal slot is (see `Form`). Weight
     decay is decoupled where `decoupled` is set. A rule that draws random numbers sets `random`, and
-    finds a seed of its own for each parameter in the state. `needs` names the arguments that a rule
-    takes beside parameters and options: 'model' is the module whose parameters it trains, which
-    `adopt` exchanges when it is rewritten. A rule that learns from more than the loss's gradient
-    sets `estimates` and has a method `update_hessian`, called after the backward pass of a loss
-    with labels drawn from the model's predictions. Of a parameter that is sharded every process
-    gathers the whole, keeps the whole state and makes the whole update; where entries are updated
-    each by itself (`elementwise`) the state is sharded as the parameter is, and nothing gathered.
+    finds a seed of its own for each parameter in the state. A rule that learns from more than the
+    loss's gradient sets `estimates` and has a method `update_hessian`, called after the backward
+    pass of a loss with labels drawn from the model's predictions. Of a parameter that is sharded
+    every process gathers the whole, keeps the whole state and makes the whole update; where entries
+    are updated each by itself (`elementwise`) the state is sharded as the parameter is, and nothing
+    gathered.
+
+    Options are declared by their types and defaults, see `tnc.optim.declaring`. Arguments that are
+    no options become attributes, and go with copies and pickles. One is known to tnc: `model`, the
+    module whose parameters the rule trains, which `adopt` exchanges when it is rewritten; `needs`
+    names it where a rule takes it.
     """
 
     kinds: ClassVar[Mapping[str, Kind]]
@@ -67,9 +72,28 @@ class Rule(torch.optim.Optimizer, ABC):
     estimates: ClassVar[bool] = False
     elementwise: ClassVar[bool] = False
 
-    def __init__(self, params: Any, options: dict[str, Any]) -> None:
-        check_options(type(self).__name__, options)
+    params: Any = argument(kw_only=False)
+    lr: NonNegative = 1e-3
+    weight_decay: NonNegative = 0.0
+
+    def __init_subclass__(cls, **given: Any) -> None:
+        super().__init_subclass__(**given)
+        cls.needs = tuple(name for name in cls.declared if name == "model")
+
+    def __init__(self, *places: Any, **given: Any) -> None:
+        arguments, options = self.taken(places, given)
+        params = arguments.pop("params")
+        vars(self).update(arguments)
+        self.check(options)
+        self.attach()
         super().__init__(params, options)
+
+    def attach(self) -> None:
+        """Make of the arguments what the rule needs of them; options are not known yet.
+
+        Called when the rule is made, copied or unpickled, and when it adopts another model.
+        """
+        return None
 
     @abstractmethod
     def start(self, weight: Tensor, group: Group) -> dict[str, Any]:
@@ -91,8 +115,10 @@ class Rule(torch.optim.Optimizer, ABC):
         return None
 
     def adopt(self, model: nn.Module) -> None:
-        """Read another model from now on: what became of the one before. Nothing by default."""
-        return None
+        """Read another model from now on: what became of the one before."""
+        if "model" in self.needs:
+            vars(self)["model"] = model
+            self.attach()
 
     def refuses(self, weight: Tensor, group: Group) -> str:
         """Say why a parameter cannot be trained by this rule; empty when it can."""
@@ -131,10 +157,16 @@ class Rule(torch.optim.Optimizer, ABC):
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group of parameters. Raises BindError for one that the rule cannot train."""
+        for name, each in self.options().items():
+            if each.default is MISSING and name not in self.defaults | param_group:
+                raise BindError(
+                    f"{type(self).__name__}: {name} is not given",
+                    hint=f"give {name} to the rule or to each of its groups",
+                )
         super().add_param_group(param_group)
         group = self.param_groups[-1]
         try:
-            check_options(type(self).__name__, group)
+            self.check(group)
             for place, weight in enumerate(group["params"]):
                 reason = self.refuses(weight, group)
                 if not reason and weight.is_complex():
@@ -183,6 +215,16 @@ class Rule(torch.optim.Optimizer, ABC):
         """Shrink a parameter by decoupled weight decay; a core by its share of its weight's."""
         if group.get("weight_decay"):
             weight.mul_(decay(dict(group), state))
+
+    def __getstate__(self) -> dict[str, Any]:
+        held = vars(self)
+        kept = {name: held[name] for name in self.declared.keys() & held.keys()}
+        return super().__getstate__() | kept
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        if self.declared.keys() & state.keys():
+            self.attach()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load a state; tensors keep the types that they were saved with.

@@ -20,12 +20,13 @@ from tnc.optim.kinds import Group, Kind, State
 from tnc.optim.matrices import as_matrix, matrix_shape
 from tnc.optim.projections import due, is_right
 from tnc.optim.rule import Rule
+from tnc.optim.shared_options import Renewed
 
 OLD = 2**24
 """An age at which nothing is left to debias."""
 
 
-class Selected(Rule):
+class Selected(Renewed, Rule):
     """`g` = r coordinates of each row of G; `W <- (1 - lr wd) W - lr scale (Adam(g) in the basis)`.
 
     A matrix is turned so that its shorter side is the last: rows (m), coordinates (n). State:
@@ -44,6 +45,9 @@ class Selected(Rule):
     holds: ClassVar[Mapping[str, Callable[[State, Group], float]]] = {
         "exp_avg_sq": lambda state, group: 1.0
     }
+
+    scale = 1.0
+    eps = 1e-8
 
     @abstractmethod
     def coordinates(self, rows: Tensor) -> Tensor:

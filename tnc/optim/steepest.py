@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Literal, get_args
+
 import torch
 from torch import Tensor
 
-from tnc.errors import BindError
 from tnc.optim.matrices import newton_schulz
 
-NORMS = ("spectral", "infinity", "frobenius")
+Norm = Literal["spectral", "infinity", "frobenius"]
+NORMS: tuple[Norm, ...] = get_args(Norm)
 
 
-def check_norm(kind: str, norm: str) -> None:
-    """Raise BindError for a norm that is not known."""
-    if norm not in NORMS:
-        raise BindError(f"{kind}: norm is {norm!r}", hint=f"norms are {', '.join(NORMS)}")
-
-
-def steepest(matrix: Tensor, norm: str, iterations: int = 5, exact: bool = False) -> Tensor:
+def steepest(matrix: Tensor, norm: Norm, iterations: int = 5, exact: bool = False) -> Tensor:
     """Return the D of norm 1 at most with the largest `<D, X>`.
 
     'spectral': `U V^T` of `X = U S V^T`, by `newton_schulz` or, if `exact`, by a decomposition in
@@ -44,6 +40,6 @@ def polar(matrix: Tensor) -> Tensor:
     return found
 
 
-def dual_norm(matrix: Tensor, norm: str, iterations: int = 5, exact: bool = False) -> Tensor:
+def dual_norm(matrix: Tensor, norm: Norm, iterations: int = 5, exact: bool = False) -> Tensor:
     """Return `max <D, X>` over D of norm 1: the nuclear, the 1- or the Frobenius norm of X."""
     return (matrix * steepest(matrix, norm, iterations, exact)).sum()

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
 from tnc.errors import BindError
 from tnc.optim.capturing import Capture, Captured, Gather
+from tnc.optim.declaring import argument
 from tnc.optim.kinds import Group
+from tnc.optim.options import Count
 from tnc.optim.rule import STEP, Rule
-
-OTHERS = ("refuse", "plain")
 
 
 class WatchingRule(Rule):
@@ -25,17 +25,14 @@ class WatchingRule(Rule):
     """
 
     gather: ClassVar[Gather]
-    _intervals: dict[int, int] | None
-    needs: ClassVar[tuple[str, ...]] = ("model",)
 
-    def __init__(self, params: Any, model: nn.Module, options: dict[str, Any]) -> None:
-        if options["others"] not in OTHERS:
-            raise BindError(
-                f"{type(self).__name__}: others is {options['others']!r}",
-                hint=f"give one of {', '.join(OTHERS)}",
-            )
-        self._attach(model)
-        super().__init__(params, options)
+    model: nn.Module = argument(kw_only=False)
+    others: Literal["refuse", "plain"] = "refuse"
+    update_every: Count = 10
+
+    def attach(self) -> None:
+        self._intervals: dict[int, int] | None = None
+        self._capture = Capture(self.model, self.gather, self._listens)
 
     @abstractmethod
     def learn(
@@ -49,7 +46,7 @@ class WatchingRule(Rule):
     def adopt(self, model: nn.Module) -> None:
         """Watch another model: hooks come off the one before."""
         self.release()
-        self._attach(model)
+        super().adopt(model)
 
     def release(self) -> None:
         """Take the hooks off the model."""
@@ -86,19 +83,9 @@ class WatchingRule(Rule):
         self._intervals = None
         super().add_param_group(param_group)
 
-    def __getstate__(self) -> dict[str, Any]:
-        return super().__getstate__() | {"_model": self._model}
-
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         self._intervals = None
-        if "_model" in state:
-            self._attach(self._model)
-
-    def _attach(self, model: nn.Module) -> None:
-        self._model = model
-        self._intervals = None
-        self._capture = Capture(model, self.gather, self._listens)
 
     def _listens(self, weight: Tensor) -> bool:
         """Whether the step to come is one that takes the statistic of a weight."""

@@ -10,11 +10,14 @@ from torch import Tensor
 
 from tnc.errors import BindError
 from tnc.optim.kinds import Form
-from tnc.optim.ranges import check_options
+from tnc.optim.options import NonNegative, Positive, check_option
 from tnc.optim.seeds import direction
 
 TAKEN = "taken"
 """The number of steps done, in the first group: it goes with `state_dict`."""
+
+
+RANGES = {"lr": NonNegative, "eps": Positive, "weight_decay": NonNegative}
 
 
 class ZerothOrder(torch.optim.Optimizer):
@@ -23,9 +26,9 @@ class ZerothOrder(torch.optim.Optimizer):
     form: ClassVar[Form] = Form({})
 
     def __init__(self, params: Any, options: dict[str, Any]) -> None:
-        check_options(type(self).__name__, options)
-        if not options["eps"] > 0:
-            raise BindError(f"{type(self).__name__}: eps is {options['eps']!r}", hint="give 1e-3")
+        for name, hint in RANGES.items():
+            if name in options:
+                check_option(type(self).__name__, name, options[name], hint)
         super().__init__(params, options)
         self.param_groups[0].setdefault(TAKEN, 0)
 

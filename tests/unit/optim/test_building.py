@@ -102,7 +102,7 @@ def test_frozen_parameters_are_of_no_group() -> None:
         ({"default": "adamw{lr=fast}"}, "expected a number, got 'fast'"),
         ({"default": "adamw{betas=[0.9, 2.0]}"}, "adamw: Invalid beta parameter at index 1"),
         ({"default": "muon{lr=-1}"}, "muon: Muon: lr is -1"),
-        ({"default": "muon{adjust=none}"}, "muon: Muon: adjust is 'none'; give"),
+        ({"default": "muon{adjust=none}"}, "adjust: expected 'original' or 'rms', got 'none'"),
         ({"default": "sgd{nesterov=true}"}, "sgd: Nesterov momentum requires a momentum"),
         ({"default": "adamw{lr"}, "expected '='"),
         ({"default": {"lr": 0.1}}, "needs a 'kind'|unknown key|an optimizer needs|expected"),

@@ -10,7 +10,8 @@ from tnc.derive.preconditioning import mode_gram, on_modes
 from tnc.errors import BindError
 from tnc.kernels.einsums import lower
 from tnc.optim.blocks import blocks_of
-from tnc.optim.roots import check_roots, inverse_root
+from tnc.optim.roots import inverse_root
+from tnc.optim.rules.asgo import Asgo
 
 
 def drawn(*shape: int) -> torch.Tensor:
@@ -89,4 +90,4 @@ def test_roots_of_singular_and_empty_matrices() -> None:
     single = inverse_root(grams.float(), 4, 1e-4, "newton").double()
     near(single, inverse_root(grams, 4, 1e-4), 1e-2)
     with pytest.raises(BindError, match="roots is 'svd'"):
-        check_roots("Shampoo", "svd")
+        Asgo([torch.nn.Parameter(torch.zeros(2, 2))], roots="svd")

@@ -11,12 +11,13 @@ from torch import Tensor
 
 from tnc.optim.kinds import Group, Kind
 from tnc.optim.matrices import as_matrix, matrix_cut, matrix_shape
-from tnc.optim.roots import check_roots, inverse_root
+from tnc.optim.roots import Roots, inverse_root
 from tnc.optim.rule import Rule, rules
+from tnc.optim.shared_options import Moments
 
 
 @rules.register("asgo")
-class Asgo(Rule):
+class Asgo(Moments, Rule):
     """`m <- b1 m + (1 - b1) G`; `A <- b2 A + (1 - b2) G G^T`; `U = A^(-1/2) m`.
 
     Then `W <- (1 - lr wd) W - lr .2 sqrt(m n) U / |U|_F`: every update has the size of Adam's. The
@@ -30,24 +31,11 @@ class Asgo(Rule):
 
     kinds: ClassVar[Mapping[str, Kind]] = {"exp_avg": Kind.COVECTOR, "gram": Kind.GRAM}
 
-    def __init__(
-        self,
-        params: Any,
-        lr: float = 1e-2,
-        betas: tuple[float, float] = (0.9, 0.8),
-        eps: float = 1e-6,
-        roots: str = "eigh",
-        weight_decay: float = 0.1,
-    ) -> None:
-        check_roots("Asgo", roots)
-        options = {
-            "lr": lr,
-            "betas": betas,
-            "eps": eps,
-            "roots": roots,
-            "weight_decay": weight_decay,
-        }
-        super().__init__(params, options)
+    lr = 1e-2
+    betas = (0.9, 0.8)
+    eps = 1e-6
+    roots: Roots = "eigh"
+    weight_decay = 0.1
 
     def refuses(self, weight: Tensor, group: Group) -> str:
         return "" if weight.dim() >= 2 else "it is no matrix, of which a side could be shorter"

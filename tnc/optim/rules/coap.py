@@ -10,6 +10,7 @@ from torch import Tensor
 
 from tnc.optim.kinds import Group, Kind
 from tnc.optim.matrices import as_matrix, matrix_shape
+from tnc.optim.options import Count, NonNegative
 from tnc.optim.projections import (
     biased_adam_direction,
     down,
@@ -19,6 +20,7 @@ from tnc.optim.projections import (
     up,
 )
 from tnc.optim.rule import Rule, rules
+from tnc.optim.shared_options import Renewed
 from tnc.optim.subspaces import (
     cosine,
     reconstruction,
@@ -29,7 +31,7 @@ from tnc.optim.subspaces import (
 
 
 @rules.register("coap")
-class Coap(Rule):
+class Coap(Renewed, Rule):
     """`W -= lr scale up(Adam(G P^T))` where P is correlated with the momentum M.
 
     Every `update_every` steps P takes a step of length `projector_lr` down
@@ -50,33 +52,11 @@ class Coap(Rule):
         "right": Kind.OPAQUE,
     }
 
-    def __init__(
-        self,
-        params: Any,
-        lr: float = 1e-3,
-        rank: int = 128,
-        update_every: int = 32,
-        refresh_every: int = 160,
-        projector_lr: float = 0.1,
-        restore: bool = False,
-        scale: float = 1.0,
-        betas: tuple[float, float] = (0.9, 0.999),
-        eps: float = 1e-6,
-        weight_decay: float = 0.0,
-    ) -> None:
-        options = {
-            "lr": lr,
-            "rank": rank,
-            "update_every": update_every,
-            "refresh_every": refresh_every,
-            "projector_lr": projector_lr,
-            "restore": restore,
-            "scale": scale,
-            "betas": betas,
-            "eps": eps,
-            "weight_decay": weight_decay,
-        }
-        super().__init__(params, options)
+    update_every = 32
+    refresh_every: Count = 160
+    projector_lr: NonNegative = 0.1
+    restore: bool = False
+    scale = 1.0
 
     def refuses(self, weight: Tensor, group: Group) -> str:
         return "" if weight.dim() >= 2 else "it is no matrix, which could be projected"

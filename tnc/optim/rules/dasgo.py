@@ -12,6 +12,7 @@ from torch import Tensor
 from tnc.optim.kinds import Group, Kind, State
 from tnc.optim.matrices import as_matrix, matrix_shape
 from tnc.optim.rule import Rule, rules
+from tnc.optim.shared_options import Moments
 
 
 def _held(state: State, group: Group) -> float:
@@ -19,7 +20,7 @@ def _held(state: State, group: Group) -> float:
 
 
 @rules.register("dasgo")
-class Dasgo(Rule):
+class Dasgo(Moments, Rule):
     """`m <- b1 m + (1 - b1) G`; `a <- b2 a + (1 - b2) diag(G G^T)`; `U = m / sqrt(a)` by rows.
 
     Then `W <- (1 - lr wd) W - lr .2 sqrt(m n) U / |U|_F`, as ASGO: rows where there are fewer of
@@ -32,16 +33,10 @@ class Dasgo(Rule):
     kinds: ClassVar[Mapping[str, Kind]] = {"exp_avg": Kind.COVECTOR, "side_sq": Kind.DIAGONAL}
     holds: ClassVar[Mapping[str, Callable[[State, Group], float]]] = {"side_sq": _held}
 
-    def __init__(
-        self,
-        params: Any,
-        lr: float = 1e-2,
-        betas: tuple[float, float] = (0.9, 0.8),
-        eps: float = 1e-6,
-        weight_decay: float = 0.1,
-    ) -> None:
-        options = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
-        super().__init__(params, options)
+    lr = 1e-2
+    betas = (0.9, 0.8)
+    eps = 1e-6
+    weight_decay = 0.1
 
     def refuses(self, weight: Tensor, group: Group) -> str:
         return "" if weight.dim() >= 2 else "it is no matrix, of which a side could be shorter"

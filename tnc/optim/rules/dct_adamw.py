@@ -32,29 +32,8 @@ class DctAdamW(Selected):
 
     kinds: ClassVar[Mapping[str, Kind]] = {**Selected.kinds, "error": Kind.OPAQUE}
 
-    def __init__(
-        self,
-        params: Any,
-        lr: float = 1e-3,
-        rank: int = 128,
-        update_every: int = 1,
-        scale: float = 1.0,
-        betas: tuple[float, float] = (0.9, 0.999),
-        eps: float = 1e-8,
-        weight_decay: float = 0.0,
-        error_feedback: bool = False,
-    ) -> None:
-        options = {
-            "lr": lr,
-            "rank": rank,
-            "update_every": update_every,
-            "scale": scale,
-            "betas": betas,
-            "eps": eps,
-            "weight_decay": weight_decay,
-            "error_feedback": bool(error_feedback),
-        }
-        super().__init__(params, options)
+    update_every = 1
+    error_feedback: bool = False
 
     def start(self, weight: Tensor, group: Group) -> dict[str, Any]:
         found = super().start(weight, group)

@@ -12,10 +12,11 @@ from torch import Tensor
 from tnc.optim.kinds import Group, Kind, State
 from tnc.optim.projections import adam_direction
 from tnc.optim.rule import Rule, rules
+from tnc.optim.shared_options import Moments
 
 
 @rules.register("diffgrad")
-class DiffGrad(Rule):
+class DiffGrad(Moments, Rule):
     """`W <- (1 - lr wd) W - lr sigmoid(|G' - G|) m_hat / (sqrt(v_hat) + eps)`.
 
     G' is the last gradient, zero at first. Friction is one half where the gradient stays.
@@ -33,17 +34,6 @@ class DiffGrad(Rule):
         "exp_avg_sq": lambda state, group: 1 - group["betas"][1] ** float(state["step"])
     }
     elementwise: ClassVar[bool] = True
-
-    def __init__(
-        self,
-        params: Any,
-        lr: float = 1e-3,
-        betas: tuple[float, float] = (0.9, 0.999),
-        eps: float = 1e-8,
-        weight_decay: float = 0.0,
-    ) -> None:
-        options = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
-        super().__init__(params, options)
 
     def start(self, weight: Tensor, group: Group) -> dict[str, Any]:
         return {

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from tnc.optim.kinds import Group, Kind
 from tnc.optim.matrices import as_matrix, matrix_shape
+from tnc.optim.options import Count, NonNegative, Share
 from tnc.optim.rule import Rule, rules
 
 
@@ -34,25 +35,12 @@ class Dion(Rule):
     }
     random: ClassVar[bool] = True
 
-    def __init__(
-        self,
-        params: Any,
-        lr: float = 1e-2,
-        rank: int = 128,
-        momentum: float = 0.95,
-        weight_decay: float = 0.01,
-        eps: float = 1e-8,
-        seed: int = 0,
-    ) -> None:
-        options = {
-            "lr": lr,
-            "rank": rank,
-            "momentum": momentum,
-            "weight_decay": weight_decay,
-            "eps": eps,
-            "seed": seed,
-        }
-        super().__init__(params, options)
+    lr = 1e-2
+    rank: Count = 128
+    momentum: Share = 0.95
+    weight_decay = 0.01
+    eps: NonNegative = 1e-8
+    seed: int = 0
 
     def refuses(self, weight: Tensor, group: Group) -> str:
         return "" if weight.dim() >= 2 else "it is no matrix, which could be orthogonalised"

@@ -13,6 +13,7 @@ from tnc.optim.history import CLOCK, coefficients, put_products, turn
 from tnc.optim.joint import JointRule
 from tnc.optim.kinds import Group, Kind
 from tnc.optim.momentum import BUFFER, ball, descend
+from tnc.optim.options import Count, NonNegative, Share
 from tnc.optim.rule import Part, rules
 from tnc.optim.sparsifying import Blocks
 
@@ -41,29 +42,12 @@ class EFCP(JointRule):
     }
     shared = ("window", "damping")
 
-    def __init__(
-        self,
-        params: Any,
-        lr: float = 1e-3,
-        window: int = 32,
-        damping: float = 1e-5,
-        density: float = 0.01,
-        block: int = 16384,
-        half: bool = False,
-        momentum: float = 0.0,
-        weight_decay: float = 0.0,
-    ) -> None:
-        options = {
-            "lr": lr,
-            "window": window,
-            "damping": damping,
-            "density": density,
-            "block": block,
-            "half": half,
-            "momentum": momentum,
-            "weight_decay": weight_decay,
-        }
-        super().__init__(params, options)
+    window: Count = 32
+    damping: NonNegative = 1e-5
+    density: Share = 0.01
+    block: Count = 16384
+    half: bool = False
+    momentum: Share = 0.0
 
     def start(self, weight: Tensor, group: Group) -> dict[str, Any]:
         blocks, k = _blocks(tuple(weight.shape), group), group["window"]

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
 from tnc.errors import BindError
+from tnc.optim.declaring import argument, option
 from tnc.optim.jacobians import Batch, Batches, jacobian
 from tnc.optim.joint import JointRule
 from tnc.optim.kinds import Group, Kind
+from tnc.optim.options import NonNegative
 from tnc.optim.rule import Part, rules
 
 Curvature = Callable[[Tensor], Tensor]
@@ -36,7 +38,8 @@ def binary_cross_entropy(outputs: Tensor) -> Tensor:
     return torch.diag_embed(p * (1 - p)) / outputs.shape[-1]
 
 
-LOSSES: Mapping[str, Curvature] = {
+Loss = Literal["squared", "cross-entropy", "binary-cross-entropy", "given"]
+LOSSES: Mapping[Loss, Curvature] = {
     "squared": squared,
     "cross-entropy": cross_entropy,
     "binary-cross-entropy": binary_cross_entropy,
@@ -61,25 +64,13 @@ class EGN(JointRule):
     """
 
     kinds: ClassVar[Mapping[str, Kind]] = {}
-    needs: ClassVar[tuple[str, ...]] = ("model",)
     shared = ("damping", "loss")
 
-    def __init__(
-        self,
-        params: Any,
-        model: nn.Module,
-        loss: str | Curvature,
-        lr: float = 0.1,
-        damping: float = 1.0,
-        weight_decay: float = 0.0,
-    ) -> None:
-        if isinstance(loss, str) and loss not in LOSSES:
-            raise BindError(f"EGN: loss is {loss!r}", hint=f"there are {', '.join(LOSSES)}")
-        self._curvature = LOSSES[loss] if isinstance(loss, str) else loss
-        self._attach(model)
-        name = loss if isinstance(loss, str) else "given"
-        options = {"lr": lr, "damping": damping, "weight_decay": weight_decay, "loss": name}
-        super().__init__(params, options)
+    model: nn.Module = argument(kw_only=False)
+    loss: Loss | Curvature = option(kw_only=False)
+    curvature: Curvature | None = argument(default=None)
+    lr = 0.1
+    damping: NonNegative = 1.0
 
     def refuses(self, weight: Tensor, group: Group) -> str:
         return "" if weight in self._names else "it is no parameter of the model"
@@ -90,9 +81,18 @@ class EGN(JointRule):
     def state_bytes(self, shape: tuple[int, ...], group: Group) -> int:
         return 0
 
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        loss = {**self.defaults, **param_group}.get("loss")
+        if callable(loss):  # groups, which are saved, hold its name
+            self.curvature = loss
+            param_group["loss"] = "given"
+        elif loss == "given" and self.curvature is None:
+            raise BindError("EGN: loss is 'given'", hint="give the function itself")
+        super().add_param_group(param_group)
+
     def adopt(self, model: nn.Module) -> None:
         self.release()
-        self._attach(model)
+        super().adopt(model)
 
     def release(self) -> None:
         """Take the hook off the model."""
@@ -115,14 +115,16 @@ class EGN(JointRule):
             part.weight.add_(change.view_as(part.weight).to(part.weight), alpha=-part.group["lr"])
 
     def _direction(self, names: list[str], batches: list[Batch]) -> Tensor:
+        curvature = LOSSES.get(self.param_groups[0]["loss"]) or self.curvature
+        assert curvature is not None  # `add_param_group` saw to it
         jacobians, residuals, curvatures = [], [], []
         rows = sum(batch.outputs[..., 0].numel() for batch in batches)
         for batch in batches:
             c = batch.outputs.shape[-1]
-            found = jacobian(self._model, names, batch).double()
+            found = jacobian(self.model, names, batch).double()
             jacobians.append(found.reshape(-1, found.shape[-1]))
             residuals.append(batch.gradient.double().reshape(-1) * rows)
-            curvatures.append(self._curvature(batch.outputs.double().reshape(-1, c)))
+            curvatures.append(curvature(batch.outputs.double().reshape(-1, c)))
         return direction(
             torch.cat(jacobians),
             torch.cat(residuals),
@@ -140,18 +142,9 @@ class EGN(JointRule):
             )
         return str(name)
 
-    def _attach(self, model: nn.Module) -> None:
-        self._model = model
-        self._names = {parameter: name for name, parameter in model.named_parameters()}
-        self._batches = Batches(model)
-
-    def __getstate__(self) -> dict[str, Any]:
-        return super().__getstate__() | {"_model": self._model, "_curvature": self._curvature}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
-        if "_model" in state:
-            self._attach(self._model)
+    def attach(self) -> None:
+        self._names = {parameter: name for name, parameter in self.model.named_parameters()}
+        self._batches = Batches(self.model)
 
 
 def direction(rows: Tensor, residual: Tensor, curvature: Tensor, damping: float) -> Tensor:

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from tnc.optim.factors import FactorRule
 from tnc.optim.kinds import Group, Kind
 from tnc.optim.projections import adam_direction
 from tnc.optim.rule import STEP, rules
+from tnc.optim.shared_options import Moments
 
 _NEGLIGIBLE = 1e-10
 """Eigenvalues below this share of the largest are rounding, which no step may blow up."""
@@ -28,7 +29,7 @@ class Frame:
 
 
 @rules.register("factor-adam-matrix")
-class LoraRite(FactorRule):
+class LoraRite(Moments, FactorRule):
     """Adam in the column space of the other factor, invariant to how the product is divided.
 
     For a factor A of `A B^T` with `B = Q R`: `g = G_A R^+` is the gradient with respect to `A R^T`,
@@ -51,26 +52,6 @@ class LoraRite(FactorRule):
     kinds: ClassVar[Mapping[str, Kind]] = dict.fromkeys(
         ("momentum", "basis", "second", "escaped", "exp_avg", "exp_avg_sq"), Kind.OPAQUE
     )
-
-    def __init__(
-        self,
-        params: Any,
-        model: nn.Module | None = None,
-        lr: float = 1e-3,
-        betas: tuple[float, float] = (0.9, 0.999),
-        eps: float = 1e-8,
-        weight_decay: float = 0.0,
-        pairs: Iterable[tuple[Tensor, Tensor]] = (),
-        others: str = "refuse",
-    ) -> None:
-        options = {
-            "lr": lr,
-            "betas": betas,
-            "eps": eps,
-            "weight_decay": weight_decay,
-            "others": others,
-        }
-        super().__init__(params, model, pairs, options)
 
     def start(self, weight: Tensor, group: Group) -> dict[str, Any]:
         return {slot: weight.new_zeros(weight.shape) for slot in ("exp_avg", "exp_avg_sq")}

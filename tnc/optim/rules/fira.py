@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from tnc.optim.kinds import Group, Kind, State
+from tnc.optim.options import Range
 from tnc.optim.projected import Projected
 from tnc.optim.projections import adam_ratio, debiasing, down, top_subspace, up
 from tnc.optim.rule import rules
@@ -32,29 +33,7 @@ class Fira(Projected):
 
     kinds: ClassVar[Mapping[str, Kind]] = {**Projected.kinds, "residual_norm": Kind.OPAQUE}
 
-    def __init__(
-        self,
-        params: Any,
-        lr: float = 1e-2,
-        rank: int = 128,
-        update_every: int = 200,
-        scale: float = 0.25,
-        betas: tuple[float, float] = (0.9, 0.999),
-        eps: float = 1e-6,
-        weight_decay: float = 0.0,
-        limit: float = 1.01,
-    ) -> None:
-        options = {
-            "lr": lr,
-            "rank": rank,
-            "update_every": update_every,
-            "scale": scale,
-            "betas": betas,
-            "eps": eps,
-            "weight_decay": weight_decay,
-            "limit": limit,
-        }
-        super().__init__(params, options)
+    limit: Annotated[float, Range(1)] = 1.01
 
     def start(self, weight: Tensor, group: Group) -> dict[str, Any]:
         return super().start(weight, group) | {"residual_norm": weight.new_zeros(())}

@@ -12,6 +12,7 @@ from torch import Tensor
 from tnc.optim.drawing import generator
 from tnc.optim.kinds import Group, Kind, State
 from tnc.optim.matrices import as_matrix, matrix_shape
+from tnc.optim.options import Count, NonNegative, Share
 from tnc.optim.projections import down, is_right, projected_shape, up
 from tnc.optim.rule import Rule, rules
 
@@ -45,29 +46,13 @@ class Flora(Rule):
         "variance": lambda state, group: 1.0  # the first gradient replaces the start
     }
 
-    def __init__(
-        self,
-        params: Any,
-        lr: float = 1e-2,
-        rank: int = 128,
-        update_every: int = 1000,
-        beta: float | None = 0.9,
-        decay_rate: float = 0.8,
-        scale_floor: float = 1e-3,
-        weight_decay: float = 0.0,
-        seed: int = 0,
-    ) -> None:
-        options = {
-            "lr": lr,
-            "rank": rank,
-            "update_every": update_every,
-            "beta": beta,
-            "decay_rate": decay_rate,
-            "scale_floor": scale_floor,
-            "weight_decay": weight_decay,
-            "seed": seed,
-        }
-        super().__init__(params, options)
+    lr = 1e-2
+    rank: Count = 128
+    update_every: Count = 1000
+    beta: Share | None = 0.9
+    decay_rate: NonNegative = 0.8
+    scale_floor: NonNegative = 1e-3
+    seed: int = 0
 
     def refuses(self, weight: Tensor, group: Group) -> str:
         return "" if weight.dim() >= 2 else "it is no matrix, which could be projected"

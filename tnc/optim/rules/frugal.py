@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from math import prod
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor
 
-from tnc.errors import BindError
 from tnc.optim.kinds import Group, Kind
 from tnc.optim.matrices import as_matrix, matrix_shape
+from tnc.optim.options import Count, NonNegative, Share
 from tnc.optim.projections import (
     adam_direction,
     down,
@@ -23,13 +23,14 @@ from tnc.optim.projections import (
     up,
 )
 from tnc.optim.rule import STEP, Rule, rules
+from tnc.optim.shared_options import Moments
 
-SUBSPACES = ("columns", "blocks", "svd", "random")
-REST = ("sign", "sgd", "none")
+Subspaces = Literal["columns", "blocks", "svd", "random"]
+SUBSPACES: tuple[Subspaces, ...] = get_args(Subspaces)
 
 
 @rules.register("frugal")
-class Frugal(Rule):
+class Frugal(Moments, Rule):
     """`g = down(G)`; `W <- (1 - lr wd) W - lr up(Adam(g)) - lr rest_scale f(G - up(g))`.
 
     f is 'sign', 'sgd' (as it is) or 'none'. `density` of each parameter is in the subspace, which
@@ -55,36 +56,12 @@ class Frugal(Rule):
         "right": Kind.OPAQUE,
     }
 
-    def __init__(
-        self,
-        params: Any,
-        lr: float = 1e-3,
-        density: float = 0.25,
-        update_every: int = 200,
-        subspace: str = "columns",
-        rest: str = "sign",
-        rest_scale: float = 1.0,
-        betas: tuple[float, float] = (0.9, 0.999),
-        eps: float = 1e-8,
-        weight_decay: float = 0.0,
-        seed: int = 0,
-    ) -> None:
-        for name, value, known in (("subspace", subspace, SUBSPACES), ("rest", rest, REST)):
-            if value not in known:
-                raise BindError(f"Frugal: {name} is {value!r}", hint=f"give {', '.join(known)}")
-        options = {
-            "lr": lr,
-            "density": density,
-            "update_every": update_every,
-            "subspace": subspace,
-            "rest": rest,
-            "rest_scale": rest_scale,
-            "betas": betas,
-            "eps": eps,
-            "weight_decay": weight_decay,
-            "seed": seed,
-        }
-        super().__init__(params, options)
+    density: Share = 0.25
+    update_every: Count = 200
+    subspace: Subspaces = "columns"
+    rest: Literal["sign", "sgd", "none"] = "sign"
+    rest_scale: NonNegative = 1.0
+    seed: int = 0
 
     def start(self, weight: Tensor, group: Group) -> dict[str, Any]:
         kind, held = held_shape(tuple(weight.shape), group)

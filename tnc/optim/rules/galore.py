@@ -24,28 +24,6 @@ class GaLore(Projected):
     (Zhao et al., GaLore, ICML 2024, algorithm 2; scale is the paper's alpha.)
     """
 
-    def __init__(
-        self,
-        params: Any,
-        lr: float = 1e-2,
-        rank: int = 128,
-        update_every: int = 200,
-        scale: float = 0.25,
-        betas: tuple[float, float] = (0.9, 0.999),
-        eps: float = 1e-6,
-        weight_decay: float = 0.0,
-    ) -> None:
-        options = {
-            "lr": lr,
-            "rank": rank,
-            "update_every": update_every,
-            "scale": scale,
-            "betas": betas,
-            "eps": eps,
-            "weight_decay": weight_decay,
-        }
-        super().__init__(params, options)
-
     def subspace(self, matrix: Tensor, state: State, group: Group) -> Tensor:
         return top_subspace(matrix, len(state["projector"]), state["right"])
 

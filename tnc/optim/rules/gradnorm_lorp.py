@@ -21,10 +21,11 @@ from tnc.optim.projections import (
     up,
 )
 from tnc.optim.rule import STEP, Rule, rules
+from tnc.optim.shared_options import Renewed
 
 
 @rules.register("gradnorm-lorp")
-class GradNormLoRP(Rule):
+class GradNormLoRP(Renewed, Rule):
     """`W = a V / |V|` row by row; GaLore on V with scale, Adam on the lengths a.
 
     `grad_a = <G, V> / |V|`; `grad_V = a / |V| (G - grad_a V / |V|)`, which is orthogonal to V row
@@ -50,28 +51,6 @@ class GradNormLoRP(Rule):
         "length_avg": Kind.OPAQUE,
         "length_avg_sq": Kind.OPAQUE,
     }
-
-    def __init__(
-        self,
-        params: Any,
-        lr: float = 1e-3,
-        rank: int = 128,
-        update_every: int = 200,
-        scale: float = 0.25,
-        betas: tuple[float, float] = (0.9, 0.999),
-        eps: float = 1e-6,
-        weight_decay: float = 0.0,
-    ) -> None:
-        options = {
-            "lr": lr,
-            "rank": rank,
-            "update_every": update_every,
-            "scale": scale,
-            "betas": betas,
-            "eps": eps,
-            "weight_decay": weight_decay,
-        }
-        super().__init__(params, options)
 
     def refuses(self, weight: Tensor, group: Group) -> str:
         return "" if weight.dim() >= 2 else "it is no matrix, which could be projected"

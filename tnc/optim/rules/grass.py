@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
-from tnc.errors import BindError
 from tnc.optim.kinds import Group, State
 from tnc.optim.projections import draws, sampled
 from tnc.optim.rule import rules
 from tnc.optim.selected import Selected
-
-CHOICES = ("top", "norm", "uniform")
 
 
 @rules.register("grass")
@@ -32,33 +29,8 @@ class Grass(Selected):
 
     random: ClassVar[bool] = True
 
-    def __init__(
-        self,
-        params: Any,
-        lr: float = 1e-3,
-        rank: int = 128,
-        update_every: int = 200,
-        scale: float = 1.0,
-        betas: tuple[float, float] = (0.9, 0.999),
-        eps: float = 1e-8,
-        weight_decay: float = 0.0,
-        choice: str = "top",
-        seed: int = 0,
-    ) -> None:
-        if choice not in CHOICES:
-            raise BindError(f"Grass: choice is {choice!r}", hint=f"choices: {', '.join(CHOICES)}")
-        options = {
-            "lr": lr,
-            "rank": rank,
-            "update_every": update_every,
-            "scale": scale,
-            "betas": betas,
-            "eps": eps,
-            "weight_decay": weight_decay,
-            "choice": choice,
-            "seed": seed,
-        }
-        super().__init__(params, options)
+    choice: Literal["top", "norm", "uniform"] = "top"
+    seed: int = 0
 
     def coordinates(self, rows: Tensor) -> Tensor:
         return rows

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from math import prod
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
-from tnc.errors import BindError
 from tnc.optim.joint import JointRule
 from tnc.optim.kinds import Group, Kind
 from tnc.optim.matrices import as_matrix
+from tnc.optim.options import Count, Positive, Share
 from tnc.optim.rule import STEP, Part, rules
-from tnc.optim.steepest import check_norm, dual_norm, steepest
+from tnc.optim.steepest import Norm, dual_norm, steepest
 
 
 @rules.register("lanton")
@@ -39,37 +39,13 @@ class Lanton(JointRule):
         "rate": Kind.SCALAR,
     }
 
-    def __init__(
-        self,
-        params: Any,
-        lr: float = 1e-3,
-        norm: str = "spectral",
-        momentum: float = 0.95,
-        beta: float = 0.9,
-        alpha: float = 1.0,
-        against: str = "momentum",
-        weight_decay: float = 0.0,
-        iterations: int = 5,
-        exact: bool = False,
-    ) -> None:
-        check_norm("Lanton", norm)
-        if against not in ("momentum", "previous"):
-            hint = "give 'momentum' or 'previous'"
-            raise BindError(f"Lanton: against is {against!r}", hint=hint)
-        if not alpha > 0:
-            raise BindError(f"Lanton: alpha is {alpha!r}", hint="give more than 0")
-        options = {
-            "lr": lr,
-            "norm": norm,
-            "momentum": momentum,
-            "beta": beta,
-            "alpha": alpha,
-            "against": against,
-            "weight_decay": weight_decay,
-            "iterations": iterations,
-            "exact": exact,
-        }
-        super().__init__(params, options)
+    norm: Norm = "spectral"
+    momentum: Share = 0.95
+    beta: Share = 0.9
+    alpha: Positive = 1.0
+    against: Literal["momentum", "previous"] = "momentum"
+    iterations: Count = 5
+    exact: bool = False
 
     def start(self, weight: Tensor, group: Group) -> dict[str, Any]:
         found = {

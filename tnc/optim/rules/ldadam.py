@@ -11,13 +11,15 @@ from torch import Tensor
 
 from tnc.optim.kinds import Group, Kind
 from tnc.optim.matrices import as_matrix, matrix_shape
+from tnc.optim.options import Count, Share
 from tnc.optim.projections import adam_direction, is_right, projected_shape, top_subspace
 from tnc.optim.rule import Rule, rules
+from tnc.optim.shared_options import Moments
 from tnc.optim.subspaces import power_step, rotated_moments, tall
 
 
 @rules.register("ldadam")
-class LdAdam(Rule):
+class LdAdam(Moments, Rule):
     """`A = G + E`; P turns towards `s m_hat P + (1 - s) A`; moments turn; Adam on `A P^T`.
 
     P takes one power iteration a step; s is `mixing`. Moments are debiased, turned by
@@ -39,27 +41,10 @@ class LdAdam(Rule):
         "right": Kind.OPAQUE,
     }
 
-    def __init__(
-        self,
-        params: Any,
-        lr: float = 1e-3,
-        rank: int = 128,
-        mixing: float = 0.908,
-        betas: tuple[float, float] = (0.908, 0.99),
-        eps: float = 1e-8,
-        error_feedback: bool = True,
-        weight_decay: float = 0.0,
-    ) -> None:
-        options = {
-            "lr": lr,
-            "rank": rank,
-            "mixing": mixing,
-            "betas": betas,
-            "eps": eps,
-            "error_feedback": error_feedback,
-            "weight_decay": weight_decay,
-        }
-        super().__init__(params, options)
+    rank: Count = 128
+    mixing: Share = 0.908
+    betas = (0.908, 0.99)
+    error_feedback: bool = True
 
     def refuses(self, weight: Tensor, group: Group) -> str:
         return "" if weight.dim() >= 2 else "it is no matrix, which could be projected"

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from tnc.optim.kinds import Group, Kind
+from tnc.optim.options import Betas
 from tnc.optim.rule import Rule, rules
 
 
@@ -29,14 +30,8 @@ class Lion(Rule):
     kinds: ClassVar[Mapping[str, Kind]] = {"exp_avg": Kind.COVECTOR}
     elementwise: ClassVar[bool] = True
 
-    def __init__(
-        self,
-        params: Any,
-        lr: float = 1e-4,
-        betas: tuple[float, float] = (0.9, 0.99),
-        weight_decay: float = 0.0,
-    ) -> None:
-        super().__init__(params, {"lr": lr, "betas": betas, "weight_decay": weight_decay})
+    lr = 1e-4
+    betas: Betas = (0.9, 0.99)
 
     def start(self, weight: Tensor, group: Group) -> dict[str, Any]:
         return {"exp_avg": torch.zeros_like(weight, memory_format=torch.contiguous_format)}

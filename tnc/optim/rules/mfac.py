@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from math import prod
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -13,6 +13,7 @@ from tnc.optim.history import CLOCK, coefficients, put_products, turn
 from tnc.optim.joint import JointRule
 from tnc.optim.kinds import Group, Kind, State
 from tnc.optim.momentum import BUFFER, ball, descend
+from tnc.optim.options import NonNegative, Range, Share
 from tnc.optim.rule import Part, rules
 
 LONGEST = 1024
@@ -41,27 +42,9 @@ class MFAC(JointRule):
     } | {f"gradients_{row}": Kind.COVECTOR for row in range(LONGEST)}
     shared = ("window", "damping")
 
-    def __init__(
-        self,
-        params: Any,
-        lr: float = 1e-3,
-        window: int = 32,
-        damping: float = 1e-5,
-        momentum: float = 0.0,
-        weight_decay: float = 0.0,
-    ) -> None:
-        options = {
-            "lr": lr,
-            "window": window,
-            "damping": damping,
-            "momentum": momentum,
-            "weight_decay": weight_decay,
-        }
-        super().__init__(params, options)
-
-    def refuses(self, weight: Tensor, group: Group) -> str:
-        too_long = group["window"] > LONGEST
-        return f"a window of {group['window']} is above {LONGEST}" if too_long else ""
+    window: Annotated[int, Range(1, LONGEST)] = 32
+    damping: NonNegative = 1e-5
+    momentum: Share = 0.0
 
     def start(self, weight: Tensor, group: Group) -> dict[str, Any]:
         k = group["window"]

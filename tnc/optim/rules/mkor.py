@@ -6,11 +6,12 @@ from collections.abc import Mapping
 from math import prod
 from typing import Any, ClassVar
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from tnc.optim.capturing import MEANS, Captured
 from tnc.optim.kinds import Group, Kind
 from tnc.optim.momentum import BUFFER, ball, descend
+from tnc.optim.options import Share
 from tnc.optim.rule import rules
 from tnc.optim.watching import WatchingRule, eye
 
@@ -42,28 +43,9 @@ class MKOR(WatchingRule):
     }
     gather = MEANS
 
-    def __init__(
-        self,
-        params: Any,
-        model: nn.Module,
-        lr: float = 1e-3,
-        beta: float = 0.95,
-        update_every: int = 10,
-        momentum: float = 0.9,
-        weight_decay: float = 0.0,
-        rescale: bool = True,
-        others: str = "refuse",
-    ) -> None:
-        options = {
-            "lr": lr,
-            "beta": beta,
-            "update_every": update_every,
-            "momentum": momentum,
-            "weight_decay": weight_decay,
-            "rescale": rescale,
-            "others": others,
-        }
-        super().__init__(params, model, options)
+    beta: Share = 0.95
+    momentum: Share = 0.9
+    rescale: bool = True
 
     def start(self, weight: Tensor, group: Group) -> dict[str, Any]:
         return ball(weight, group)

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from math import prod
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
-from tnc.errors import BindError
 from tnc.optim.kinds import Group, Kind
 from tnc.optim.matrices import as_matrix, newton_schulz
+from tnc.optim.options import Count, Share
 from tnc.optim.rule import Rule, rules
 
 
@@ -28,27 +28,11 @@ class Muon(Rule):
 
     kinds: ClassVar[Mapping[str, Kind]] = {"momentum_buffer": Kind.COVECTOR}
 
-    def __init__(
-        self,
-        params: Any,
-        lr: float = 1e-3,
-        momentum: float = 0.95,
-        weight_decay: float = 0.1,
-        nesterov: bool = True,
-        iterations: int = 5,
-        adjust: str = "original",
-    ) -> None:
-        if adjust not in ("original", "rms"):
-            raise BindError(f"Muon: adjust is {adjust!r}", hint="give 'original' or 'rms'")
-        options = {
-            "lr": lr,
-            "momentum": momentum,
-            "weight_decay": weight_decay,
-            "nesterov": nesterov,
-            "iterations": iterations,
-            "adjust": adjust,
-        }
-        super().__init__(params, options)
+    momentum: Share = 0.95
+    weight_decay = 0.1
+    nesterov: bool = True
+    iterations: Count = 5
+    adjust: Literal["original", "rms"] = "original"
 
     def refuses(self, weight: Tensor, group: Group) -> str:
         return "" if weight.dim() >= 2 else "it is no matrix, which could be orthogonalised"

@@ -9,9 +9,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from tnc.errors import BindError
 from tnc.optim.kinds import Group, Kind
 from tnc.optim.multilinear import Multilinear, along, core_shape
+from tnc.optim.options import Count, Positive
 from tnc.optim.projections import biased_adam_direction
 from tnc.optim.rule import rules
 
@@ -48,33 +48,8 @@ class NaturalGaLore(Multilinear):
         ("exp_avg", "exp_avg_sq", "projectors", "history"), Kind.OPAQUE
     )
 
-    def __init__(
-        self,
-        params: Any,
-        lr: float = 1e-2,
-        rank: int = 128,
-        update_every: int = 200,
-        scale: float = 0.25,
-        betas: tuple[float, float] = (0.9, 0.999),
-        eps: float = 1e-6,
-        weight_decay: float = 0.0,
-        window: int = 20,
-        damping: float = 1e-3,
-    ) -> None:
-        if not damping > 0:
-            raise BindError(f"NaturalGaLore: damping is {damping!r}", hint="give more than 0")
-        options = {
-            "lr": lr,
-            "rank": rank,
-            "update_every": update_every,
-            "scale": scale,
-            "betas": betas,
-            "eps": eps,
-            "weight_decay": weight_decay,
-            "window": window,
-            "damping": damping,
-        }
-        super().__init__(params, options)
+    window: Count = 20
+    damping: Positive = 1e-3
 
     def start(self, weight: Tensor, group: Group) -> dict[str, Any]:
         found = super().start(weight, group)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from tnc.optim.kinds import Group, Kind
 from tnc.optim.matrices import as_matrix, matrix_shape
+from tnc.optim.options import NonNegative
 from tnc.optim.projections import (
     adam_direction,
     biased_adam_direction,
@@ -20,11 +21,12 @@ from tnc.optim.projections import (
     up,
 )
 from tnc.optim.rule import Rule, rules
+from tnc.optim.shared_options import Subspace
 from tnc.optim.subspaces import reconstruction, tall
 
 
 @rules.register("online-subspace-descent")
-class OnlineSubspaceDescent(Rule):
+class OnlineSubspaceDescent(Subspace, Rule):
     """`W -= lr scale up(Adam(G P^T))`, then a step of Adam on P down `|G P^T P - G|^2 / |G|^2`.
 
     P starts with the leading singular vectors of the first gradient and is not orthonormalised
@@ -43,27 +45,8 @@ class OnlineSubspaceDescent(Rule):
         "right": Kind.OPAQUE,
     }
 
-    def __init__(
-        self,
-        params: Any,
-        lr: float = 1e-2,
-        rank: int = 128,
-        projector_lr: float = 5e-3,
-        scale: float = 0.25,
-        betas: tuple[float, float] = (0.9, 0.999),
-        eps: float = 1e-6,
-        weight_decay: float = 0.0,
-    ) -> None:
-        options = {
-            "lr": lr,
-            "rank": rank,
-            "projector_lr": projector_lr,
-            "scale": scale,
-            "betas": betas,
-            "eps": eps,
-            "weight_decay": weight_decay,
-        }
-        super().__init__(params, options)
+    lr = 1e-2
+    projector_lr: NonNegative = 5e-3
 
     def refuses(self, weight: Tensor, group: Group) -> str:
         return "" if weight.dim() >= 2 else "it is no matrix, which could be projected"

@@ -12,6 +12,7 @@ from torch import Tensor
 from tnc.optim.coefficients import coefficients_for
 from tnc.optim.kinds import Group, Kind
 from tnc.optim.matrices import as_matrix, newton_schulz
+from tnc.optim.options import Count, Share
 from tnc.optim.rule import Rule, rules
 
 
@@ -28,23 +29,10 @@ class Root(Rule):
 
     kinds: ClassVar[Mapping[str, Kind]] = {"momentum_buffer": Kind.COVECTOR}
 
-    def __init__(
-        self,
-        params: Any,
-        lr: float = 1e-3,
-        momentum: float = 0.95,
-        quantile: float = 0.9,
-        weight_decay: float = 0.1,
-        iterations: int = 5,
-    ) -> None:
-        options = {
-            "lr": lr,
-            "momentum": momentum,
-            "quantile": quantile,
-            "weight_decay": weight_decay,
-            "iterations": iterations,
-        }
-        super().__init__(params, options)
+    momentum: Share = 0.95
+    quantile: Share = 0.9
+    weight_decay = 0.1
+    iterations: Count = 5
 
     def refuses(self, weight: Tensor, group: Group) -> str:
         return "" if weight.dim() >= 2 else "it is no matrix, which could be orthogonalised"

@@ -26,29 +26,7 @@ class Sara(Projected):
 
     random: ClassVar[bool] = True
 
-    def __init__(
-        self,
-        params: Any,
-        lr: float = 1e-2,
-        rank: int = 128,
-        update_every: int = 200,
-        scale: float = 0.25,
-        betas: tuple[float, float] = (0.9, 0.999),
-        eps: float = 1e-6,
-        weight_decay: float = 0.0,
-        seed: int = 0,
-    ) -> None:
-        options = {
-            "lr": lr,
-            "rank": rank,
-            "update_every": update_every,
-            "scale": scale,
-            "betas": betas,
-            "eps": eps,
-            "weight_decay": weight_decay,
-            "seed": seed,
-        }
-        super().__init__(params, options)
+    seed: int = 0
 
     def subspace(self, matrix: Tensor, state: State, group: Group) -> Tensor:
         return sampled_subspace(matrix, len(state["projector"]), state["right"], draws(state))

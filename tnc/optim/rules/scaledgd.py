@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from tnc.optim.factors import FactorRule, inverse_gram
 from tnc.optim.kinds import Group, Kind
+from tnc.optim.options import NonNegative
 from tnc.optim.rule import rules
 
 
@@ -26,18 +27,8 @@ class ScaledGD(FactorRule):
 
     kinds: ClassVar[Mapping[str, Kind]] = {}
 
-    def __init__(
-        self,
-        params: Any,
-        model: nn.Module | None = None,
-        lr: float = 0.1,
-        damping: float = 1e-3,
-        weight_decay: float = 0.0,
-        pairs: Iterable[tuple[Tensor, Tensor]] = (),
-        others: str = "refuse",
-    ) -> None:
-        options = {"lr": lr, "damping": damping, "weight_decay": weight_decay, "others": others}
-        super().__init__(params, model, pairs, options)
+    lr = 0.1
+    damping: NonNegative = 1e-3
 
     def start(self, weight: Tensor, group: Group) -> dict[str, Any]:
         return {}

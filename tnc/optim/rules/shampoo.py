@@ -4,19 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from math import prod
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
-from tnc.errors import BindError
 from tnc.optim.blocks import blocks_of
 from tnc.optim.kinds import Group, Kind, State
-from tnc.optim.roots import check_roots, inverse_root
+from tnc.optim.options import Count
+from tnc.optim.roots import Roots, inverse_root
 from tnc.optim.rule import Rule, rules
+from tnc.optim.shared_options import Moments
 
 MODES = 8
-GRAFTS = ("none", "sgd", "adagrad", "adam")
 
 
 def _held(state: State, group: Group) -> float:
@@ -29,7 +29,7 @@ def _graft_held(state: State, group: Group) -> float:
 
 
 @rules.register("shampoo")
-class Shampoo(Rule):
+class Shampoo(Moments, Rule):
     """`L_k <- b2 L_k + w G_(k) G_(k)^T` for each mode k of K; `P = m L_1^(-1/2K) ... L_K^(-1/2K)`.
 
     `w` is 1 where b2 is 1 (sums, as in the paper), else `1 - b2`, and L is debiased; `m` is the
@@ -57,32 +57,11 @@ class Shampoo(Rule):
         "gram_0": _held,
     }
 
-    def __init__(
-        self,
-        params: Any,
-        lr: float = 1e-3,
-        betas: tuple[float, float] = (0.9, 0.999),
-        eps: float = 1e-6,
-        update_every: int = 10,
-        block: int = 1024,
-        graft: str = "adam",
-        roots: str = "eigh",
-        weight_decay: float = 0.0,
-    ) -> None:
-        check_roots("Shampoo", roots)
-        if graft not in GRAFTS:
-            raise BindError(f"Shampoo: graft is {graft!r}", hint=f"grafts are {', '.join(GRAFTS)}")
-        options = {
-            "lr": lr,
-            "betas": betas,
-            "eps": eps,
-            "update_every": update_every,
-            "block": block,
-            "graft": graft,
-            "roots": roots,
-            "weight_decay": weight_decay,
-        }
-        super().__init__(params, options)
+    eps = 1e-6
+    update_every: Count = 10
+    block: Count = 1024
+    graft: Literal["none", "sgd", "adagrad", "adam"] = "adam"
+    roots: Roots = "eigh"
 
     def refuses(self, weight: Tensor, group: Group) -> str:
         count = len(blocks_of(tuple(weight.shape), group["block"]).sizes)

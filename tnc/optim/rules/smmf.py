@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from tnc.optim.kinds import Group, Kind, State
+from tnc.optim.options import NonNegative, Share
 from tnc.optim.rule import Rule, rules
 from tnc.optim.signs import pack_signs, packed_size, signed
 
@@ -41,25 +42,10 @@ class Smmf(Rule):
         "exp_avg_sq": lambda state, group: 1.0  # the first gradient replaces the start
     }
 
-    def __init__(
-        self,
-        params: Any,
-        lr: float = 1e-3,
-        beta: float = 0.9,
-        growth: float = 0.999,
-        decay_rate: float = 0.8,
-        eps: float = 1e-8,
-        weight_decay: float = 0.0,
-    ) -> None:
-        options = {
-            "lr": lr,
-            "beta": beta,
-            "growth": growth,
-            "decay_rate": decay_rate,
-            "eps": eps,
-            "weight_decay": weight_decay,
-        }
-        super().__init__(params, options)
+    beta: Share = 0.9
+    growth: Share = 0.999
+    decay_rate: NonNegative = 0.8
+    eps: NonNegative = 1e-8
 
     def start(self, weight: Tensor, group: Group) -> dict[str, Any]:
         a, b = square_shape(weight.numel())

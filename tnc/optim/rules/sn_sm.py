@@ -4,22 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from math import isqrt, prod
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
-from tnc.errors import BindError
 from tnc.optim.kinds import Group, Kind, State
 from tnc.optim.matrices import as_matrix, matrix_shape
+from tnc.optim.options import Count
 from tnc.optim.projections import down, is_right, projected_shape, top_subspace, up
 from tnc.optim.rule import Rule, rules
-
-PROJECTIONS = ("svd", "columns")
+from tnc.optim.shared_options import Moments
 
 
 @rules.register("sn-sm")
-class SubsetNormSubspaceMomentum(Rule):
+class SubsetNormSubspaceMomentum(Moments, Rule):
     """`W -= lr (up(m) + G - up(g)) / (sqrt(v_hat) + eps)`, with `g` G in a subspace.
 
     `m <- b1 m + (1 - b1) g`: momentum in the subspace, plain steps outside of it. v is an average
@@ -47,34 +46,10 @@ class SubsetNormSubspaceMomentum(Rule):
         "exp_avg_sq": lambda state, group: 1 - group["betas"][1] ** float(state["step"])
     }
 
-    def __init__(
-        self,
-        params: Any,
-        lr: float = 1e-3,
-        rank: int = 128,
-        update_every: int = 200,
-        subset_size: int | None = None,
-        projection: str = "svd",
-        betas: tuple[float, float] = (0.9, 0.999),
-        eps: float = 1e-8,
-        weight_decay: float = 0.0,
-    ) -> None:
-        if projection not in PROJECTIONS:
-            raise BindError(
-                f"SubsetNormSubspaceMomentum: projection is {projection!r}",
-                hint=f"projections are {', '.join(PROJECTIONS)}",
-            )
-        options = {
-            "lr": lr,
-            "rank": rank,
-            "update_every": update_every,
-            "subset_size": subset_size,
-            "projection": projection,
-            "betas": betas,
-            "eps": eps,
-            "weight_decay": weight_decay,
-        }
-        super().__init__(params, options)
+    rank: Count = 128
+    update_every: Count = 200
+    subset_size: Count | None = None
+    projection: Literal["svd", "columns"] = "svd"
 
     def refuses(self, weight: Tensor, group: Group) -> str:
         return "" if weight.dim() >= 2 else "it is no matrix, which could be projected"

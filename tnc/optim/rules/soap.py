@@ -11,7 +11,9 @@ from torch import Tensor
 
 from tnc.optim.blocks import Blocks, blocks_of
 from tnc.optim.kinds import Group, Kind, State
+from tnc.optim.options import Count, Share
 from tnc.optim.rule import Rule, rules
+from tnc.optim.shared_options import Moments
 
 MODES = 8
 
@@ -21,7 +23,7 @@ def _held(state: State, group: Group) -> float:
 
 
 @rules.register("soap")
-class Soap(Rule):
+class Soap(Moments, Rule):
     """Adam on `g = G Q_1 ... Q_K`, Q_k the eigenvectors of `L_k <- b L_k + (1 - b) G_(k) G_(k)^T`.
 
     `W <- W - lr Q m / (sqrt(v) + eps)` with Adam's debiasing, then `W <- (1 - lr wd) W`. Every
@@ -44,29 +46,13 @@ class Soap(Rule):
     }
     holds: ClassVar[Mapping[str, Callable[[State, Group], float]]] = {"exp_avg_sq": _held}
 
-    def __init__(
-        self,
-        params: Any,
-        lr: float = 3e-3,
-        betas: tuple[float, float] = (0.95, 0.95),
-        beta: float = 0.95,
-        eps: float = 1e-8,
-        weight_decay: float = 0.01,
-        update_every: int = 10,
-        largest: int = 10000,
-        vectors: bool = False,
-    ) -> None:
-        options = {
-            "lr": lr,
-            "betas": betas,
-            "beta": beta,
-            "eps": eps,
-            "weight_decay": weight_decay,
-            "update_every": update_every,
-            "largest": largest,
-            "vectors": vectors,
-        }
-        super().__init__(params, options)
+    lr = 3e-3
+    betas = (0.95, 0.95)
+    beta: Share = 0.95
+    weight_decay = 0.01
+    update_every: Count = 10
+    largest: int = 10000
+    vectors: bool = False
 
     def refuses(self, weight: Tensor, group: Group) -> str:
         count = len(_blocks(tuple(weight.shape)).sizes)

@@ -11,11 +11,13 @@ from torch import Tensor
 
 from tnc.errors import BindError
 from tnc.optim.kinds import Group, Kind
+from tnc.optim.options import NonNegative
 from tnc.optim.rule import STEP, Rule, rules
+from tnc.optim.shared_options import Moments
 
 
 @rules.register("sophia")
-class Sophia(Rule):
+class Sophia(Moments, Rule):
     """`m <- b1 m + (1 - b1) G`; `W <- (1 - lr wd) W - lr sign(m) min(|m| / (rho h + eps), 1)`.
 
     h is an average of the diagonal of the Gauss-Newton matrix. The caller gives its estimates:
@@ -37,17 +39,11 @@ class Sophia(Rule):
     estimates: ClassVar[bool] = True
     elementwise: ClassVar[bool] = True
 
-    def __init__(
-        self,
-        params: Any,
-        lr: float = 1e-4,
-        betas: tuple[float, float] = (0.965, 0.99),
-        rho: float = 0.04,
-        eps: float = 1e-15,
-        weight_decay: float = 0.1,
-    ) -> None:
-        options = {"lr": lr, "betas": betas, "rho": rho, "eps": eps, "weight_decay": weight_decay}
-        super().__init__(params, options)
+    lr = 1e-4
+    betas = (0.965, 0.99)
+    rho: NonNegative = 0.04
+    eps = 1e-15
+    weight_decay = 0.1
 
     @torch.no_grad()
     def update_hessian(self, samples: float = 1.0) -> None:

@@ -7,11 +7,12 @@ from math import prod
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from tnc.optim.capturing import SQUARES, Captured
 from tnc.optim.kinds import Group, Kind
 from tnc.optim.momentum import BUFFER, ball, descend
+from tnc.optim.options import NonNegative, Share
 from tnc.optim.rule import STEP, rules
 from tnc.optim.watching import WatchingRule, eye
 
@@ -45,30 +46,11 @@ class StructuredNGD(WatchingRule):
     }
     gather = SQUARES
 
-    def __init__(
-        self,
-        params: Any,
-        model: nn.Module,
-        lr: float = 1e-3,
-        lr_factors: float = 1e-2,
-        damping: float = 1e-3,
-        memory: float = 0.5,
-        update_every: int = 10,
-        momentum: float = 0.9,
-        weight_decay: float = 0.01,
-        others: str = "refuse",
-    ) -> None:
-        options = {
-            "lr": lr,
-            "lr_factors": lr_factors,
-            "damping": damping,
-            "memory": memory,
-            "update_every": update_every,
-            "momentum": momentum,
-            "weight_decay": weight_decay,
-            "others": others,
-        }
-        super().__init__(params, model, options)
+    lr_factors: NonNegative = 1e-2
+    damping: NonNegative = 1e-3
+    memory: Share = 0.5
+    momentum: Share = 0.9
+    weight_decay = 0.01
 
     def start(self, weight: Tensor, group: Group) -> dict[str, Any]:
         return ball(weight, group)

@@ -27,27 +27,5 @@ class TensorGaLore(Multilinear):
     GaLore, ICML 2024.)
     """
 
-    def __init__(
-        self,
-        params: Any,
-        lr: float = 1e-2,
-        rank: int = 128,
-        update_every: int = 200,
-        scale: float = 0.25,
-        betas: tuple[float, float] = (0.9, 0.999),
-        eps: float = 1e-6,
-        weight_decay: float = 0.0,
-    ) -> None:
-        options = {
-            "lr": lr,
-            "rank": rank,
-            "update_every": update_every,
-            "scale": scale,
-            "betas": betas,
-            "eps": eps,
-            "weight_decay": weight_decay,
-        }
-        super().__init__(params, options)
-
     def direction(self, core: Tensor, state: dict[str, Any], group: Group) -> Tensor:
         return biased_adam_direction(core, state, group)

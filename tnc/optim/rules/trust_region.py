@@ -11,8 +11,9 @@ from torch import Tensor
 
 from tnc.optim.kinds import Group, Kind
 from tnc.optim.matrices import as_matrix
+from tnc.optim.options import Count, Share
 from tnc.optim.rule import Rule, rules
-from tnc.optim.steepest import check_norm, steepest
+from tnc.optim.steepest import Norm, steepest
 
 
 @rules.register("trust-region")
@@ -34,26 +35,10 @@ class TrustRegion(Rule):
 
     kinds: ClassVar[Mapping[str, Kind]] = {"momentum_buffer": Kind.COVECTOR}
 
-    def __init__(
-        self,
-        params: Any,
-        lr: float = 1e-3,
-        norm: str = "spectral",
-        momentum: float = 0.95,
-        weight_decay: float = 0.0,
-        iterations: int = 5,
-        exact: bool = False,
-    ) -> None:
-        check_norm("TrustRegion", norm)
-        options = {
-            "lr": lr,
-            "norm": norm,
-            "momentum": momentum,
-            "weight_decay": weight_decay,
-            "iterations": iterations,
-            "exact": exact,
-        }
-        super().__init__(params, options)
+    norm: Norm = "spectral"
+    momentum: Share = 0.95
+    iterations: Count = 5
+    exact: bool = False
 
     def start(self, weight: Tensor, group: Group) -> dict[str, Any]:
         return {"momentum_buffer": torch.zeros_like(weight, memory_format=torch.contiguous_format)}

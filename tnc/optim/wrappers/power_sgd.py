@@ -12,7 +12,7 @@ from torch.distributed.algorithms.ddp_comm_hooks.powerSGD_hook import PowerSGDSt
 
 from tnc.decide.allocation.buckets import least_error
 from tnc.errors import BindError
-from tnc.optim.ranges import check_options
+from tnc.optim.options import Count, check_option
 
 RANKS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
 """The ranks that a layer may get, where they are cheaper than its gradient."""
@@ -37,7 +37,7 @@ def choose_ranks(
     >>> choose_ranks({"easy": easy, "hard": torch.randn(32, 32)}, rank=4)
     {'easy': 1, 'hard': 6}
     """
-    check_options("choose_ranks", {"rank": rank})
+    check_option("choose_ranks", "rank", rank, Count)
     names, choices, errors, costs = [], [], [], []
     budget = 0.0
     for name, gradient in gradients.items():
@@ -89,7 +89,7 @@ class PowerSGD:
                 f"start is {self.start}", hint="2 or more: gradients are bucketed anew after one"
             )
         for name, rank in self.ranks.items():
-            check_options("power_sgd", {"rank": rank})
+            check_option("power_sgd", "rank", rank, Count)
             self._of[id(held[name])] = rank
         for rank in sorted({0, *self.ranks.values()}):
             self.states[rank] = PowerSGDState(
