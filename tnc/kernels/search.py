@@ -22,6 +22,8 @@ from tnc.kernels.program import Copy, Matrix, Multiply, Operand, Program, Step
 from tnc.net import Axis, Network
 
 BEAM = 12
+MERGES = 16
+"""So many ways to merge cores are searched in full: those that a walk without a beam finds best."""
 SLACK = 1.3
 """Ways are given up once they take this many times the best that is known."""
 
@@ -43,6 +45,12 @@ class _State:
     operands: tuple[Operand, ...]
 
 
+Way = tuple[tuple[Step, ...], float, Axis, Axis]
+"""Steps, seconds, the activation's new layout, and the operand's layout."""
+
+Ways = dict[tuple[object, ...], tuple[Way, ...]]
+
+
 def search(
     network: Network, rows: int, costs: Costs, *, beam: int = BEAM, keep: int = 8
 ) -> list[Found]:
@@ -50,9 +58,9 @@ def search(
     size = dict(network.sizes) | {ROWS: rows}
     found: list[Found] = []
     limit = float("inf")
-    for pieces in groupings(network):
-        merging = costs.merging(network, pieces)
-        for state in _walk(network, pieces, size, costs, beam, limit - merging):
+    ways: Ways = {}
+    for pieces, merging in _promising(network, size, costs, ways):
+        for state in _walk(network, pieces, size, costs, beam, limit - merging, ways):
             limit = min(limit, SLACK * (state.seconds + merging))
             program = Program(
                 network.equation.input_indices,
@@ -66,6 +74,23 @@ def search(
     return found[:keep]
 
 
+def _promising(
+    network: Network, size: dict[str, int], costs: Costs, known: Ways
+) -> list[tuple[tuple[Piece, ...], float]]:
+    """Return the ways to merge that look best, best first, with what merging costs."""
+    ways = [(pieces, costs.merging(network, pieces)) for pieces in groupings(network)]
+    if len(ways) <= MERGES:
+        return ways
+    best, looks = float("inf"), []
+    for pieces, merging in ways:
+        walked = _walk(network, pieces, size, costs, 1, 2 * best - merging, known)
+        seconds = walked[0].seconds + merging if walked else float("inf")
+        best = min(best, seconds)
+        looks.append(seconds)
+    order = sorted(range(len(ways)), key=lambda k: (looks[k], k))
+    return [ways[k] for k in order[:MERGES]]
+
+
 def _walk(
     network: Network,
     pieces: tuple[Piece, ...],
@@ -73,7 +98,9 @@ def _walk(
     costs: Costs,
     beam: int,
     limit: float,
+    ways: Ways,
 ) -> list[_State]:
+    """Return the best ends of walks; `ways` keeps how operands are absorbed, from walk to walk."""
     by_name = {name: (cores, legs) for name, cores, legs in pieces}
     outputs = network.equation.output_indices
     start = (ROWS, *network.equation.input_indices)
@@ -93,9 +120,12 @@ def _walk(
                 needed = set(outputs).union(*(by_name[n][1] for n in rest))
                 if len(rest) and not set(legs) & set(state.layout):
                     continue
-                for steps, seconds, layout, lies in _absorb(
-                    state, (name, cores, legs), needed, size, costs, depth
-                ):
+                here = frozenset(needed.intersection((*state.layout, *legs)))
+                asked = (_last(state), state.layout, name, here, depth)
+                if asked not in ways:
+                    piece = (name, cores, legs)
+                    ways[asked] = tuple(_absorb(state, piece, here, size, costs, depth))
+                for steps, seconds, layout, lies in ways[asked]:
                     key = (rest, layout)
                     total = state.seconds + seconds
                     if not rest:
@@ -131,14 +161,10 @@ def _last(state: _State) -> str:
     return step.result if isinstance(step, Copy) else step.result.value
 
 
-Way = tuple[tuple[Step, ...], float, Axis, Axis]
-"""Steps, seconds, the activation's new layout, and the operand's layout."""
-
-
 def _absorb(
     state: _State,
     piece: Piece,
-    needed: set[str],
+    needed: frozenset[str],
     size: dict[str, int],
     costs: Costs,
     depth: int,
@@ -158,7 +184,7 @@ def _absorb(
             steps, seconds, value = (*before, copy), spent + costs.copy(copy, size), copy.result
         left = Matrix(value, groups, roles)
         grouped = any(kind == "b" for kind in kinds.values())
-        for brought in _orders(fresh, needed):
+        for brought in _orders(fresh):
             for result_roles in _results(roles):
                 given = {"n": brought, **dict(zip(roles, groups))}
                 result = Matrix(
@@ -235,7 +261,7 @@ def _readable(layout: Axis, kinds: dict[str, str]) -> Iterator[tuple[Axis, str, 
             yield tuple(n for part in parts for n in part), roles, parts
 
 
-def _orders(fresh: Axis, needed: set[str]) -> Iterator[Axis]:
+def _orders(fresh: Axis) -> Iterator[Axis]:
     """Yield orders of the legs that an operand brings."""
     if len(fresh) <= 3:
         yield from permutations(fresh)
