@@ -10,7 +10,14 @@ from typing import Any
 from torch import Tensor, nn
 
 from tnc.adapters.adapters import Adapters
-from tnc.adapters.attach import attach_, generator_for, shared_copy, started, train_also_
+from tnc.adapters.attach import (
+    attach_,
+    generator_for,
+    refusal,
+    shared_copy,
+    started,
+    train_also_,
+)
 from tnc.adapters.calibration import LIMIT, Loss, gradients, output_loss
 from tnc.adapters.method import Method, methods
 from tnc.adapters.place import Place, places
@@ -117,7 +124,7 @@ def choose(
             continue
         counts[number] += 1
         method = rules[number].method
-        reason = "left alone by its rule" if method is None else method.refuses(place.site)
+        reason = "left alone by its rule" if method is None else refusal(place, method)
         if method is not None and not reason:
             chosen.append((place, method))
         else:

@@ -77,7 +77,7 @@ def started(
     original: Tensor | None = None,
 ) -> tuple[Structure, Parts]:
     """Return a delta's structure and first values. Raises PlanError where the method refuses."""
-    reason = method.refuses(place.site)
+    reason = refusal(place, method)
     if reason:
         raise PlanError(f"{place.site.name}: {reason}", where=place.site.name)
     structure = method.structure(place.site)
@@ -86,7 +86,14 @@ def started(
         parts = method.start(
             Start(place.site, structure, generator, read, gradient, moment, original)
         )
-    return structure, parts
+    return parts.structure or structure, parts
+
+
+def refusal(place: Place, method: Method) -> str:
+    """Say why a method cannot adapt the weight at a place; empty when it can."""
+    if place.structured and method.compressed:
+        return method.compressed
+    return method.refuses(place.site)
 
 
 def attach_(
@@ -113,7 +120,8 @@ def attach_(
                 for n, v in p.items()
             }
             for p in (parts.cores, parts.extras, parts.constants)
-        )
+        ),
+        {n: v.to(weight.device) for n, v in parts.positions.items()},
     )
     seen: set[int] = set()
     for owner, view in zip(place.owners, place.views):
@@ -123,7 +131,12 @@ def attach_(
         seen.add(id(module))
         bank = install_bank_(module, owner.kind, owner.attribute)
         if first is not None:
-            shared = Parts(dict(first.cores), dict(first.extras.items()), made.constants)
+            shared = Parts(
+                dict(first.cores),
+                dict(first.extras.items()),
+                made.constants,
+                first.layer.positions,
+            )
             delta = Delta(method, place.site, structure, view, shared)
             for name in made.constants:
                 delta._buffers[name] = first._buffers[name]

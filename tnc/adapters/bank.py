@@ -78,10 +78,25 @@ class Bank(nn.Module):
         """Return a weight with what the active adapters add to it."""
         if parameter in self.merged:
             return self.merged[parameter]
-        total = weight
+        total = weight = self.based(parameter, weight)
         for delta, share in self.using(parameter):
             change = delta.method.change(delta, weight)
             total = total + (change if share == 1.0 else change * share).to(weight.dtype)
+        return total
+
+    def based(self, parameter: str, weight: Tensor) -> Tensor:
+        """Return what stands for a weight: itself, unless an active adapter has its own."""
+        for delta, _ in self.using(parameter):
+            weight = delta.method.base(delta, weight)
+        return weight
+
+    def read(self, parameter: str, weight: Tensor) -> Tensor:
+        """Return a weight as forward passes read it: `changed`, and what training adds to that."""
+        total = self.changed(parameter, weight)
+        for delta, _ in self.using(parameter) if not self.merged else ():
+            stirred = delta.stirred()
+            if stirred is not None:
+                total = total + stirred.permute(delta.site.unordered).to(weight.dtype)
         return total
 
     def added(self, call: Call) -> Tensor:
@@ -90,6 +105,9 @@ class Bank(nn.Module):
         for delta, share in self.using("weight"):
             part = delta.method.added(delta, call)
             total = total + (part if share == 1.0 else part * share)
+            stirred = delta.stirred()
+            if stirred is not None:
+                total = total + delta.product(call.x, stirred)
         return total
 
 
@@ -170,7 +188,7 @@ def _reader(base: type[nn.Module], name: str) -> Callable[[nn.Module], Tensor]:
     def read(self: nn.Module) -> Tensor:
         bank = self._modules[BANK]
         assert isinstance(bank, Bank)
-        return bank.changed(name, base_weight(self, name))
+        return bank.read(name, base_weight(self, name))
 
     return read
 
@@ -186,12 +204,18 @@ def _forward(base: type[nn.Module]) -> Callable[..., Any]:
             return apply(self, bank.merged["weight"], *args, **kwargs)
         if not bank.active:
             return apply(self, self._parameters.get("weight"), *args, **kwargs)
-        y = apply(self, self._parameters.get("weight"), *args, **kwargs)
+        own = self._parameters.get("weight")
+        used = own if own is None else bank.based("weight", own)
+        y = apply(self, used, *args, **kwargs)
         x = args[0] if args else next(iter(kwargs.values()))
-        read = partial(base_weight, self, "weight")
+        read = partial(base_weight, self, "weight") if used is own else partial(_given, used)
         return bank.added(Call(x, y, self._parameters.get("bias"), read))
 
     return forward
+
+
+def _given(weight: Any) -> Tensor:
+    return weight  # type: ignore[no-any-return]
 
 
 def _linear(module: Any, weight: Tensor, input: Tensor) -> Tensor:

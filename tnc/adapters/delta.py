@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
+from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from tnc.adapters.equations import chain
 from tnc.adapters.method import Method, Parts
 from tnc.decide.site import Site
 from tnc.net import Structure
@@ -17,7 +21,8 @@ class Delta(nn.Module):
     """A structure that is applied as the weight is, times `factor`; what it adds is the method's.
 
     `layer` holds the cores (the trainable ones require gradients), `extras` what else is trained,
-    `constant(name)` what is not.
+    `constant(name)` what is not. In training `steps` counts the optimizer's steps, `seed` is the
+    delta's own for what is drawn in forward passes, and `memory` is what hooks keep between steps.
     """
 
     def __init__(
@@ -26,11 +31,15 @@ class Delta(nn.Module):
         super().__init__()
         self.method, self.site = method, site
         self.factor = float(method.factor(site))
-        self.layer = StructuredLayer(structure, view, parts.cores)
+        self.layer = StructuredLayer(structure, view, parts.cores, None, parts.positions)
         self.extras = nn.ParameterDict({k: _parameter(v) for k, v in parts.extras.items()})
         self.constants = tuple(parts.constants)
         for name, value in parts.constants.items():
             self.register_buffer(name, value)
+        self.steps = 0
+        self.seed = int.from_bytes(hashlib.sha256(site.name.encode()).digest()[:7], "big")
+        self.memory: dict[str, Tensor] = {}
+        self.probe: Tensor | None = None
 
     @property
     def cores(self) -> Mapping[str, nn.Parameter]:
@@ -65,6 +74,54 @@ class Delta(nn.Module):
             return (wide * self.factor).to(x.dtype)
         y: Tensor = self.layer(x)
         return y if self.factor == 1.0 else y * self.factor
+
+    def product(self, x: Tensor, whole: Tensor) -> Tensor:
+        """Apply a dense weight, given as a map, as the layer's weight is applied."""
+        view = self.layer.view
+        prepared = self.__dict__.get("_prepared")
+        if prepared is None:
+            prepared = view.prepare(chain(self.site.signature, ("D", "o i")))
+            self.__dict__["_prepared"] = prepared
+        given = x.to(whole.dtype) if x.is_floating_point() else x
+        found = view.apply(prepared, {"D": whole}, None, given)
+        return found.to(x.dtype) if x.is_floating_point() else found
+
+    def stirred(self) -> Tensor | None:
+        """Return what forward passes add to the weight beside the delta, as a map, if anything.
+
+        That is a perturbation in training, and zeros by which the weight's gradient is watched.
+        """
+        found = self.method.perturbation(self) if self.training else None
+        if self.probe is None:
+            return found
+        return self.probe if found is None else found + self.probe
+
+    def watch_(self) -> None:
+        """Let the coming backward passes gather the gradient of the whole weight: m x n numbers."""
+        first = next(iter(self.cores.values()))
+        self.probe = first.new_zeros(self.site.signature.shape).requires_grad_(True)
+
+    def watched_(self) -> Tensor | None:
+        """Return the gathered gradient as a map and stop; None where no pass reached the weight.
+
+        In a process group of torch.distributed it is the mean over all members.
+        """
+        probe, self.probe = self.probe, None
+        if probe is None:
+            return None
+        distributed = torch.distributed
+        together = distributed.is_available() and distributed.is_initialized()
+        if probe.grad is None and not together:
+            return None
+        found = torch.zeros_like(probe) if probe.grad is None else probe.grad
+        if together:
+            distributed.all_reduce(found)
+            found /= distributed.get_world_size()
+        return found
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave the lowered program out of copies: it follows from the view."""
+        return {k: v for k, v in self.__dict__.items() if k != "_prepared"}
 
     def dense(self) -> Tensor:
         """Return the delta as a dense tensor in the weight's stored layout, times the factor."""

@@ -24,6 +24,7 @@ from tnc.registry import Registry
 
 if TYPE_CHECKING:
     from tnc.adapters.delta import Delta
+    from tnc.adapters.moment import Moment
 
 NEEDS = ("gradient", "moment", "original")
 """What a start may be computed from beside the weight; see `Start`."""
@@ -101,12 +102,16 @@ class Start:
 class Parts:
     """The first values of one delta: of every core, and of what the method has beside them.
 
-    `extras` are trained, `constants` are not; both are saved.
+    `extras` are trained, `constants` are not; both are saved. A sparse core is given whole, or as
+    its stored values with their flat `positions`, ascending. `structure` is the delta's where it
+    depends on the weight's values, such as how many entries a sparse core has.
     """
 
     cores: Mapping[str, Tensor]
     extras: Mapping[str, Tensor] = field(default_factory=dict)
     constants: Mapping[str, Tensor] = field(default_factory=dict)
+    positions: Mapping[str, Tensor] = field(default_factory=dict)
+    structure: Structure | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -125,7 +130,9 @@ class Call:
 class Method(ABC):
     """An adaptation method; concrete ones are frozen dataclasses whose fields are options.
 
-    A delta starts such that the model computes what it did, unless `offset` says otherwise.
+    A delta starts such that the model computes what it did, unless `offset` says otherwise. Hooks
+    of training act when an optimizer is followed (`tnc.adapters.following`); what they remember
+    from step to step is in `delta.memory`, saved with the optimizer and not with the adapter.
     """
 
     needs: ClassVar[tuple[str, ...]] = ()
@@ -133,6 +140,9 @@ class Method(ABC):
 
     offset: ClassVar[str] = ""
     """Why the adapted model differs from the base at the start; empty where it does not."""
+
+    compressed: ClassVar[str] = ""
+    """Why a base that is made of cores cannot be adapted; empty when it can."""
 
     def refuses(self, site: Site) -> str:
         """Say why a weight cannot be adapted; empty when it can."""
@@ -158,20 +168,36 @@ class Method(ABC):
         """Return what is added to the weight, in its stored layout: what merging adds."""
         return delta.dense()
 
-    def gradients_(self, delta: Delta) -> None:  # noqa: B027
+    def base(self, delta: Delta, weight: Tensor) -> Tensor:
+        """Return what stands for the stored weight while the adapter is active: itself."""
+        return weight
+
+    def perturbation(self, delta: Delta) -> Tensor | None:
+        """Return what is added to the weight in training's forward passes alone, as a map."""
+        return None
+
+    def unfit(self, optimizer: torch.optim.Optimizer) -> str:
+        """Say why an optimizer cannot train the delta; empty when it can."""
+        return ""
+
+    def memory_bytes(self, site: Site) -> int:
+        """Return the bytes that training keeps in `delta.memory` beside the optimizer's state."""
+        return 0
+
+    def gradients_(self, delta: Delta, at: Moment) -> None:  # noqa: B027
         """Change the gradients of the delta's parameters, before the optimizer's step."""
 
-    def penalty(self, delta: Delta) -> Tensor | None:
+    def penalty(self, delta: Delta, at: Moment) -> Tensor | None:
         """Return a term of the loss that depends on the delta alone; its gradient is added."""
         return None
 
-    def proximal_(self, delta: Delta, lr: float) -> None:  # noqa: B027
-        """Change the delta's parameters after the optimizer's step at rate `lr`."""
+    def proximal_(self, delta: Delta, at: Moment) -> None:  # noqa: B027
+        """Change the delta's parameters after the optimizer's step."""
 
-    def event_(self, delta: Delta, step: int, optimizer: torch.optim.Optimizer) -> str:
+    def event_(self, delta: Delta, at: Moment) -> str:
         """Do what is to be done after so many steps; say what was done, or ''.
 
-        Optimizer state of what changed is moved by the method (`tnc.optim.move_`), or dropped.
+        Optimizer state of what changed is moved (`tnc.adapters.exchanging`), or dropped.
         """
         return ""
 

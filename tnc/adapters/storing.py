@@ -95,7 +95,9 @@ def load_(model: nn.Module, folder: str | Path) -> Adapters:
         raise ArtifactError(f"the model has no parameter {missing[0]!r}", where=str(place))
     for name, weight, data, where in wanted:
         key = f"{data['key']}/"
-        parts: dict[str, dict[str, Tensor]] = {"cores": {}, "extras": {}, "constants": {}}
+        parts: dict[str, dict[str, Tensor]] = {
+            kind: {} for kind in ("cores", "extras", "constants", "positions")
+        }
         for path, value in tensors.items():
             if path.startswith(key):
                 kind, part = path.removeprefix(key).split("/")
@@ -118,7 +120,8 @@ def load_(model: nn.Module, folder: str | Path) -> Adapters:
 
 def _tensors(delta: Delta) -> dict[str, Tensor]:
     return {
-        **{f"cores/{name}": core.detach() for name, core in delta.layer.tensors().items()},
+        **{f"cores/{name}": core.detach() for name, core in delta.cores.items()},
+        **{f"positions/{name}": places for name, places in delta.layer.positions.items()},
         **{f"extras/{name}": value.detach() for name, value in delta.extras.items()},
         **{f"constants/{name}": delta.constant(name) for name in delta.constants},
     }

@@ -149,23 +149,35 @@ class StructuredLayer(nn.Module):
         """Apply the layer with other cores of the same shapes, such as masked ones."""
         return self.view.apply(self._prepared, cores, self.bias, x)
 
-    def restructure_(self, structure: Structure, cores: Mapping[str, nn.Parameter]) -> None:
+    def restructure_(
+        self,
+        structure: Structure,
+        cores: Mapping[str, nn.Parameter],
+        positions: Mapping[str, Tensor] | None = None,
+    ) -> None:
         """Take a structure of the same signature, with its parameters, and lower it anew.
 
-        Raises KernelError for another signature, or for cores that do not fit the structure.
+        Of sparse cores the stored values are given, and their `positions`. Raises KernelError for
+        another signature, or for cores that do not fit the structure.
         """
+        positions = dict(positions or {})
         if structure.signature != self.structure.signature:
             raise KernelError(
                 f"the layer is {self.structure.signature}, the structure {structure.signature}",
                 where=str(structure),
             )
-        if structure.stored or self.structure.stored:
+        lost = [name for name in structure.stored if name not in positions]
+        if lost:
             raise KernelError(
-                "sparse cores cannot be exchanged, their positions would be lost",
+                f"the positions of the sparse core {lost[0]} would be lost",
                 where=str(structure),
-                hint="build a new StructuredLayer",
+                hint="give positions={name: flat places of its stored values}",
             )
-        _check_shapes(structure, cores, {})
+        _check_shapes(structure, cores, positions)
+        for name in self.structure.stored:
+            del self._buffers[POSITIONS + name]
+        for name, places in positions.items():
+            self.register_buffer(POSITIONS + name, places)
         self.structure = structure
         self.cores = nn.ParameterDict({name: cores[name] for name in structure.shapes})
         self._lower()

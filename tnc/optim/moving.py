@@ -18,7 +18,10 @@ from tnc.optim.forms import form_of
 from tnc.optim.kinds import OURS, Form, Kind
 
 Maps = Mapping[int, Tensor]
-"""For axes of a parameter, how its gradient moves: `[new size, old size]`."""
+"""For axes of a parameter, how its gradient moves: `[new size, old size]`, or the kept places.
+
+Kept places are whole numbers `[new size]`: a selection, without its matrix.
+"""
 
 LINEAR = frozenset({Kind.COVECTOR, Kind.CHANGE})
 SQUARED = frozenset({Kind.DIAGONAL, Kind.MAGNITUDE, Kind.SIZE})
@@ -89,6 +92,9 @@ def _moved(form: Form, slot: str, value: Any, maps: Maps) -> Any:
     if not isinstance(value, Tensor) or value.dim() == 0 or kind not in LINEAR | SQUARED:
         return value
     for axis, matrix in maps.items():
+        if not matrix.is_floating_point():
+            value = value.index_select(axis, matrix.to(value.device))
+            continue
         matrix = matrix.to(value)
         if kind in LINEAR:
             value = along(value, axis, matrix)
