@@ -1,4 +1,4 @@
-"""What else holds an optimizer while it is bound: schedulers, scalers, accumulation, hooks, paths."""
+"""Schedulers, scalers, accumulation, hooks and fused paths go on with what is bound."""
 
 from __future__ import annotations
 
