@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 import tnc
-from tnc.adapters import Method, methods
+from tnc.adapters import Method
+from tnc.adapters.method import methods
 
 OPTIONS: Mapping[str, Mapping[str, Any]] = {}
 """Options of a method by name; a method with a `rank` gets 2."""

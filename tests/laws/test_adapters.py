@@ -13,8 +13,9 @@ from torch import Tensor, nn
 
 import tnc
 from tests.laws.adapters_data import CASES, method_of
-from tnc.adapters import Adapters, adapt, methods, storing
+from tnc.adapters import Adapters, adapt, storing
 from tnc.adapters.bank import bank_of
+from tnc.adapters.method import methods
 from tnc.errors import PlanError
 
 

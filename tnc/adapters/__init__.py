@@ -2,6 +2,6 @@
 
 from tnc.adapters.adapters import Adapters, of
 from tnc.adapters.adapting import Rule, adapt, adapt_
-from tnc.adapters.method import Method, Parts, Start, methods
+from tnc.adapters.method import Method, Parts, Start
 
-__all__ = ["Adapters", "Method", "Parts", "Rule", "Start", "adapt", "adapt_", "methods", "of"]
+__all__ = ["Adapters", "Method", "Parts", "Rule", "Start", "adapt", "adapt_", "of"]

@@ -108,17 +108,15 @@ def attach_(
     """Put one delta beside a weight, for all modules that hold it, and make it active.
 
     The parts are those of all owners: tied weights have tied deltas. Parameters are in `dtype`, by
-    default that of the weight, but float32 for weights of 16 bits or fewer.
+    default that of the weight, but float32 for weights of 16 bits or fewer. Their memory is their
+    own, but for parts that are parameters already.
     """
     first: Delta | None = None
     weight = place.weight(model)
     kind = dtype or torch.promote_types(weight.dtype, torch.float32)
     made = Parts(
         *(
-            {
-                n: v.to(weight.device, kind if v.is_floating_point() else v.dtype)
-                for n, v in p.items()
-            }
+            {n: _own(v, weight.device, kind) for n, v in p.items()}
             for p in (parts.cores, parts.extras, parts.constants)
         ),
         {n: v.to(weight.device) for n, v in parts.positions.items()},
@@ -147,3 +145,11 @@ def attach_(
         bank.active.setdefault(adapter, 1.0)
     assert first is not None
     return first
+
+
+def _own(value: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """Return a value in memory that nothing else has: starts are often parts of one matrix."""
+    if isinstance(value, nn.Parameter):
+        return value
+    kind = dtype if value.is_floating_point() else value.dtype
+    return value.detach().to(device, kind).clone(memory_format=torch.contiguous_format)

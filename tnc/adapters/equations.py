@@ -53,6 +53,17 @@ def network(signature: Signature, *factors: Factor, **bonds: int) -> str:
     return f"{' '.join(cores)} : {whole['i']} -> {stack}{whole['o']} | {sizes}"
 
 
+def with_start(signature: Signature, rank: int) -> Structure:
+    """Return `B A + B0 A0` whose second term is frozen: what a delta starts at, negative.
+
+    >>> str(with_start(Signature((8,), (4,)), 2)).split(" | ")[0]
+    'B[o r] A[r i] : i -> o + B0[o s]! A0[s i]! : i -> o'
+    """
+    first = network(signature, ("B", "o r"), ("A", "r i"), r=rank)
+    start = network(signature, ("B0!", "o s"), ("A0!", "s i"), s=rank)
+    return Structure.of(parse_network(first), parse_network(start), signature=signature)
+
+
 def most(signature: Signature) -> int:
     """Return the rank above which a low-rank delta gains nothing."""
     return min(signature.outputs[-1], prod(signature.inputs))

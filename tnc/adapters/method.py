@@ -37,8 +37,8 @@ class Start:
     """What the first values of one delta are computed from; tensors are float32 or wider.
 
     `read` returns the weight as a map `(outputs.., inputs..)`. `gradient` is the mean of dL/dW over
-    calibration batches in that shape, `moment` is E[x x^T] of the inputs (i, i) or its diagonal,
-    `original` the weight that a compressed one stands for.
+    calibration batches in that shape, `moment` is E[x x^T] of the inputs (i, i) or its diagonal (of
+    an embedding the share of every row, (o,)), `original` the weight that was compressed.
     """
 
     site: Site
@@ -63,8 +63,24 @@ class Start:
         """Read a tensor of the map's shape as a matrix, all outputs by all inputs."""
         return tensor.reshape(prod(self.site.signature.outputs), -1)
 
+    def matrices(self, tensor: Tensor) -> Tensor:
+        """Read a tensor of the map's shape as a matrix `(o, i)`, of experts as a stack `(e, o, i)`.
+
+        The inputs of a convolution are its channels and the axes of its kernel.
+        """
+        outputs = self.site.signature.outputs
+        return tensor.reshape(*outputs, -1)
+
+    def shaped(self, **cores: Tensor) -> dict[str, Tensor]:
+        """Give factors of such matrices the shapes of the cores of these names."""
+        shapes = self.structure.shapes
+        return {name: value.reshape(shapes[name]) for name, value in cores.items()}
+
     def given(self, what: str) -> Tensor:
-        """Return the gradient, moment or original. Raises PlanError where it was not measured."""
+        """Return the gradient, moment or original.
+
+        Raises PlanError where it was not measured, is not finite, or is a gradient of zeros.
+        """
         found: Tensor | None = getattr(self, what)
         if found is None:
             raise PlanError(
@@ -73,6 +89,19 @@ class Start:
                 hint="give calibration batches that reach it"
                 + (" and a loss" if what == "gradient" else "")
                 + (" and the original model" if what == "original" else ""),
+            )
+        if not bool(found.isfinite().all()):
+            raise PlanError(
+                f"the {what} of {self.site.name} is not finite",
+                where=self.site.name,
+                hint="look for NaN or infinite values in the calibration data, then in the weights",
+            )
+        if what == "gradient" and not bool(found.any()):
+            raise PlanError(
+                f"the gradient of {self.site.name} is zero on all calibration batches",
+                where=self.site.name,
+                hint="give batches whose loss depends on it, or leave it out; what a reentrant"
+                " torch.utils.checkpoint hides needs use_reentrant=False",
             )
         return wide(found)
 
@@ -92,9 +121,10 @@ class Start:
     def kaiming(self, core: str) -> Tensor:
         """Draw a core as `nn.Linear` draws its weight: uniform, bound 1 / sqrt(fan in).
 
-        The fan in is the size of all axes but the first.
+        The fan in is the size of all axes but the first; a stack of experts has one axis more.
         """
-        fan = prod(self.structure.shapes[core][1:])
+        stacked = len(self.site.signature.outputs) > 1
+        fan = prod(self.structure.shapes[core][1 + stacked :])
         return self.uniform(core, max(1, fan) ** -0.5)
 
 

@@ -1,0 +1,38 @@
+"""PiSSA: a low-rank delta that starts as the weight's leading part."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tnc.adapters.equations import with_start
+from tnc.adapters.method import Parts, Start, methods
+from tnc.adapters.methods.lora import LoRA
+from tnc.adapters.spectra import leading
+from tnc.decide.site import Site
+from tnc.net import Structure
+
+
+@methods.register("pissa")
+@dataclass(frozen=True)
+class PiSSA(LoRA):
+    """`W + s (B A - B0 A0)`: B0, A0 the start, whose product is the best rank-r part of W over s.
+
+    With `W = U S V^T`, `A = sqrt(S_r / s) V_r^T` and `B = U_r sqrt(S_r / s)`: what is trained is
+    the principal part, what stays is the rest. The base is not changed: the start is kept as frozen
+    factors, so merging is of rank 2r. `niter` takes the leading part by so many randomised power
+    iterations; the start is then less exact, the adapted model still is the base. Of a convolution
+    the matrix is (o, i kernel): A holds the kernel. Trains r (o + i) parameters. (Meng, Wang,
+    Zhang, PiSSA, NeurIPS 2024, equations 2 to 4.)
+    """
+
+    niter: int | None = None
+
+    def structure(self, site: Site) -> Structure:
+        return with_start(site.signature, self.rank)
+
+    def start(self, at: Start) -> Parts:
+        matrix = at.matrices(at.weight)
+        left, values, right = leading(matrix, self.rank, self.niter, at.generator)
+        root = (values / self.factor(at.site)).sqrt()
+        b, a = left * root.unsqueeze(-2), root.unsqueeze(-1) * right
+        return Parts(at.shaped(B=b, A=a, B0=-b, A0=a))
