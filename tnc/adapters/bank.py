@@ -19,7 +19,7 @@ from tnc.adapters.delta import Delta
 from tnc.adapters.method import Call
 from tnc.errors import PlanError
 from tnc.nn import StructuredLayer
-from tnc.nn.rebuilt import RECURRENT
+from tnc.nn.rebuilt import RECURRENT, held, holding
 
 BANK = "adapters_"
 _MARK = "_adapted_parameters"
@@ -188,17 +188,19 @@ def _reader(base: type[nn.Module], name: str) -> Callable[[nn.Module], Tensor]:
     def read(self: nn.Module) -> Tensor:
         bank = self._modules[BANK]
         assert isinstance(bank, Bank)
-        return bank.read(name, base_weight(self, name))
+        return held(self, f"{name}+", lambda: bank.read(name, base_weight(self, name)))
 
     return read
 
 
 def _forward(base: type[nn.Module]) -> Callable[..., Any]:
+    reading = holding(base)
+
     def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
         bank = self._modules[BANK]
         assert isinstance(bank, Bank)
         if not bank.kind:
-            return base.forward(self, *args, **kwargs)  # its weights are properties
+            return reading(self, *args, **kwargs)  # its weights are properties
         apply = APPLIED[bank.kind]
         if bank.merged:
             return apply(self, bank.merged["weight"], *args, **kwargs)

@@ -12,6 +12,7 @@ from __future__ import annotations
 import copyreg
 import functools
 import threading
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -49,7 +50,7 @@ def rebuilt_class(base: type[nn.Module], names: tuple[str, ...]) -> type[nn.Modu
             "__qualname__": base.__qualname__,
             "__doc__": base.__doc__,
             "__reduce_ex__": _reduce,
-            "forward": _holding(base),
+            "forward": holding(base),
         }
         if issubclass(base, nn.RNNBase):
             body |= RECURRENT
@@ -80,21 +81,32 @@ class _Held(threading.local):
 _HELD = _Held()
 
 
-def _holding(base: type[nn.Module]) -> Any:
+def holding(base: type[nn.Module]) -> Any:
     """Wrap a class's forward so that what it rebuilds is kept until it returns."""
 
     @functools.wraps(base.forward)
     def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        held = _HELD.by_module
-        if torch.compiler.is_compiling() or id(self) in held:  # a compiler merges equal rebuilds
+        known = _HELD.by_module
+        if torch.compiler.is_compiling() or id(self) in known:  # a compiler merges equal rebuilds
             return base.forward(self, *args, **kwargs)
-        held[id(self)] = {}
+        known[id(self)] = {}
         try:
             return base.forward(self, *args, **kwargs)
         finally:
-            del held[id(self)]
+            del known[id(self)]
 
     return forward
+
+
+def held(module: nn.Module, name: str, make: Callable[[], Tensor]) -> Tensor:
+    """Return what `make` makes, once within one forward of the module (see `holding`)."""
+    known = None if torch.compiler.is_compiling() else _HELD.by_module.get(id(module))
+    if known is None:
+        return make()
+    key = (name, torch.is_grad_enabled(), torch.is_inference_mode_enabled())
+    if key not in known:
+        known[key] = make()
+    return known[key]
 
 
 def _reader(name: str) -> Any:
@@ -103,13 +115,7 @@ def _reader(name: str) -> Any:
     def read(self: nn.Module) -> Tensor:
         layer = self._modules[child]
         assert isinstance(layer, StructuredLayer)
-        held = None if torch.compiler.is_compiling() else _HELD.by_module.get(id(self))
-        if held is None:
-            return layer.weight
-        key = (name, torch.is_grad_enabled(), torch.is_inference_mode_enabled())
-        if key not in held:
-            held[key] = layer.weight
-        return held[key]
+        return held(self, name, lambda: layer.weight)
 
     return read
 
