@@ -13,9 +13,10 @@ from torch import Tensor, nn
 
 import tnc
 from tests.laws.adapters_data import CASES, method_of
-from tnc.adapters import Adapters, adapt, storing
+from tnc.adapters import Adapters, adapt, adapt_, storing
 from tnc.adapters.bank import bank_of
 from tnc.adapters.method import methods
+from tnc.adapters.place import place_of
 from tnc.errors import PlanError
 
 
@@ -203,3 +204,47 @@ def test_tied_weights_have_tied_deltas() -> None:
     assert table.cores["A"] is head.cores["A"]
     assert len(list(adapters.parameters())) == 2
     assert tnc.adapters.of(adapters.model).names == ("default",)
+
+
+@every
+@cases
+def test_becomes_lora(method: str, case: str) -> None:
+    """Without a rank the conversion loses nothing; truncated, it loses what it says it does."""
+    _, x, adapters = made(method, case)
+    moved(adapters)
+    y = adapters.model(x)
+    whole = adapters.to_lora(name="whole")
+    adapters.use("whole")
+    assert whole.error < 1e-9
+    assert torch.allclose(adapters.model(x), y, rtol=1e-7, atol=1e-8)
+    told = {line.weight: line for line in adapters.to_lora(1, adapter="default", name="one").lines}
+    for name, delta in adapters.deltas("default").items():
+        place = place_of(adapters.model, "default", name)
+        weight = place.weight(adapters.model)
+        change = delta.method.change(delta, weight).detach()
+        lost = change - adapters.deltas("one")[name].dense().detach()
+        assert told[name].norm == pytest.approx(float(change.norm()), rel=1e-6)
+        assert told[name].error * told[name].norm == pytest.approx(float(lost.norm()), rel=1e-6)
+        assert told[name].rank == 1
+
+
+def test_mixes_exactly() -> None:
+    _, x, adapters = made("lora", "linear")
+    adapt_(adapters.model, "dora{rank=2}", name="second", example=x)
+    moved(adapters)
+    adapters.use(default=0.5, second=-0.25)
+    y = adapters.model(x)
+    found = adapters.mix("mixed", {"default": 0.5, "second": -0.25})
+    adapters.use("mixed")
+    assert found.error < 1e-12
+    assert torch.allclose(adapters.model(x), y, rtol=1e-9, atol=1e-10)
+    less = adapters.mix("less", {"default": 0.5, "second": -0.25}, energy=0.9)
+    assert 0 < less.error <= 0.1**0.5 + 1e-9
+    adapters.use("less")
+    assert not torch.allclose(adapters.model(x), y, rtol=1e-6, atol=1e-6)
+    with pytest.raises(PlanError, match="there is an adapter named 'mixed'"):
+        adapters.mix("mixed", {"default": 1.0})
+    with pytest.raises(PlanError, match="no adapter 'none'"):
+        adapters.mix("other", {"none": 1.0})
+    with pytest.raises(PlanError, match="energy is 2"):
+        adapters.to_lora(energy=2, adapter="default", name="other")

@@ -10,7 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from tnc.adapters.bank import Bank, bank_of, base_weight, remove_bank_
+from tnc.adapters.converting import Conversion, Line, check_asked, low_rank, put_low_rank_
 from tnc.adapters.delta import Delta
+from tnc.adapters.place import place_of
 from tnc.errors import PlanError
 from tnc.nn import StructuredLayer
 
@@ -147,6 +149,59 @@ class Adapters:
                 module._parameters[name] = seen[id(old)]
             remove_bank_(module)
         return self.model
+
+    @torch.no_grad()
+    def to_lora(
+        self,
+        rank: int | None = None,
+        *,
+        energy: float | None = None,
+        adapter: str | None = None,
+        name: str = "lora",
+    ) -> Conversion:
+        """Add an adapter `name` of kind LoRA that stands for another one; say what that loses.
+
+        It is the truncated SVD of what each delta adds to its weight: of rank `rank` at most, or
+        of the least rank that keeps the share `energy` of the squared norm; without either of the
+        rank that loses nothing. The new adapter is not in use: `use(name)` switches to it.
+
+        >>> import torch, tnc
+        >>> net = torch.nn.Sequential(torch.nn.Linear(8, 8))
+        >>> tuned = tnc.adapt(net, "dora{rank=2}", example=torch.ones(1, 8))
+        >>> print(tuned.to_lora(1))
+        lora: 1 weights, relative error 0
+          0.weight: rank 1, error 0
+        """
+        return self.mix(name, {self._one(adapter): 1.0}, rank, energy=energy)
+
+    @torch.no_grad()
+    def mix(
+        self,
+        name: str,
+        shares: Mapping[str, float],
+        rank: int | None = None,
+        *,
+        energy: float | None = None,
+    ) -> Conversion:
+        """Add an adapter `name` of kind LoRA: the sum of others, each times its share.
+
+        What is mixed is what the adapters add to weights, so that the sum is exact: factors stand
+        side by side, and are made as few as lose nothing. `rank` and `energy` truncate it as
+        `to_lora` does. The new adapter is not in use: `use(name)` switches to it.
+        """
+        check_asked(rank, energy)
+        self._known(tuple(shares))
+        if name in self.names:
+            raise PlanError(f"there is an adapter named {name!r}", hint="choose a name")
+        deltas = {adapter: self.deltas(adapter) for adapter in shares}
+        lines = []
+        for path in sorted({path for held in deltas.values() for path in held}):
+            using = [(deltas[a][path], share) for a, share in shares.items() if path in deltas[a]]
+            place = place_of(self.model, next(a for a in shares if path in deltas[a]), path)
+            found = low_rank(using, place.weight(self.model), rank, energy)
+            put_low_rank_(self.model, place, name, found)
+            lines.append(Line(path, found.rank, found.error, found.norm))
+        return Conversion(name, tuple(lines))
 
     def weight(self, name: str) -> Tensor:
         """Return a weight with what the active adapters add, in its stored layout."""

@@ -70,9 +70,9 @@ class Delta(nn.Module):
             x = functional.dropout(x, self.dropout)
         first = next(iter(self.cores.values()))
         if x.is_floating_point() and x.dtype != first.dtype:
-            wide: Tensor = self.layer(x.to(first.dtype))
+            wide = self._product(x.to(first.dtype))
             return (wide * self.factor).to(x.dtype)
-        y: Tensor = self.layer(x)
+        y: Tensor = self._product(x)
         return y if self.factor == 1.0 else y * self.factor
 
     def product(self, x: Tensor, whole: Tensor) -> Tensor:
@@ -125,7 +125,22 @@ class Delta(nn.Module):
 
     def dense(self) -> Tensor:
         """Return the delta as a dense tensor in the weight's stored layout, times the factor."""
-        return self.layer.weight * self.factor
+        if not self._maps:
+            return self.layer.weight * self.factor
+        return self.layer.dense(self.tensors()) * self.factor
+
+    def tensors(self) -> Mapping[str, Tensor]:
+        """Return every core whole, as it acts; see `Method.tensors`."""
+        return self.method.tensors(self)
+
+    @property
+    def _maps(self) -> bool:
+        """Whether the method computes cores."""
+        return type(self.method).tensors is not Method.tensors
+
+    def _product(self, x: Tensor) -> Tensor:
+        found: Tensor = self.layer.run(self.tensors(), x) if self._maps else self.layer(x)
+        return found
 
     def mapped(self, stored: Tensor) -> Tensor:
         """Bring a tensor from the weight's stored layout into that of the map, outputs first."""

@@ -190,6 +190,14 @@ class Method(ABC):
         """Return what the delta is multiplied by (LoRA's `alpha / rank`)."""
         return 1.0
 
+    def tensors(self, delta: Delta) -> Mapping[str, Tensor]:
+        """Return every core of the delta whole, as it acts: in calls, merging and export.
+
+        A method may compute cores from extras, such as mixing weights from logits: it overrides
+        this, and such cores are `=` or `!` in the structure, so that none is trained by itself.
+        """
+        return delta.layer.tensors()
+
     def added(self, delta: Delta, call: Call) -> Tensor:
         """Return what is added to the output of a layer."""
         return delta.applied(call.x)

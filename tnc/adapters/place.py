@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from tnc.adapters.bank import applied_kind, base_weight
+from tnc.adapters.bank import applied_kind, bank_of, base_weight
 from tnc.capture import layer_kind
 from tnc.decide.site import Site, Use
 from tnc.errors import PlanError
@@ -61,6 +61,22 @@ class Place:
     def structured(self) -> bool:
         """Whether the base is made of cores."""
         return self.owners[0].kind == "structured"
+
+
+def place_of(model: nn.Module, adapter: str, name: str) -> Place:
+    """Return the place of a weight that has a delta of an adapter, with the delta's views."""
+    site: Site | None = None
+    owners, views = [], []
+    for path, module in model.named_modules(remove_duplicate=False):
+        bank = bank_of(module)
+        for attribute, delta in (bank.held(adapter) if bank else {}).items():
+            if bank is not None and delta.site.name == name:
+                site = delta.site
+                owners.append(Owner(path, attribute, bank.kind))
+                views.append(delta.layer.view)
+    if site is None:
+        raise PlanError(f"adapter {adapter!r} has no delta of {name!r}")
+    return Place(site, tuple(owners), tuple(views))
 
 
 def places(model: nn.Module, sites: tuple[Site, ...]) -> tuple[Place, ...]:

@@ -18,7 +18,7 @@ from tnc.adapters.attach import attach_, shared_copy
 from tnc.adapters.bank import bank_of
 from tnc.adapters.delta import Delta
 from tnc.adapters.method import Parts, methods
-from tnc.adapters.place import Owner, Place, site_from_json, site_to_json
+from tnc.adapters.place import Owner, Place, place_of, site_from_json, site_to_json
 from tnc.decide.options import as_mapping, build
 from tnc.errors import ArtifactError
 from tnc.files import replaced_folder, writing
@@ -128,21 +128,14 @@ def _tensors(delta: Delta) -> dict[str, Tensor]:
 
 
 def _described(model: nn.Module, adapter: str, delta: Delta) -> dict[str, Any]:
-    owners, views = [], []
-    for path, module in model.named_modules(remove_duplicate=False):
-        bank = bank_of(module)
-        for attribute, own in (bank.held(adapter) if bank else {}).items():
-            if own.site.name == delta.site.name:
-                assert bank is not None
-                owners.append(asdict(Owner(path, attribute, bank.kind)))
-                views.append(own.layer.view.as_json())
+    place = place_of(model, adapter, delta.site.name)
     return {
         "method": as_mapping(methods, delta.method),
         "factor": delta.factor,
         "structure": to_json(delta.layer.structure),
         "site": site_to_json(delta.site),
-        "owners": owners,
-        "views": views,
+        "owners": [asdict(owner) for owner in place.owners],
+        "views": [view.as_json() for view in place.views],
     }
 
 

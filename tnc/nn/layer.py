@@ -149,6 +149,10 @@ class StructuredLayer(nn.Module):
         """Apply the layer with other cores of the same shapes, such as masked ones."""
         return self.view.apply(self._prepared, cores, self.bias, x)
 
+    def dense(self, cores: Mapping[str, Tensor]) -> Tensor:
+        """Return the dense weight of other cores, in the layout that `weight` has."""
+        return self.view.layout(self._rebuild.run(cores))
+
     def restructure_(
         self,
         structure: Structure,
