@@ -72,7 +72,8 @@ class Conversion:
 
 def additive(delta: Delta) -> bool:
     """Whether what merging adds is the delta itself, whatever the weight is."""
-    return type(delta.method).change is Method.change
+    kind = type(delta.method)
+    return kind.change is Method.change and kind.base is Method.base
 
 
 def low_rank(
@@ -99,7 +100,9 @@ def low_rank(
 def changed(delta: Delta, share: float, weight: Tensor) -> Tensor:
     """Return what a delta adds to its weight as a matrix, or one for each of a stack."""
     with torch.no_grad():
-        change = wide(delta.method.change(delta, wide(weight))) * share
+        weight = wide(weight)
+        base = delta.method.base(delta, weight)
+        change = wide(base + delta.method.change(delta, base) - weight) * share
     outputs = delta.site.signature.outputs
     shape = (*outputs[:-1], outputs[-1], -1)
     return delta.mapped(change).reshape(shape)
