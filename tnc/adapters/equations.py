@@ -11,7 +11,10 @@ from math import prod
 from tnc.net import Signature, Structure, parse_network
 
 Factor = tuple[str, str]
-"""A core's name, with `!` where it is frozen, and the bonds that it has: `("A!", "r i")`."""
+"""A core's name, with `!` where it is frozen, and the bonds that it has: `("A!", "r i")`.
+
+Of a sparse core the size that counts its entries follows: `("S#k", "o i")`.
+"""
 
 
 def legs(signature: Signature) -> tuple[dict[str, int], dict[str, int]]:
@@ -45,10 +48,11 @@ def network(signature: Signature, *factors: Factor, **bonds: int) -> str:
     whole = {"o": " ".join(leg for leg in outputs if leg != "e"), "i": " ".join(inputs)}
     stack = "e " if "e" in outputs else ""
     cores = []
-    for name, indices in factors:
+    for factor, indices in factors:
+        name, sparse, count = factor.partition("#")
         frozen = "!" if name.endswith("!") else ""
         named = " ".join(whole.get(index, index) for index in indices.split())
-        cores.append(f"{name.rstrip('!')}[{stack}{named}]{frozen}")
+        cores.append(f"{name.rstrip('!')}[{stack}{named}]{frozen}{sparse}{count}")
     sizes = " ".join(f"{name}={size}" for name, size in {**outputs, **inputs, **bonds}.items())
     return f"{' '.join(cores)} : {whole['i']} -> {stack}{whole['o']} | {sizes}"
 

@@ -83,7 +83,10 @@ def drop_(optimizer: torch.optim.Optimizer, old: nn.Parameter, new: nn.Parameter
             continue
         group["params"][:] = [new if p is old else p for p in group["params"]]
         kept = {slot: state[slot] for slot in state if slot in OURS}
-        form = form_of(optimizer, group)
+        try:
+            form = form_of(optimizer, group)
+        except BindError:  # of an unknown form: it makes its state itself, as at a first step
+            return
         if kept or form.eager:
             optimizer.state[new] = form.initial(new, group) | kept
 
