@@ -1,7 +1,39 @@
 """Adapters: deltas of any structure beside frozen weights, by named methods."""
 
-from tnc.adapters.adapters import Adapters, of
-from tnc.adapters.adapting import Rule, adapt, adapt_
-from tnc.adapters.method import Method, Parts, Start
+from __future__ import annotations
 
-__all__ = ["Adapters", "Method", "Parts", "Rule", "Start", "adapt", "adapt_", "of"]
+import importlib
+from typing import TYPE_CHECKING, Any
+
+_PUBLIC = {
+    "AdapterPlan": "tnc.decide.adapter_plan",
+    "Adapters": "tnc.adapters.adapters",
+    "Method": "tnc.adapters.method",
+    "Parts": "tnc.adapters.method",
+    "Rule": "tnc.adapters.rules",
+    "Start": "tnc.adapters.method",
+    "adapt": "tnc.adapters.adapting",
+    "adapt_": "tnc.adapters.adapting",
+    "of": "tnc.adapters.adapters",
+    "plan": "tnc.adapters.adapting",
+}
+
+__all__ = sorted(_PUBLIC)
+
+if TYPE_CHECKING:
+    from tnc.adapters.adapters import Adapters as Adapters
+    from tnc.adapters.adapters import of as of
+    from tnc.adapters.adapting import adapt as adapt
+    from tnc.adapters.adapting import adapt_ as adapt_
+    from tnc.adapters.adapting import plan as plan
+    from tnc.adapters.method import Method as Method
+    from tnc.adapters.method import Parts as Parts
+    from tnc.adapters.method import Start as Start
+    from tnc.adapters.rules import Rule as Rule
+    from tnc.decide.adapter_plan import AdapterPlan as AdapterPlan
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PUBLIC:
+        raise AttributeError(f"module 'tnc.adapters' has no attribute {name!r}")
+    return getattr(importlib.import_module(_PUBLIC[name]), name)

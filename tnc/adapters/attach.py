@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import copy
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from fnmatch import fnmatchcase
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from tnc.adapters.bank import install_bank_
 from tnc.adapters.delta import Delta
-from tnc.adapters.method import Method, Parts, Start
+from tnc.adapters.method import Method, Parts
 from tnc.adapters.place import Place
 from tnc.errors import CaptureError, PlanError
 from tnc.net import Structure
@@ -65,28 +65,6 @@ def generator_for(seed: int, adapter: str, name: str) -> torch.Generator:
     """Return a generator that depends on seed, adapter and weight alone, in no order."""
     told = f"{seed}/{adapter}/{name}".encode()
     return torch.Generator().manual_seed(int.from_bytes(hashlib.sha256(told).digest()[:7], "big"))
-
-
-def started(
-    model: nn.Module,
-    place: Place,
-    method: Method,
-    generator: torch.Generator,
-    gradient: Tensor | None = None,
-    moment: Tensor | None = None,
-    original: Tensor | None = None,
-) -> tuple[Structure, Parts]:
-    """Return a delta's structure and first values. Raises PlanError where the method refuses."""
-    reason = refusal(place, method)
-    if reason:
-        raise PlanError(f"{place.site.name}: {reason}", where=place.site.name)
-    structure = method.structure(place.site)
-    read: Callable[[], Tensor] = lambda: place.mapped(model)  # noqa: E731
-    with torch.no_grad():
-        parts = method.start(
-            Start(place.site, structure, generator, read, gradient, moment, original)
-        )
-    return parts.structure or structure, parts
 
 
 def refusal(place: Place, method: Method) -> str:

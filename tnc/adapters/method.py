@@ -8,8 +8,8 @@ delta is added to what the weight computes, nothing happens to gradients, and me
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from math import prod
 from typing import TYPE_CHECKING, ClassVar
@@ -17,8 +17,10 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 from torch import Generator, Tensor
 
+from tnc.adapters.equations import most
+from tnc.decide.adapters import methods as REGISTRY
 from tnc.decide.site import Site
-from tnc.errors import PlanError
+from tnc.errors import PlanError, TncError
 from tnc.net import Structure
 from tnc.registry import Registry
 
@@ -29,7 +31,8 @@ if TYPE_CHECKING:
 NEEDS = ("gradient", "moment", "original")
 """What a start may be computed from beside the weight; see `Start`."""
 
-DRAWS = 2**63 - 1
+SIZES = tuple(sorted({*range(1, 5), *(k << n for n in range(1, 16) for k in (2, 3))}))
+"""Ranks that a budget may choose: 1, 2, 3, 4, 6, 8, 12, 16, 24 and so on."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -174,6 +177,9 @@ class Method(ABC):
     compressed: ClassVar[str] = ""
     """Why a base that is made of cores cannot be adapted; empty when it can."""
 
+    sized_by: ClassVar[str] = "rank"
+    """The option that a parameter budget chooses weight by weight, where the method has it."""
+
     def refuses(self, site: Site) -> str:
         """Say why a weight cannot be adapted; empty when it can."""
         return ""
@@ -197,6 +203,38 @@ class Method(ABC):
         this, and such cores are `=` or `!` in the structure, so that none is trained by itself.
         """
         return delta.layer.tensors()
+
+    def trained(self, site: Site, weight: Callable[[], Tensor]) -> int:
+        """Count what a delta trains; `weight` reads the weight as a map, where it depends on it.
+
+        Extras are to be added by the methods that have some.
+        """
+        made = self.structure(site)
+        kinds = made.kinds
+        return sum(prod(s) for name, s in made.shapes.items() if kinds[name] == "trainable")
+
+    @property
+    def sized(self) -> bool:
+        """Whether a parameter budget can choose the method's size."""
+        return self.sized_by in getattr(type(self), "__dataclass_fields__", {})
+
+    def sizes(self, site: Site) -> tuple[Method, ...]:
+        """Return the method at each size that a budget may choose for a weight, smallest first."""
+        found = []
+        for size in SIZES:
+            if size > most(site.signature):
+                break
+            try:
+                made: Method = replace(self, **{self.sized_by: size})  # type: ignore[type-var]
+            except TncError:  # not every rank is one of every method's
+                continue
+            if not made.refuses(site):
+                found.append(made)
+        return tuple(found)
+
+    def kept(self, energy: Sequence[float]) -> float:
+        """Return what the delta can reach of `energy`, squared singular values, largest first."""
+        return float(sum(energy[: getattr(self, self.sized_by, len(energy))]))
 
     def added(self, delta: Delta, call: Call) -> Tensor:
         """Return what is added to the output of a layer."""
@@ -240,7 +278,7 @@ class Method(ABC):
         return ""
 
 
-methods: Registry[type[Method]] = Registry("adapter", "tnc.adapters.methods")
+methods: Registry[type[Method]] = REGISTRY
 
 
 def wide(tensor: Tensor) -> Tensor:

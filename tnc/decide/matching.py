@@ -5,15 +5,28 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
+from typing import Protocol
 
 from tnc.decide.group import Group
 from tnc.decide.plan import Skip
 from tnc.decide.site import Site
 from tnc.decide.spec import Spec
-from tnc.decide.spec_parts import Rule
 from tnc.decide.stacking import stacked
 from tnc.decide.target import Target
 from tnc.errors import PlanError
+
+
+class Patterned(Protocol):
+    """A rule: patterns of paths, the operation that it is for, whether it may match nothing."""
+
+    @property
+    def match(self) -> Sequence[str]: ...
+
+    @property
+    def op(self) -> str | None: ...
+
+    @property
+    def allow_empty(self) -> bool: ...
 
 
 def match_rules(
@@ -28,13 +41,19 @@ def match_rules(
     `shared` are groups of site names that read one tensor; they become one target where the spec
     says `shares: true` and one rule matches them all. `untraced` are other parameters with the
     reason why they are no site, told where there is no site at all. Rules with `joint` stack
-    layers. Raises PlanError for a rule without a match.
+    layers. Raises PlanError for a rule without a match, and for a spec without rules.
     """
+    if not spec.rules:
+        raise PlanError(
+            "the spec has no rules: there is nothing to compile",
+            where="rules",
+            hint="add rules; what it asks of adapters is done by `tnc adapt`, or tnc.adapt",
+        )
     counts = [0] * len(spec.rules)
     chosen: dict[str, Target] = {}
     skips = []
     for site in sites:
-        number = next((n for n, rule in enumerate(spec.rules) if _matches(rule, site)), None)
+        number = next((n for n, rule in enumerate(spec.rules) if matches(rule, site)), None)
         if number is None:
             skips.append(Skip(site.name, "no rule matches it"))
             continue
@@ -52,32 +71,34 @@ def match_rules(
             )
         else:
             chosen[site.name] = Target(Group((site,)), rule, where)
-    _check_counts(spec, counts, sites, locations, untraced)
+    places = [locations.get(f"rules.{n}", f"rules[{n}]") for n in range(len(spec.rules))]
+    check_counts(spec.rules, counts, sites, places, untraced)
     targets, alone = stacked(tuple(chosen.values()))
     if spec.shares:
         targets = _grouped({target.name: target for target in targets}, shared)
     return targets, (*skips, *alone)
 
 
-def _matches(rule: Rule, site: Site) -> bool:
+def matches(rule: Patterned, site: Site) -> bool:
+    """Say whether a rule takes a site, by the patterns of any of its names and by its operation."""
     named = any(
         fnmatchcase(name, pattern) for pattern in rule.match for name in (site.path, *site.aliases)
     )
     return named and (rule.op is None or rule.op == site.op)
 
 
-def _check_counts(
-    spec: Spec,
-    counts: list[int],
+def check_counts(
+    rules: Sequence[Patterned],
+    counts: Sequence[int],
     sites: Sequence[Site],
-    locations: Mapping[str, str],
-    untraced: Sequence[tuple[str, str]],
+    places: Sequence[str],
+    untraced: Sequence[tuple[str, str]] = (),
 ) -> None:
-    for number, (rule, count) in enumerate(zip(spec.rules, counts)):
+    """Raise PlanError for a rule that took no site; `places` say where each rule was written."""
+    for rule, count, where in zip(rules, counts, places):
         if count or rule.allow_empty:
             continue
-        where = locations.get(f"rules.{number}", f"rules[{number}]")
-        earlier = [site for site in sites if _matches(rule, site)]
+        earlier = [site for site in sites if matches(rule, site)]
         if earlier:
             raise PlanError(
                 f"rule {', '.join(map(repr, rule.match))} matches {_counted(earlier)}, all "

@@ -17,6 +17,7 @@ from pydantic import (
     model_validator,
 )
 
+from tnc.decide.adapters import AdaptersSpec
 from tnc.decide.optimizers import OptimizerSpec
 from tnc.decide.options import Choice
 from tnc.decide.part import Part
@@ -43,6 +44,10 @@ _TRAIN = "How ranks change while the compiled model is trained: tnc.adapt_ranks 
 _OPTIMIZER = (
     "Which rule trains which parameters of the compiled model: distillation, tnc.adapt_ranks and "
     "tnc.optim.build read it."
+)
+_ADAPTERS = (
+    "Which weights get which adapter: a method for all, an adapter with rules, or several with "
+    "names. `tnc adapt` and tnc.adapt read it."
 )
 _SENSITIVITY = (
     "How errors of layers are weighed against each other when they are added up. outputs: the "
@@ -77,11 +82,12 @@ class Spec(Part):
     shares: Flag = False
     round_to: Rank = 8
     rules: Annotated[tuple[Rule, ...], AfterValidator(not_empty)] = Field(
-        json_schema_extra={"minItems": 1}
+        default=(), json_schema_extra={"minItems": 1}
     )
     passes: tuple[Annotated[str, _PASS], ...] = DEFAULT
     train: Annotated[str, Step(schedules)] | None = Field(default=None, description=_TRAIN)
     optimizer: OptimizerSpec | None = Field(default=None, description=_OPTIMIZER)
+    adapters: AdaptersSpec | None = Field(default=None, description=_ADAPTERS)
     distill: Distill | None = None
     quality: Quality | None = None
     export: Annotated[tuple[Format, ...], OneOrMore()] = ()
@@ -102,6 +108,8 @@ class Spec(Part):
 
     @model_validator(mode="after")
     def _sized(self) -> Self:
+        if not self.rules and self.adapters is None:
+            raise problem("missing", "missing key 'rules'", key="rules")
         for number, rule in enumerate(self.rules):
             if self.budget is None and not rule.fixed:
                 raise problem(
@@ -119,7 +127,8 @@ class Spec(Part):
 
     def to_data(self) -> dict[str, Any]:
         """Write the spec as plain data, defaults included; `Spec(**data)` reads it back."""
-        return self.model_dump(mode="json", exclude_none=True)
+        data = self.model_dump(mode="json", exclude_none=True)
+        return data if self.rules else {k: v for k, v in data.items() if k != "rules"}
 
     def to_yaml(self) -> str:
         """Write the spec as YAML."""

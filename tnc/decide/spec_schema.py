@@ -14,7 +14,8 @@ DIALECT = "http://json-schema.org/draft-07/schema#"
 def spec_schema() -> dict[str, Any]:
     """Return the schema of a spec file; one that extends another may leave out its rules."""
     schema = Spec.model_json_schema()
-    needs = {"required": ["version"], "anyOf": [{"required": ["rules"]}, {"required": ["extends"]}]}
+    one_of = [{"required": [name]} for name in ("rules", "adapters", "extends")]
+    needs = {"required": ["version"], "anyOf": one_of}
     return {"$schema": DIALECT, **schema, **needs, "title": "tnc spec"}
 
 

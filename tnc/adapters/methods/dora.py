@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from math import prod
 
 import torch
 from torch import Tensor
@@ -32,6 +34,9 @@ class DoRA(LoRA):
 
     def start(self, at: Start) -> Parts:
         return Parts(super().start(at).cores, {"magnitude": at.matrix.norm(dim=1)})
+
+    def trained(self, site: Site, weight: Callable[[], Tensor]) -> int:
+        return super().trained(site, weight) + prod(site.signature.outputs)
 
     def added(self, delta: Delta, call: Call) -> Tensor:
         y, bias, ratio = call.y, call.bias, self.ratio(delta, call.read())

@@ -1,0 +1,76 @@
+"""First values: of every chosen weight, each computed while what it needs is at hand."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from tnc.adapters.attach import generator_for
+from tnc.adapters.choosing import Choice, Chosen
+from tnc.adapters.given import Given
+from tnc.adapters.method import Parts, Start
+from tnc.net import Structure
+
+Report = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True, eq=False)
+class Started:
+    """A chosen weight with its delta's structure and first values, not yet attached."""
+
+    chosen: Chosen
+    structure: Structure
+    parts: Parts
+
+
+def started(
+    model: nn.Module, choice: Choice, given: Given, seed: int, report: Report | None = None
+) -> tuple[Started, ...]:
+    """Return the first values of an adapter's deltas, in the order of the weights.
+
+    Gradients are used as they come, so that those of one part of the weights are held at a time.
+    Raises PlanError where what a method needs is not given.
+    """
+    for each in choice.chosen:
+        for need in each.method.needs:
+            where = each.rule.where or choice.wanted.where
+            given.check(need, f"{type(each.method).__name__} starts", where)
+    moved = [each for each in choice.chosen if "moment" in each.method.needs]
+    given.measure_(model, [each.place.site for each in moved])
+    made: dict[str, Started] = {}
+
+    def begin(each: Chosen, gradient: Tensor | None = None) -> None:
+        made[each.name] = _begun(model, each, given, choice.wanted.name, seed, gradient)
+        if report is not None:
+            report("start", len(made), len(choice.chosen))
+
+    graded = [each for each in choice.chosen if "gradient" in each.method.needs]
+    for each, gradient in given.gradients(model, graded):
+        begin(each, gradient)
+    for each in choice.chosen:
+        if each.name not in made:
+            begin(each)
+    return tuple(made[each.name] for each in choice.chosen)
+
+
+def _begun(
+    model: nn.Module, each: Chosen, given: Given, name: str, seed: int, gradient: Tensor | None
+) -> Started:
+    site, needs = each.place.site, each.method.needs
+    structure = each.method.structure(site)
+    with torch.no_grad():
+        start = Start(
+            site,
+            structure,
+            generator_for(seed, name, site.name),
+            partial(each.place.mapped, model),
+            gradient,
+            given.moment(site) if "moment" in needs else None,
+            given.was(site) if "original" in needs else None,
+        )
+        parts = each.method.start(start)
+        return Started(each, parts.structure or structure, parts)
