@@ -57,7 +57,7 @@ def adapt(
     >>> net = torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
     >>> tuned = tnc.adapt(net, "lora{rank=2}", match="0", example=torch.ones(1, 8))
     >>> [name for name, _ in tuned.named_parameters()]
-    ['0.adapters_.default.weight.layer.cores.B', '0.adapters_.default.weight.layer.cores.A']
+    ['0.adapters_.default.weight.layer.cores.A', '0.adapters_.default.weight.layer.cores.B']
     >>> tuned.reasons
     (('2.weight', 'no rule matches it'),)
     """

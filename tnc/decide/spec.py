@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
-    AfterValidator,
     Field,
     ValidationError,
+    ValidationInfo,
     field_validator,
     model_validator,
 )
@@ -81,13 +81,13 @@ class Spec(Part):
     sensitivity: Sensitivity = Field(default="auto", description=_SENSITIVITY)
     shares: Flag = False
     round_to: Rank = 8
-    rules: Annotated[tuple[Rule, ...], AfterValidator(not_empty)] = Field(
-        default=(), json_schema_extra={"minItems": 1}
+    adapters: AdaptersSpec | None = Field(default=None, description=_ADAPTERS)
+    rules: tuple[Rule, ...] = Field(
+        default=(), validate_default=True, json_schema_extra={"minItems": 1}
     )
     passes: tuple[Annotated[str, _PASS], ...] = DEFAULT
     train: Annotated[str, Step(schedules)] | None = Field(default=None, description=_TRAIN)
     optimizer: OptimizerSpec | None = Field(default=None, description=_OPTIMIZER)
-    adapters: AdaptersSpec | None = Field(default=None, description=_ADAPTERS)
     distill: Distill | None = None
     quality: Quality | None = None
     export: Annotated[tuple[Format, ...], OneOrMore()] = ()
@@ -106,10 +106,17 @@ class Spec(Part):
             raise problem("value", "extends is resolved when a file is read: use Spec.read(file)")
         return value
 
+    @field_validator("rules", mode="before")
+    @classmethod
+    def _ruled(cls, value: Any, info: ValidationInfo) -> Any:
+        if value or info.data.get("adapters", True) is not None:
+            return value
+        if value == ():
+            raise problem("missing", "missing key 'rules'")
+        return not_empty(value) if isinstance(value, list) else value
+
     @model_validator(mode="after")
     def _sized(self) -> Self:
-        if not self.rules and self.adapters is None:
-            raise problem("missing", "missing key 'rules'", key="rules")
         for number, rule in enumerate(self.rules):
             if self.budget is None and not rule.fixed:
                 raise problem(

@@ -8,12 +8,15 @@ from pathlib import Path
 import pytest
 
 from tnc.decide import spec
+from tnc.decide.adapters import AdapterRule, AdapterSpec
 
 GUIDE = Path(__file__).resolve().parents[3] / "docs" / "guides" / "spec.md"
 HEADINGS = {
     "The top level": spec.Spec,
     "`budget`": spec.Budget,
     "A rule": spec.Rule,
+    "`adapters`": AdapterSpec,
+    "A rule of an adapter": AdapterRule,
     "`quality`": spec.Quality,
     "`distill`": spec.Distill,
 }
