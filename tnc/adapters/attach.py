@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from fnmatch import fnmatchcase
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from tnc.adapters.bank import install_bank_
 from tnc.adapters.delta import Delta
