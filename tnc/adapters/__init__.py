@@ -14,6 +14,7 @@ _PUBLIC = {
     "Start": "tnc.adapters.method",
     "adapt": "tnc.adapters.adapting",
     "adapt_": "tnc.adapters.adapting",
+    "export_peft": "tnc.adapters.peft.exporting",
     "of": "tnc.adapters.adapters",
     "plan": "tnc.adapters.adapting",
 }
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from tnc.adapters.method import Method as Method
     from tnc.adapters.method import Parts as Parts
     from tnc.adapters.method import Start as Start
+    from tnc.adapters.peft.exporting import export_peft as export_peft
     from tnc.adapters.rules import Rule as Rule
     from tnc.decide.adapter_plan import AdapterPlan as AdapterPlan
 
