@@ -15,10 +15,13 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn import functional
 
+from tnc.adapters import products
+from tnc.adapters.chain import Chain
 from tnc.adapters.delta import Delta
 from tnc.adapters.method import Call
+from tnc.adapters.products import Pair
 from tnc.errors import PlanError
-from tnc.nn import StructuredLayer
+from tnc.nn import LinearView, StructuredLayer
 from tnc.nn.rebuilt import RECURRENT, held, holding
 
 BANK = "adapters_"
@@ -99,16 +102,41 @@ class Bank(nn.Module):
                 total = total + stirred.permute(delta.site.unordered).to(weight.dtype)
         return total
 
+    def chain(self) -> Chain | None:
+        """Return what the active adapters add to the layer as pairs; None where it is no such."""
+        using = self.using("weight")
+        pairs: list[Pair] = []
+        dropout, scaled = 0.0, None
+        for delta, share in using:
+            kind = type(delta.method)
+            found = delta.pairs(share) if kind.adds_delta() else ()
+            if not found:
+                return None
+            pairs += found
+            if delta.training and delta.dropout:
+                dropout = delta.dropout
+            if kind.scales_rows():
+                scaled = delta
+        alone = len(using) == 1 and using[0][1] == 1.0
+        if not pairs or (not alone and (dropout or scaled is not None)):
+            return None
+        return Chain(pairs, dropout, scaled)
+
     def added(self, call: Call) -> Tensor:
         """Return a layer's output with what the active adapters add to it."""
         total = call.y
         for delta, share in self.using("weight"):
             part = delta.method.added(delta, call)
             total = total + (part if share == 1.0 else part * share)
-            stirred = delta.stirred()
-            if stirred is not None:
-                total = total + delta.product(call.x, stirred)
-        return total
+        return self.stirred(total, call.x)
+
+    def stirred(self, y: Tensor, x: Tensor) -> Tensor:
+        """Return a layer's output with what training alone adds to its weight."""
+        for delta, _ in self.using("weight"):
+            more = delta.stirred()
+            if more is not None:
+                y = y + delta.product(x, more)
+        return y
 
 
 def bank_of(module: nn.Module) -> Bank | None:
@@ -208,8 +236,12 @@ def _forward(base: type[nn.Module]) -> Callable[..., Any]:
             return apply(self, self._parameters.get("weight"), *args, **kwargs)
         own = self._parameters.get("weight")
         used = own if own is None else bank.based("weight", own)
-        y = apply(self, used, *args, **kwargs)
         x = args[0] if args else next(iter(kwargs.values()))
+        chain = bank.chain() if bank.kind in CHAINED else None
+        y = None if chain is None else CHAINED[bank.kind](self, used, chain, x)
+        if y is not None:
+            return bank.stirred(y, x)
+        y = apply(self, used, *args, **kwargs)
         read = partial(base_weight, self, "weight") if used is own else partial(_given, used)
         return bank.added(Call(x, y, self._parameters.get("bias"), read))
 
@@ -277,6 +309,33 @@ APPLIED: Mapping[str, Callable[..., Tensor]] = {
     "structured": _structured,
 }
 """How a layer is applied with a weight of its shape, by kind."""
+
+
+def _chained_linear(module: Any, weight: Any, chain: Chain, x: Tensor) -> Tensor:
+    return chain.linear(x, weight, module._parameters["bias"], weight)
+
+
+def _chained_inputs_first(module: Any, weight: Any, chain: Chain, x: Tensor) -> Tensor:
+    return chain.linear(x, weight.t(), module._parameters["bias"], weight)
+
+
+def _chained_conv(module: Any, weight: Any, chain: Chain, x: Tensor) -> Tensor | None:
+    return chain.conv(x, weight, module)
+
+
+def _chained_structured(module: Any, weight: Any, chain: Chain, x: Tensor) -> Tensor | None:
+    if chain.scaled is not None or not isinstance(module.view, LinearView):
+        return None
+    return products.added(StructuredLayer.forward(module, x), x, chain.pairs, chain.dropout)
+
+
+CHAINED: Mapping[str, Callable[..., Tensor | None]] = {
+    "linear": _chained_linear,
+    "linear-inputs-first": _chained_inputs_first,
+    "conv": _chained_conv,
+    "structured": _chained_structured,
+}
+"""How a layer is applied together with deltas that are chains; None says to apply it as others."""
 
 
 def applied_kind(module: nn.Module, kind: str) -> str:

@@ -11,7 +11,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from tnc.adapters.equations import chain
-from tnc.adapters.method import Method, Parts
+from tnc.adapters.method import Method, Parts, wide
+from tnc.adapters.norms import row_norms
+from tnc.adapters.products import Pair
+from tnc.adapters.routes import Route, routes
 from tnc.decide.site import Site
 from tnc.net import Structure
 from tnc.nn import StructuredLayer, View
@@ -32,6 +35,7 @@ class Delta(nn.Module):
         self.method, self.site = method, site
         self.factor = float(method.factor(site))
         self.layer = StructuredLayer(structure, view, parts.cores, None, parts.positions)
+        self._routes: tuple[Structure, tuple[Route, ...]] = (structure, routes(structure))
         self.extras = nn.ParameterDict({k: _parameter(v) for k, v in parts.extras.items()})
         self.constants = tuple(parts.constants)
         for name, value in parts.constants.items():
@@ -70,8 +74,8 @@ class Delta(nn.Module):
             x = functional.dropout(x, self.dropout)
         first = next(iter(self.cores.values()))
         if x.is_floating_point() and x.dtype != first.dtype:
-            wide = self._product(x.to(first.dtype))
-            return (wide * self.factor).to(x.dtype)
+            whole = self._product(x.to(first.dtype))
+            return (whole * self.factor).to(x.dtype)
         y: Tensor = self._product(x)
         return y if self.factor == 1.0 else y * self.factor
 
@@ -123,6 +127,30 @@ class Delta(nn.Module):
         """Leave the lowered program out of copies: it follows from the view."""
         return {k: v for k, v in self.__dict__.items() if k != "_prepared"}
 
+    def pairs(self, share: float = 1.0) -> tuple[Pair, ...]:
+        """Return the delta, times factor and `share`, as pairs of factors; () where it is none.
+
+        Cores between the first and the last are multiplied into the last. Differentiable.
+        """
+        layer = self.layer
+        if self._routes[0] is not layer.structure:
+            self._routes = (layer.structure, routes(layer.structure))
+        held: Any = layer._modules["cores"]
+        own = self.tensors() if self._maps else held._parameters
+        return tuple([_pair(one, own, self.factor * share) for one in self._routes[1]])
+
+    def norms(self, weight: Tensor) -> Tensor:
+        """Return the norm of every row of the map `weight + delta`; the weight in stored layout.
+
+        No gradient flows through it.
+        """
+        with torch.no_grad():
+            pairs = self.pairs()
+            if not pairs:
+                return self.mapped(wide(weight) + self.dense()).flatten(1).norm(dim=1)
+            keys = (weight,) if isinstance(weight, nn.Parameter) else ()
+            return row_norms(self.mapped(weight), pairs, keys)
+
     def dense(self) -> Tensor:
         """Return the delta as a dense tensor in the weight's stored layout, times the factor."""
         if not self._maps:
@@ -149,6 +177,18 @@ class Delta(nn.Module):
     def extra_repr(self) -> str:
         """Say which method it is."""
         return f"{self.method}, factor={self.factor:g}"
+
+
+def _pair(route: Route, cores: Mapping[str, Tensor], scale: float) -> Pair:
+    down, up = _laid(cores[route.down], route.down_order), _laid(cores[route.up], route.up_order)
+    if route.middle:
+        middle = torch.einsum(route.equation, *[cores[name] for name in route.middle])
+        up = up * middle if route.diagonal else up @ middle
+    return Pair(down, up, scale)
+
+
+def _laid(core: Tensor, order: tuple[int, ...]) -> Tensor:
+    return core if order == tuple(range(len(order))) else core.permute(order)
 
 
 def _parameter(value: Tensor) -> nn.Parameter:

@@ -236,13 +236,47 @@ class Method(ABC):
         """Return what the delta can reach of `energy`, squared singular values, largest first."""
         return float(sum(energy[: getattr(self, self.sized_by, len(energy))]))
 
+    def rows(self, delta: Delta, weight: Tensor) -> Tensor | None:
+        """Return what every row of `weight + delta` is multiplied by; None where by nothing.
+
+        The weight is in its stored layout, and frozen: no gradient is to flow into it.
+        """
+        return None
+
     def added(self, delta: Delta, call: Call) -> Tensor:
-        """Return what is added to the output of a layer."""
-        return delta.applied(call.x)
+        """Return what is added to the output of a layer.
+
+        Methods that leave this as it is, and whose delta is a sum of chains, are applied by
+        products that do it in fewer passes.
+        """
+        scaled = self.rows(delta, call.read()) if self.scales_rows() else None
+        if scaled is None:
+            return delta.applied(call.x)
+        y, bias = call.y, call.bias
+        shape = [1] * y.dim()
+        shape[-1 if delta.site.op == "linear" else -len(delta.site.signature.inputs)] = -1
+        scaled = scaled.reshape(shape).to(y.dtype)
+        plain = y if bias is None else y - bias.reshape(shape)
+        return (scaled - 1) * plain + scaled * delta.applied(call.x)
 
     def change(self, delta: Delta, weight: Tensor) -> Tensor:
         """Return what is added to the weight, in its stored layout: what merging adds."""
-        return delta.dense()
+        scaled = self.rows(delta, weight)
+        if scaled is None:
+            return delta.dense()
+        mapped = delta.mapped(weight + delta.dense())
+        whole = scaled.reshape(-1, *[1] * (mapped.dim() - 1)).to(mapped.dtype) * mapped
+        return whole.permute(delta.site.unordered) - weight
+
+    @classmethod
+    def adds_delta(cls) -> bool:
+        """Whether a layer's output is that of `weight + delta`, its rows perhaps multiplied."""
+        return cls.added is Method.added
+
+    @classmethod
+    def scales_rows(cls) -> bool:
+        """Whether the method multiplies rows."""
+        return cls.rows is not Method.rows
 
     def base(self, delta: Delta, weight: Tensor) -> Tensor:
         """Return what stands for the stored weight while the adapter is active: itself."""

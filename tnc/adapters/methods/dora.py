@@ -6,11 +6,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from math import prod
 
-import torch
 from torch import Tensor
 
 from tnc.adapters.delta import Delta
-from tnc.adapters.method import Call, Parts, Start, methods, wide
+from tnc.adapters.method import Parts, Start, methods
 from tnc.adapters.methods.lora import LoRA
 from tnc.decide.site import Site
 
@@ -38,24 +37,6 @@ class DoRA(LoRA):
     def trained(self, site: Site, weight: Callable[[], Tensor]) -> int:
         return super().trained(site, weight) + prod(site.signature.outputs)
 
-    def added(self, delta: Delta, call: Call) -> Tensor:
-        y, bias, ratio = call.y, call.bias, self.ratio(delta, call.read())
-        shape = [1] * y.dim()
-        shape[-1 if delta.site.op == "linear" else -len(delta.site.signature.inputs)] = -1
-        ratio = ratio.reshape(shape).to(y.dtype)
-        plain = y if bias is None else y - bias.reshape(shape)
-        return (ratio - 1) * plain + ratio * delta.applied(call.x)
-
-    def change(self, delta: Delta, weight: Tensor) -> Tensor:
-        ratio = self.ratio(delta, weight)
-        mapped = delta.mapped(weight + delta.dense())
-        scaled = ratio.reshape(-1, *[1] * (mapped.dim() - 1)).to(mapped.dtype) * mapped
-        return scaled.permute(delta.site.unordered) - weight
-
-    def ratio(self, delta: Delta, weight: Tensor) -> Tensor:
-        """Return magnitude over row norm; the norm is a constant."""
-        with torch.no_grad():
-            whole = delta.mapped(wide(weight) + delta.dense())
-            norm = whole.flatten(1).norm(dim=1).clamp_min(1e-12)
-        ratio: Tensor = delta.extras["magnitude"] / norm
+    def rows(self, delta: Delta, weight: Tensor) -> Tensor:
+        ratio: Tensor = delta.extras["magnitude"] / delta.norms(weight).clamp_min(1e-12)
         return ratio
