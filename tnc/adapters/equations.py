@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from math import prod
 
-from tnc.net import Signature, Structure, parse_network
+from tnc.net import Core, Network, Signature, Structure, parse_network
 
 Factor = tuple[str, str]
 """A core's name, with `!` where it is frozen, and the bonds that it has: `("A!", "r i")`.
@@ -71,3 +71,22 @@ def with_start(signature: Signature, rank: int) -> Structure:
 def most(signature: Signature) -> int:
     """Return the rank above which a low-rank delta gains nothing."""
     return min(signature.outputs[-1], prod(signature.inputs))
+
+
+def outermost(term: Network) -> str:
+    """Return the trained core nearest to the output: of the most output per input entries.
+
+    >>> outermost(parse_network("G1[o1 i1 r] G2[r o2 i2] : (i1 i2) -> (o1 o2) | "
+    ...                         "i1=4 i2=2 o1=2 o2=4 r=3"))
+    'G2'
+    """
+    outputs, inputs = set(term.equation.output_indices), set(term.equation.input_indices)
+
+    def ratio(core: Core) -> float:
+        size = term.size
+        makes = prod(size[name] for name in core.indices if name in outputs)
+        reads = prod(size[name] for name in core.indices if name in inputs)
+        return makes / reads
+
+    trained = [core for core in term.equation.cores if core.kind == "trainable"]
+    return max(trained, key=ratio).name

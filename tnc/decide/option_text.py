@@ -1,8 +1,9 @@
 """The text form of a registered thing with its options: `tucker{factors=2}`.
 
 One parser and one printer serve structures, passes and sources. Values are JSON (`2`, `0.5`,
-`true`, `"a b"`, `[1, 2]`, `{"r": 4}`) or bare words, which are strings. `a + b{k=1}` is the thing
-named `sum` with the option `terms`, a list of the forms that are joined.
+`true`, `"a b"`, `[1, 2]`, `{"r": 4}`), bare words, which are strings, or forms with options again
+(`structured{family=tucker{factors=2}}`). `a + b{k=1}` is the thing named `sum` with the option
+`terms`, a list of the forms that are joined.
 """
 
 from __future__ import annotations
@@ -36,21 +37,17 @@ def parse_form(text: str) -> dict[str, Any]:
     {'kind': 'low-rank'}
     >>> parse_form("low-rank + tucker{factors=2}")
     {'kind': 'sum', 'terms': [{'kind': 'low-rank'}, {'kind': 'tucker', 'factors': 2}]}
+    >>> parse_form("stacked{of=tucker{factors=2}}")
+    {'kind': 'stacked', 'of': {'kind': 'tucker', 'factors': 2}}
 
     Raises OptionText.
     """
-    found, at = _parse_one(text, _skip(text, 0))
-    if at == len(text):
-        return found
-    terms = [found]
-    while text.startswith("+", at):
-        found, at = _parse_one(text, _skip(text, at + 1))
-        terms.append(found)
+    found, at = _parse_sum(text, _skip(text, 0))
     if at != len(text):
         end = len(text[:at].rstrip())
         closed = text[end - 1] == "}"
         raise OptionText(f"expected {'nothing more' if closed else repr('{')}", text, end)
-    return {"kind": SUM, "terms": terms}
+    return found
 
 
 def print_form(options: Mapping[str, Any]) -> str:
@@ -84,6 +81,15 @@ def _is_sum(options: Mapping[str, Any]) -> bool:
     )
 
 
+def _parse_sum(text: str, at: int) -> tuple[dict[str, Any], int]:
+    found, at = _parse_one(text, at)
+    terms = [found]
+    while text.startswith("+", at):
+        found, at = _parse_one(text, _skip(text, at + 1))
+        terms.append(found)
+    return (found if len(terms) == 1 else {"kind": SUM, "terms": terms}), at
+
+
 def _parse_one(text: str, at: int) -> tuple[dict[str, Any], int]:
     name = _NAME.match(text, at)
     if name is None:
@@ -113,6 +119,8 @@ def _parse_pair(text: str, at: int, found: dict[str, Any]) -> int:
 
 def _parse_value(text: str, at: int) -> tuple[Any, int]:
     word = _WORD.match(text, at)
+    if word is not None and text[_skip(text, word.end()) :][:1] in ("{", "+"):
+        return _parse_sum(text, at)
     if word is not None:
         return _CONSTANTS.get(word[0], word[0]), word.end()
     try:
@@ -124,7 +132,17 @@ def _parse_value(text: str, at: int) -> tuple[Any, int]:
 def _print_value(value: Any) -> str:
     if isinstance(value, str) and _WORD.fullmatch(value) and value not in _CONSTANTS:
         return value
+    if isinstance(value, Mapping) and _is_form(value):
+        return print_form(value)
     return json.dumps(value, ensure_ascii=False)
+
+
+def _is_form(value: Mapping[str, Any]) -> bool:
+    """Whether a mapping can be written as a form with options, and read back as it is."""
+    kind = value.get("kind")
+    if not isinstance(kind, str) or not _NAME.fullmatch(kind) or len(value) < 2:
+        return False
+    return all(isinstance(key, str) and _KEY.fullmatch(key) for key in value)
 
 
 def _expect(text: str, at: int, mark: str) -> int:

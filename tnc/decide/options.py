@@ -52,7 +52,7 @@ def options_model(kind: str, thing: Any) -> type[BaseModel]:
     hints = get_type_hints(thing)
     slots: dict[str, Any] = {"kind": (Literal[kind], ...)}
     for field in fields(thing):
-        hints[field.name] = _nested(hints[field.name], thing)
+        hints[field.name] = _nested(hints[field.name])
         default = field.default if field.default is not MISSING else ...
         if field.default_factory is not MISSING:
             slots[field.name] = (hints[field.name], Field(default_factory=field.default_factory))
@@ -189,12 +189,12 @@ def text_schema(names: Any) -> dict[str, Any]:
     return {"type": "string", "pattern": rf"^{one}{more}$"}
 
 
-def _nested(hint: Any, thing: Any) -> Any:
-    """Give a field that holds one or several things of the owner's own registry the choice."""
+def _nested(hint: Any) -> Any:
+    """Give a field that holds one or several registered things the choice of their registry."""
     inner = get_args(hint)[:1] if get_origin(hint) is tuple else (hint,)
     base = inner[0] if inner and isinstance(inner[0], type) else None
     registry = getattr(base, "registry", None)
-    if base is None or registry is None or not issubclass(thing, base):
+    if base is None or registry is None:
         return hint
     choice: Any = Annotated[base, Choice(registry(), nested=True)]
     return choice if base is hint else tuple[choice, ...]
@@ -245,6 +245,8 @@ def _plain(value: Any, registry: Registry[Any]) -> Any:
         return {str(key): _plain(item, registry) for key, item in value.items()}
     if isinstance(value, tuple | list):
         return [_plain(item, registry) for item in value]
+    if is_dataclass(value) and hasattr(value, "registry"):
+        registry = value.registry()
     if is_dataclass(value) and type(value) in registry.all().values():
         return as_plain(registry, value)
     return value
