@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from tnc.optim.declaring import Declared
+from tnc.optim.matrices import Precision
 from tnc.optim.options import Betas, Count, NonNegative
 
 
@@ -25,3 +26,10 @@ class Renewed(Subspace):
     """Those of a subspace that is taken anew every so many steps."""
 
     update_every: Count = 200
+
+
+class Orthogonalised(Declared):
+    """Those of Newton-Schulz: how often it is iterated, and in what (`iterated_in`)."""
+
+    iterations: Count = 5
+    precision: Precision = "auto"

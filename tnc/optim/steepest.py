@@ -7,17 +7,25 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from tnc.optim.matrices import newton_schulz
+from tnc.optim.kinds import Group
+from tnc.optim.matrices import Precision, iterated_in, newton_schulz
 
 Norm = Literal["spectral", "infinity", "frobenius"]
 NORMS: tuple[Norm, ...] = get_args(Norm)
 
 
-def steepest(matrix: Tensor, norm: Norm, iterations: int = 5, exact: bool = False) -> Tensor:
+def steepest(
+    matrix: Tensor,
+    norm: Norm,
+    iterations: int = 5,
+    exact: bool = False,
+    precision: Precision = "auto",
+) -> Tensor:
     """Return the D of norm 1 at most with the largest `<D, X>`.
 
-    'spectral': `U V^T` of `X = U S V^T`, by `newton_schulz` or, if `exact`, by a decomposition in
-    float64. 'infinity', the largest absolute entry: `sign(X)`. 'frobenius': `X / |X|_F`.
+    'spectral': `U V^T` of `X = U S V^T`, by `newton_schulz` (in what `iterated_in` says) or, if
+    `exact`, by a decomposition in float64. 'infinity', the largest absolute entry: `sign(X)`.
+    'frobenius': `X / |X|_F`.
 
     >>> steepest(torch.tensor([[3.0, -4.0]]), "frobenius")
     tensor([[ 0.6000, -0.8000]])
@@ -29,7 +37,12 @@ def steepest(matrix: Tensor, norm: Norm, iterations: int = 5, exact: bool = Fals
         return unit
     if exact:
         return polar(matrix)
-    return newton_schulz(matrix, iterations)
+    return newton_schulz(matrix, iterations, dtype=iterated_in(matrix, precision))
+
+
+def asked(group: Group) -> tuple[Norm, int, bool, Precision]:
+    """Return what a group says of its steps, in the order that `steepest` takes it."""
+    return group["norm"], group["iterations"], group["exact"], group["precision"]
 
 
 def polar(matrix: Tensor) -> Tensor:
@@ -40,6 +53,12 @@ def polar(matrix: Tensor) -> Tensor:
     return found
 
 
-def dual_norm(matrix: Tensor, norm: Norm, iterations: int = 5, exact: bool = False) -> Tensor:
+def dual_norm(
+    matrix: Tensor,
+    norm: Norm,
+    iterations: int = 5,
+    exact: bool = False,
+    precision: Precision = "auto",
+) -> Tensor:
     """Return `max <D, X>` over D of norm 1: the nuclear, the 1- or the Frobenius norm of X."""
-    return (matrix * steepest(matrix, norm, iterations, exact)).sum()
+    return (matrix * steepest(matrix, norm, iterations, exact, precision)).sum()

@@ -23,7 +23,7 @@ class Asgo(Moments, Rule):
     Then `W <- (1 - lr wd) W - lr .2 sqrt(m n) U / |U|_F`: every update has the size of Adam's. The
     Gram matrix is that of the shorter side (`G^T G`, from the right, for a tall matrix), its ridge
     `eps` of the mean eigenvalue, its root by `roots`: 'eigh' or 'newton'. A parameter of more than
-    two axes is read as the matrix nearest to square.
+    two axes is read as a matrix by `matrix_cut`: a kernel as outputs by the rest.
 
     State: `exp_avg`, as large as the parameter, and `gram` (d, d), d the shorter side. (An et al.,
     ASGO: Adaptive Structured Gradient Optimization, 2025.)

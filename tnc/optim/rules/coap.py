@@ -38,7 +38,7 @@ class Coap(Renewed, Rule):
     `mse(G P^T P, G) (1 - cos(M P, G))`, its gradient cut to norm 1; every `refresh_every` steps it
     becomes the singular vectors of G within the range of `G P^T`. `restore` takes moments along at
     a refresh: `M R^T` and `(sqrt(v) R^T)^2`, `R = P_new P_old^T`. The first P comes from a whole
-    decomposition. A parameter of more than two axes is read as the matrix nearest to square.
+    decomposition. A parameter of more than two axes is read as a matrix by `matrix_cut`.
 
     State of a matrix (m, n), m at least n: `exp_avg`, `exp_avg_sq` (m, r), `projector` (r, n).
     (Xiao et al., COAP: Memory-Efficient Training with Correlation-Aware Gradient Projection, CVPR

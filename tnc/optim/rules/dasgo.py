@@ -24,7 +24,7 @@ class Dasgo(Moments, Rule):
     """`m <- b1 m + (1 - b1) G`; `a <- b2 a + (1 - b2) diag(G G^T)`; `U = m / sqrt(a)` by rows.
 
     Then `W <- (1 - lr wd) W - lr .2 sqrt(m n) U / |U|_F`, as ASGO: rows where there are fewer of
-    them, else columns. A parameter of more than two axes is read as the matrix nearest to square.
+    them, else columns. A parameter of more than two axes is read as a matrix by `matrix_cut`.
 
     State: `exp_avg`, as large as the parameter, and `side_sq` (d), d the shorter side. (An et al.,
     ASGO: Adaptive Structured Gradient Optimization, 2025.)

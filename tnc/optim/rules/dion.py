@@ -21,7 +21,7 @@ class Dion(Rule):
 
     Then `W <- (1 - lr wd) W - lr sqrt(m / n) P Q^T`. The momentum loses only what was used: it is
     its own error feedback. At full rank `P Q^T` nears the polar factor of M, and M shrinks to mu M.
-    A parameter of more than two axes is read as the matrix nearest to square.
+    A parameter of more than two axes is read as a matrix by `matrix_cut`.
 
     State of a matrix (m, n): `momentum` (m, n), `basis` Q (n, r), drawn at random from the seed
     at the first step (`drawn` is 1 from then on).

@@ -18,7 +18,7 @@ class GaLore(Projected):
 
     P is taken anew from the gradient every `update_every` steps of the optimizer; moments stay in
     the coordinates of the old one, as in the paper. With a P that never changes this is Adam on B
-    in `W + B P`. A parameter of more than two axes is read as the matrix nearest to square.
+    in `W + B P`. A parameter of more than two axes is read as a matrix by `matrix_cut`.
 
     State of a matrix (m, n), m at least n: `exp_avg` and `exp_avg_sq` (m, r), `projector` (r, n).
     (Zhao et al., GaLore, ICML 2024, algorithm 2; scale is the paper's alpha.)

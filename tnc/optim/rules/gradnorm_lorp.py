@@ -37,9 +37,9 @@ class GradNormLoRP(Renewed, Rule):
     direction; it takes a plain step and is normed from then on.
 
     State of a matrix (m, n), m at least n: `exp_avg` and `exp_avg_sq` (m, r), `projector` (r, n),
-    `stretch`, `length_avg` and `length_avg_sq` (m, 1). Rows are the first axis of the matrix that
-    is nearest to square. (Huang et al., Gradient Weight-normalized Low-rank Projection for
-    Efficient LLM Training, AAAI 2025.)
+    `stretch`, `length_avg` and `length_avg_sq` (m, 1). Rows are those of the matrix that
+    `matrix_cut` makes: the outputs of a kernel. (Huang et al., Gradient Weight-normalized Low-rank
+    Projection for Efficient LLM Training, AAAI 2025.)
     """
 
     kinds: ClassVar[Mapping[str, Kind]] = {

@@ -12,13 +12,14 @@ from torch import Tensor
 from tnc.optim.joint import JointRule
 from tnc.optim.kinds import Group, Kind
 from tnc.optim.matrices import as_matrix
-from tnc.optim.options import Count, Positive, Share
+from tnc.optim.options import Positive, Share
 from tnc.optim.rule import STEP, Part, rules
-from tnc.optim.steepest import Norm, dual_norm, steepest
+from tnc.optim.shared_options import Orthogonalised
+from tnc.optim.steepest import Norm, asked, dual_norm, steepest
 
 
 @rules.register("lanton")
-class Lanton(JointRule):
+class Lanton(Orthogonalised, JointRule):
     """A trust region's step whose length falls with the noise of the parameter's gradient.
 
     `H <- beta H + (1 - beta) |G - G'|_*^2` in the dual norm; `a = alpha / sqrt(alpha^2 + H)`; then
@@ -44,7 +45,6 @@ class Lanton(JointRule):
     beta: Share = 0.9
     alpha: Positive = 1.0
     against: Literal["momentum", "previous"] = "momentum"
-    iterations: Count = 5
     exact: bool = False
 
     def start(self, weight: Tensor, group: Group) -> dict[str, Any]:
@@ -77,7 +77,7 @@ class Lanton(JointRule):
             if float(state[STEP]) > 1:
                 slot = "previous_gradient" if "previous_gradient" in state else "momentum_buffer"
                 apart = as_matrix(part.gradient - state[slot])
-                size = dual_norm(apart, group["norm"], group["iterations"], group["exact"])
+                size = dual_norm(apart, *asked(group))
                 noise.lerp_(size.square().to(noise), 1 - group["beta"])
             lengths.append(group["alpha"] / (noise + group["alpha"] ** 2).sqrt())
         longest = torch.stack([length.to(lengths[0].device) for length in lengths]).max()
@@ -89,7 +89,7 @@ class Lanton(JointRule):
         buffer = state["momentum_buffer"].lerp_(part.gradient, 1 - group["momentum"])
         if "previous_gradient" in state:
             state["previous_gradient"].copy_(part.gradient)
-        found = steepest(as_matrix(buffer), group["norm"], group["iterations"], group["exact"])
+        found = steepest(as_matrix(buffer), *asked(group))
         self.decay_(part.weight, state, group)
         change = found.mul_(state["rate"]).reshape(part.weight.shape)
         part.weight.add_(change, alpha=-group["lr"])

@@ -11,18 +11,19 @@ from torch import Tensor
 
 from tnc.optim.coefficients import coefficients_for
 from tnc.optim.kinds import Group, Kind
-from tnc.optim.matrices import as_matrix, newton_schulz
-from tnc.optim.options import Count, Share
+from tnc.optim.matrices import as_matrix, iterated_in, newton_schulz
+from tnc.optim.options import Share
 from tnc.optim.rule import Rule, rules
+from tnc.optim.shared_options import Orthogonalised
 
 
 @rules.register("root")
-class Root(Rule):
+class Root(Orthogonalised, Rule):
     """`B <- mu B + G`; `g = G + mu B`; `W <- (1 - lr wd) W - lr .2 sqrt(max(m, n)) NS(g - o)`.
 
     `o = sign(g) max(|g| - e, 0)` are the outliers of g above the `quantile` e of its absolute
     entries, so that `g - o` is g clipped at e. NS is Newton-Schulz with `coefficients_for` the
-    shape. A parameter of more than two axes is read as the matrix nearest to square. State:
+    shape. A parameter of more than two axes is read as a matrix by `matrix_cut`. State:
     `momentum_buffer`, as large as the parameter. (He et al., ROOT: Robust Orthogonalized Optimizer,
     2025; its tables of coefficients are for four shapes, ours are computed for every shape.)
     """
@@ -32,7 +33,6 @@ class Root(Rule):
     momentum: Share = 0.95
     quantile: Share = 0.9
     weight_decay = 0.1
-    iterations: Count = 5
 
     def refuses(self, weight: Tensor, group: Group) -> str:
         return "" if weight.dim() >= 2 else "it is no matrix, which could be orthogonalised"
@@ -46,7 +46,9 @@ class Root(Rule):
         wanted = as_matrix(clipped(torch.add(gradient, buffer, alpha=momentum), group["quantile"]))
         m, n = wanted.shape
         coefficients = coefficients_for(m, n, group["iterations"])
-        found = newton_schulz(wanted, group["iterations"], coefficients)
+        found = newton_schulz(
+            wanted, group["iterations"], coefficients, iterated_in(wanted, group["precision"])
+        )
         self.decay_(weight, state, group)
         scale = 0.2 * max(m, n) ** 0.5
         weight.add_(found.reshape(weight.shape), alpha=-group["lr"] * scale)

@@ -11,19 +11,20 @@ from torch import Tensor
 
 from tnc.optim.kinds import Group, Kind
 from tnc.optim.matrices import as_matrix
-from tnc.optim.options import Count, Share
+from tnc.optim.options import Share
 from tnc.optim.rule import Rule, rules
-from tnc.optim.steepest import Norm, steepest
+from tnc.optim.shared_options import Orthogonalised
+from tnc.optim.steepest import Norm, asked, steepest
 
 
 @rules.register("trust-region")
-class TrustRegion(Rule):
+class TrustRegion(Orthogonalised, Rule):
     """`m <- mu m + (1 - mu) G`; `W <- (1 - lr wd) W + lr argmin over |D| <= 1 of <m, D>`.
 
     `norm` is 'spectral' (the argmin is `-U V^T`: Muon without its momentum's look ahead),
     'infinity' (`-sign(m)`: sign descent) or 'frobenius' (`-m / |m|`: normalised SGD). The spectral
     one is by Newton-Schulz, or with `exact` by a decomposition. A parameter of more than two axes
-    is read as the matrix nearest to square; a vector is a matrix of one row. State:
+    is read as a matrix by `matrix_cut`; a vector is a matrix of one row. State:
     `momentum_buffer`, as large as the parameter. (Kovalev, Understanding Gradient Orthogonalization
     for Deep Learning via Non-Euclidean Trust-Region Optimization, 2025.)
 
@@ -37,7 +38,6 @@ class TrustRegion(Rule):
 
     norm: Norm = "spectral"
     momentum: Share = 0.95
-    iterations: Count = 5
     exact: bool = False
 
     def start(self, weight: Tensor, group: Group) -> dict[str, Any]:
@@ -45,7 +45,7 @@ class TrustRegion(Rule):
 
     def update(self, weight: Tensor, gradient: Tensor, state: dict[str, Any], group: Group) -> None:
         buffer = state["momentum_buffer"].lerp_(gradient, 1 - group["momentum"])
-        found = steepest(as_matrix(buffer), group["norm"], group["iterations"], group["exact"])
+        found = steepest(as_matrix(buffer), *asked(group))
         self.decay_(weight, state, group)
         weight.add_(found.reshape(weight.shape), alpha=-group["lr"])
 
