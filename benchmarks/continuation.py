@@ -1,13 +1,14 @@
 """An optimizer goes on after its model was compiled in the middle of training: by every policy.
 
-A transformer over characters of a text in DIR/text is trained with AdamW, then every linear weight becomes low-rank, a tensor train, Tucker, or a block tensor train,
-at full rank (nothing is lost) and at half the parameters. Training goes on, on the same batches, by
-each policy of `tnc.bind`; by `oracle`, whose second moments are the average of squared gradients of
-the cores over the last 60 recorded gradients of the weights; and by `kept`, moments of zero with
-the count of steps kept, which is what a new parameter in an old optimizer comes to. Four seeds.
+A transformer over characters of a text in DIR/text is trained with AdamW, then every linear weight
+becomes low-rank, a tensor train, Tucker, or a block tensor train, at full rank (nothing is lost)
+and at half the parameters. Training goes on, on the same batches, by each policy of `tnc.bind`; by
+`oracle`, whose second moments are the average of squared gradients of the cores over the last 60
+recorded gradients of the weights; and by `kept`, moments of zero with the count of steps kept,
+which is what a new parameter in an old optimizer comes to. Four seeds.
 
-`shakespeare` (2 layers, width 64) is what the settings of `auto` were chosen on; `wikitext` (another
-text, 3 layers, width 48, other seeds) is what they are checked on, by three of the policies.
+`shakespeare` (2 layers, width 64) is what the settings of `auto` were chosen on; `wikitext`
+(another text, 3 layers, width 48, other seeds) is what they are checked on, by three policies.
 """
 
 from __future__ import annotations
