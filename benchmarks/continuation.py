@@ -76,7 +76,8 @@ class Block(nn.Module):
         q, k, v = (part.transpose(1, 2) for part in parts)
         seen = functional.scaled_dot_product_attention(q, k, v, is_causal=True)
         x = x + self.out(seen.transpose(1, 2).flatten(2))
-        return x + self.down(functional.gelu(self.up(self.between(x))))
+        wide: Tensor = self.down(functional.gelu(self.up(self.between(x))))
+        return x + wide
 
 
 class Characters(nn.Module):
@@ -225,7 +226,7 @@ def go_on(
         for number in range(PROBES):
             yield _loss(candidate, text.batch(begin - 1 - number))
 
-    known = {"oracle": "pull", "kept": "reset"}.get(policy, policy)
+    known: Any = {"oracle": "pull", "kept": "reset"}.get(policy, policy)
     bound = tnc.bind(
         first, model, optimizer, policy=known, probe=probe if policy == "auto" else None
     )
