@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from tnc.adapters.bank import applied_kind, bank_of, base_weight
+from tnc.adapters.bank import BANK, applied_kind, bank_of, base_weight
 from tnc.capture import layer_kind
 from tnc.decide.site import Site, Use
 from tnc.errors import PlanError
@@ -101,8 +101,8 @@ def _dense(model: nn.Module, site: Site) -> Place:
 def _structured(model: nn.Module) -> list[Place]:
     found: dict[int, Place] = {}
     for path, layer in model.named_modules(remove_duplicate=False):
-        if not isinstance(layer, StructuredLayer):
-            continue
+        if not isinstance(layer, StructuredLayer) or BANK in path.split("."):
+            continue  # the layers of deltas are no bases
         key = id(next(iter(layer.cores.values())))
         name = f"{path.removesuffix(SUFFIX)}.weight" if not path.endswith(SUFFIX) else path
         owner = Owner(path, "weight", "structured")
