@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import reduce
-from math import prod
 
 import torch
 from torch import Tensor, nn
@@ -15,19 +14,16 @@ from tnc.adapters.bank import bank_of
 from tnc.adapters.delta import Delta
 from tnc.adapters.method import Method, Parts, methods, wide
 from tnc.adapters.place import Place
-from tnc.derive.cut import cut
-from tnc.derive.merge import Groups, merged
+from tnc.adapters.products import stacked
 from tnc.errors import PlanError
-from tnc.kernels.einsums import lower
-from tnc.net import Network
-
-Pair = tuple[Tensor, Tensor]
-"""Factors B `(.., outputs, r)` and A `(.., r, inputs)`; a stack of experts has one for each."""
 
 
 @dataclass(frozen=True, eq=False)
 class LowRank:
-    """A change of a weight as `B A`, and what is lost: `|change - B A|` over `|change|`."""
+    """A change of a weight as `B A`, and what is lost: `|change - B A|` over `|change|`.
+
+    B is `(.., outputs, r)`, A `(.., r, inputs)`; a stack of experts has one of each.
+    """
 
     b: Tensor
     a: Tensor
@@ -73,7 +69,8 @@ class Conversion:
 def additive(delta: Delta) -> bool:
     """Whether what merging adds is the delta itself, whatever the weight is."""
     kind = type(delta.method)
-    return kind.change is Method.change and kind.base is Method.base
+    own = kind.change is not Method.change or kind.base is not Method.base
+    return not own and not kind.scales_rows()
 
 
 def low_rank(
@@ -85,14 +82,13 @@ def low_rank(
     """Return what deltas of one weight add, each times its share, as the best `B A`.
 
     `weight` is the base in its stored layout. `rank` is the largest, `energy` the least share of
-    the squared norm to be kept; without either the result is exact to rounding. A delta whose bond
-    parts outputs from inputs is never made dense.
+    the squared norm to be kept; without either the result is exact to rounding. Sums of chains are
+    never made dense.
     """
-    pairs = [_chained(delta, share) for delta, share in parts]
-    if all(pair is not None for pair in pairs):
-        b = torch.cat([pair[0] for pair in pairs if pair is not None], -1)
-        a = torch.cat([pair[1] for pair in pairs if pair is not None], -2)
-        return _of_pair(b, a, rank, energy)
+    found = [delta.pairs(share) if additive(delta) else () for delta, share in parts]
+    if all(found):
+        down, up, scale = stacked([pair for pairs in found for pair in pairs])
+        return _of_pair(wide(up * scale), wide(down.flatten(1)), rank, energy)
     dense = reduce(torch.add, (changed(delta, share, weight) for delta, share in parts))
     return _of_svd(torch.linalg.svd(dense, full_matrices=False), rank, energy)
 
@@ -106,73 +102,6 @@ def changed(delta: Delta, share: float, weight: Tensor) -> Tensor:
     outputs = delta.site.signature.outputs
     shape = (*outputs[:-1], outputs[-1], -1)
     return delta.mapped(change).reshape(shape)
-
-
-def _chained(delta: Delta, share: float) -> Pair | None:
-    """Return the factors of a delta all of whose terms are parted by one bond; None elsewhere."""
-    if not additive(delta):
-        return None
-    cores = {name: wide(core) for name, core in delta.tensors().items()}
-    pairs = [_parted(term, delta, cores) for term in delta.layer.structure.terms]
-    found = [pair for pair in pairs if pair is not None]
-    if len(found) != len(pairs):
-        return None
-    b = torch.cat([pair[0] for pair in found], -1)
-    return b * (delta.factor * share), torch.cat([pair[1] for pair in found], -2)
-
-
-def _parted(term: Network, delta: Delta, cores: Mapping[str, Tensor]) -> Pair | None:
-    equation = term.equation
-    stack = set(equation.output_indices[: len(equation.outputs) - 1])
-    if term.signature != delta.site.signature or any(len(axis) != 1 for axis in equation.outputs):
-        return None
-    outputs = set(equation.output_indices) - stack
-    for bond in equation.bonds:
-        sides = cut(equation, bond)
-        if sides is None or set(sides.batch) != stack or {*sides.left, *sides.right} & stack:
-            continue
-        if set(sides.left) == outputs and set(sides.right) == set(equation.input_indices):
-            return _contracted(term, bond, cores)
-    return None
-
-
-def _contracted(term: Network, bond: str, cores: Mapping[str, Tensor]) -> Pair:
-    """Contract the cores on either side of a bond."""
-    equation = term.equation
-    inputs = equation.input_indices
-    left = _side(term, bond, set(equation.outputs[-1]))
-    right = tuple(core.name for core in equation.cores if core.name not in left)
-    groups: Groups = (left, right)
-    fewer = merged(term, groups)
-    made, small = dict(fewer.made), fewer.network.equation
-    found = []
-    stack = equation.output_indices[: len(equation.outputs) - 1]
-    wanted = (*stack, equation.output_indices[-1], bond), (*stack, bond, *inputs)
-    for group, legs in zip(groups, wanted):
-        if group[0] in made:
-            contraction = made[group[0]]
-            tensor = lower(contraction).run([cores[name] for name in group])
-        else:
-            tensor = cores[group[0]]
-        held = small.core(group[0]).indices
-        full = tensor.permute([held.index(leg) for leg in legs if leg in held])
-        found.append(full)
-    b, a = found
-    sizes = [term.size[leg] for leg in stack]
-    return b, a.reshape(*sizes, term.size[bond], prod(term.size[leg] for leg in inputs))
-
-
-def _side(term: Network, bond: str, legs: set[str]) -> tuple[str, ...]:
-    """Return the names of the cores that are connected with `legs` without a bond."""
-    bonds = set(term.equation.bonds) - {bond}
-    cores = term.equation.cores
-    side = {core.name for core in cores if legs & set(core.indices)}
-    while True:
-        reached = bonds & {n for core in cores if core.name in side for n in core.indices}
-        more = {core.name for core in cores if reached & set(core.indices)}
-        if more <= side:
-            return tuple(core.name for core in cores if core.name in side)
-        side |= more
 
 
 def _of_pair(b: Tensor, a: Tensor, rank: int | None, energy: float | None) -> LowRank:
