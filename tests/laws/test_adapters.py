@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -248,3 +249,27 @@ def test_mixes_exactly() -> None:
         adapters.mix("other", {"none": 1.0})
     with pytest.raises(PlanError, match="energy is 2"):
         adapters.to_lora(energy=2, adapter="default", name="other")
+
+
+@every
+@cases
+def test_counts_what_it_trains(method: str, case: str) -> None:
+    """A dry run and a budget count without values what is then trained."""
+    model, _, adapters = made(method, case)
+    for delta in adapters.deltas().values():
+        place = place_of(adapters.model, "default", delta.site.name)
+        counted = delta.method.trained(delta.site, partial(place.mapped, adapters.model))
+        assert counted == sum(p.numel() for p in delta.trained.values())
+
+
+@every
+@cases
+def test_sizes_are_of_the_same_method(method: str, case: str) -> None:
+    """Every size that a budget may choose can be attached, and the sizes grow."""
+    _, _, adapters = made(method, case)
+    for delta in adapters.deltas().values():
+        found = delta.method.sizes(delta.site) if delta.method.sized else ()
+        assert all(type(each) is type(delta.method) for each in found)
+        assert not any(each.refuses(delta.site) for each in found)
+        kept = [each.kept([4.0, 2.0, 1.0]) for each in found]
+        assert kept == sorted(kept)
