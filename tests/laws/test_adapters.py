@@ -255,7 +255,7 @@ def test_mixes_exactly() -> None:
 @cases
 def test_counts_what_it_trains(method: str, case: str) -> None:
     """A dry run and a budget count without values what is then trained."""
-    model, _, adapters = made(method, case)
+    _, _, adapters = made(method, case)
     for delta in adapters.deltas().values():
         place = place_of(adapters.model, "default", delta.site.name)
         counted = delta.method.trained(delta.site, partial(place.mapped, adapters.model))

@@ -113,7 +113,7 @@ class Spec(Part):
             return value
         if value == ():
             raise problem("missing", "missing key 'rules'")
-        return not_empty(value) if isinstance(value, list) else value
+        return not_empty(tuple(value)) if isinstance(value, list) else value
 
     @model_validator(mode="after")
     def _sized(self) -> Self:
