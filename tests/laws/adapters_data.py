@@ -13,7 +13,7 @@ import tnc
 from tnc.adapters import Method
 from tnc.adapters.method import methods
 
-OPTIONS: Mapping[str, Mapping[str, Any]] = {}
+OPTIONS: Mapping[str, Mapping[str, Any]] = {"sara": {"share": 0.4}}
 """Options of a method by name; a method with a `rank` gets 2."""
 
 

@@ -318,3 +318,13 @@ methods: Registry[type[Method]] = REGISTRY
 def wide(tensor: Tensor) -> Tensor:
     """Return a detached tensor of at least float32."""
     return tensor.detach().to(torch.promote_types(tensor.dtype, torch.float32))
+
+
+def refuses_rows(site: Site) -> str:
+    """Say why the rows of a weight cannot be multiplied; empty when they can."""
+    ops = {use.op for use in site.uses}
+    if not ops <= {"linear", "conv"}:
+        return f"row magnitudes are for linear and convolution weights, not for {min(ops)}"
+    if site.groups > 1 and site.transposed:
+        return "the rows of a transposed convolution in groups are not those of its weight"
+    return ""

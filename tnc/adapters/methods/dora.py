@@ -9,7 +9,7 @@ from math import prod
 from torch import Tensor
 
 from tnc.adapters.delta import Delta
-from tnc.adapters.method import Parts, Start, methods
+from tnc.adapters.method import Parts, Start, methods, refuses_rows
 from tnc.adapters.methods.lora import LoRA
 from tnc.decide.site import Site
 
@@ -24,12 +24,7 @@ class DoRA(LoRA):
     """
 
     def refuses(self, site: Site) -> str:
-        ops = {use.op for use in site.uses}
-        if not ops <= {"linear", "conv"}:
-            return f"row magnitudes are for linear and convolution weights, not for {min(ops)}"
-        if site.groups > 1 and site.transposed:
-            return "the rows of a transposed convolution in groups are not those of its weight"
-        return super().refuses(site)
+        return refuses_rows(site) or super().refuses(site)
 
     def start(self, at: Start) -> Parts:
         return Parts(super().start(at).cores, {"magnitude": at.matrix.norm(dim=1)})
