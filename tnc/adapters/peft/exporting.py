@@ -241,7 +241,9 @@ def factored(each: Held, size: Size) -> tuple[Pair, float]:
     """
     delta, site = each.delta, each.delta.site
     normed = isinstance(delta.method, DoRA)
-    change = delta.dense() if normed else delta.method.change(delta, each.base)
+    base = delta.method.base(delta, each.base)
+    change = delta.method.change(delta, base) + (base - each.base)
+    change = delta.dense() if normed else change
     stack = site.signature.outputs[:-1]
     dense = wide(delta.mapped(change)).reshape(*stack, site.signature.outputs[-1], -1)
     most = min(dense.shape[-2:]) if size.rank is None else size.rank
