@@ -147,7 +147,8 @@ class Delta(nn.Module):
         with torch.no_grad():
             pairs = self.pairs()
             if not pairs:
-                return self.mapped(wide(weight) + self.dense()).flatten(1).norm(dim=1)
+                whole: Tensor = self.mapped(wide(weight) + self.dense()).flatten(1).norm(dim=1)
+                return whole
             keys = (weight,) if isinstance(weight, nn.Parameter) else ()
             return row_norms(self.mapped(weight), pairs, keys)
 

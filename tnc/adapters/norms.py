@@ -40,7 +40,8 @@ def row_norms(weight: Tensor, pairs: Pairs, keys: Sequence[Tensor] = ()) -> Tens
     down, up, scale = stacked(pairs)
     down, up = down.flatten(1), up * scale
     if not is_plain(kind):
-        return (rows + up @ down).norm(dim=1)
+        dense: Tensor = (rows + up @ down).norm(dim=1)
+        return dense
     squares = _remembered(keys, rows)
     crossed = _products(rows, down)
     cross = 2 * (crossed * up).sum(1, dtype=torch.float64)
@@ -59,7 +60,7 @@ def _remembered(keys: Sequence[Tensor], rows: Tensor) -> Tensor:
     if not keys or any(key.is_inference() for key in keys):
         return _squares(rows)
     state = tuple((key._version, key.data_ptr()) for key in keys)
-    known = _KNOWN.get(keys[0])
+    known = _KNOWN.get(keys[0])  # type: ignore[no-untyped-call]
     if known is None or known[0] != state or known[1].device != rows.device:
         known = _KNOWN[keys[0]] = (state, _squares(rows))
     found: Tensor = known[1]
@@ -80,4 +81,4 @@ def _products(rows: Tensor, down: Tensor) -> Tensor:
 def _by_blocks(rows: Tensor, make: Callable[[Tensor], Tensor]) -> Tensor:
     """Return what is made of the rows, from blocks of them."""
     count = max(1, BLOCK // max(1, rows.shape[1]))
-    return torch.cat([make(block) for block in rows.split(count)])
+    return torch.cat([make(block) for block in torch.split(rows, count)])

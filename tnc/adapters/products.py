@@ -118,8 +118,9 @@ def _mixed(x: Tensor, y: Tensor, down: Tensor) -> bool:
 
 
 def _stack(scales: tuple[float, ...], tensors: Sequence[Tensor]) -> tuple[Tensor, Tensor, float]:
-    pairs = [Pair(*tensors[2 * k : 2 * k + 2], scale) for k, scale in enumerate(scales)]
-    return stacked(pairs)
+    return stacked(
+        [Pair(tensors[2 * k], tensors[2 * k + 1], scale) for k, scale in enumerate(scales)]
+    )
 
 
 def _forward(
@@ -184,7 +185,7 @@ class _Linear(torch.autograd.Function):
         rows = grad.reshape(-1, grad.shape[-1])
         down, up, scale = _stack(scales, tensors)
         wide = rows.to(down.dtype)
-        inner = None
+        inner: Any = None
         if needs[0] or needs[1] or given is not None:
             inner = wide @ up
             inner = inner if scale == 1.0 else inner * scale
