@@ -78,7 +78,7 @@ class Adapters:
         """Switch to these adapters; a keyword gives an adapter's weight. Without any, to none."""
         chosen = {**dict.fromkeys(self._known(adapters), 1.0), **weights}
         self._known(tuple(weights))
-        self._check_unmerged()
+        self.check_unmerged()
         for bank in self._banks():
             bank.active = {name: share for name, share in chosen.items() if name in bank.names}
 
@@ -100,7 +100,7 @@ class Adapters:
 
         Weights of structured layers cannot be merged in place: `unload` makes them sums.
         """
-        self._check_unmerged()
+        self.check_unmerged()
         for path, module, _ in self._adapted():
             if isinstance(module, StructuredLayer):
                 raise PlanError(
@@ -123,7 +123,7 @@ class Adapters:
     def remove(self, adapter: str) -> None:
         """Take an adapter away; the last one leaves plain modules."""
         self._known((adapter,))
-        self._check_unmerged()
+        self.check_unmerged()
         for _, module, bank in list(self._adapted()):
             bank.drop(adapter)
             if not bank.names:
@@ -238,7 +238,8 @@ class Adapters:
                 )
         return adapters
 
-    def _check_unmerged(self) -> None:
+    def check_unmerged(self) -> None:
+        """Raise PlanError where the adapters are merged."""
         if any(bank.merged for bank in self._banks()):
             raise PlanError("the adapters are merged", hint="call unmerge() first")
 

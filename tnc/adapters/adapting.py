@@ -50,6 +50,7 @@ def adapt(
     is not given. Methods that start from gradients, and budgets, run `loss(output, batch)` over
     `calibration`. `original` is the model that a compressed one was made of. `train` are patterns
     of parameters that are trained beside the adapters (a new head): they get memory of their own.
+    At most `limit` bytes of gradients live at once: the batches are run again for every part.
     The spec's `seed` serves where none is given, else 0. Raises PlanError for a rule that matches
     nothing and where no weight can be adapted, InfeasibleBudget, SpecProblems.
 
@@ -82,7 +83,12 @@ def adapt_(
     locations: Mapping[str, str] | None = None,
     progress: Report | None = None,
 ) -> Adapters:
-    """Add adapters to a model itself, beside any that it has; what it trained before stays so."""
+    """Add adapters to a model itself, beside any that it has; what it trained before stays so.
+
+    Raises PlanError as `adapt`, and where adapters that are there are merged; the model is then as
+    it was.
+    """
+    Adapters(model).check_unmerged()
     asked = read(settings, match, name, locations)
     given = Given(tuple(calibration or ()), loss, original, limit)
     return _adapted_(model, asked, given, example, (), _seed(settings, seed), progress)

@@ -92,13 +92,12 @@ def attach_(
     first: Delta | None = None
     weight = place.weight(model)
     kind = dtype or torch.promote_types(weight.dtype, torch.float32)
-    made = Parts(
-        *(
-            {n: _own(v, weight.device, kind) for n, v in p.items()}
-            for p in (parts.cores, parts.extras, parts.constants)
-        ),
-        {n: v.to(weight.device) for n, v in parts.positions.items()},
+    cores, extras, constants = (
+        {name: _own(value, weight.device, kind) for name, value in values.items()}
+        for values in (parts.cores, parts.extras, parts.constants)
     )
+    positions = {name: places.to(weight.device) for name, places in parts.positions.items()}
+    made = Parts(cores, extras, constants, positions)
     seen: set[int] = set()
     for owner, view in zip(place.owners, place.views):
         module = model.get_submodule(owner.path)

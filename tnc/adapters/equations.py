@@ -60,8 +60,8 @@ def network(signature: Signature, *factors: Factor, **bonds: int) -> str:
 def with_start(signature: Signature, rank: int) -> Structure:
     """Return `B A + B0 A0` whose second term is frozen: what a delta starts at, negative.
 
-    >>> str(with_start(Signature((8,), (4,)), 2)).split(" | ")[0]
-    'B[o r] A[r i] : i -> o + B0[o s]! A0[s i]! : i -> o'
+    >>> str(with_start(Signature((8,), (4,)), 2))
+    'B[o r] A[r i] : i -> o | i=4 o=8 r=2 + B0[o s]! A0[s i]! : i -> o | i=4 o=8 s=2'
     """
     first = network(signature, ("B", "o r"), ("A", "r i"), r=rank)
     start = network(signature, ("B0!", "o s"), ("A0!", "s i"), s=rank)

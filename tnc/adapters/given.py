@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 
-from tnc.adapters.calibration import LIMIT, Loss, gradients, output_loss
+from tnc.adapters.calibration import LIMIT, Loss, gradients, moments, output_loss
 from tnc.adapters.choosing import Chosen
-from tnc.capture import measure
+from tnc.adapters.place import Place
 from tnc.decide.site import Site
 from tnc.errors import PlanError
+from tnc.nn.rebuilt import SUFFIX
 
 WANTS = {
     "gradient": ("from gradients", "give calibration batches, and a loss that reaches the weights"),
@@ -48,28 +50,40 @@ class Given:
         """Yield the mean gradient of each weight; see `tnc.adapters.calibration.gradients`."""
         held = {each.name: each for each in chosen}
         places = [each.place for each in chosen]
-        if places:
-            found = gradients(model, places, self.batches, self.loss, self.limit)
+        if not places:
+            return
+        with closing(gradients(model, places, self.batches, self.loss, self.limit)) as found:
             for place, gradient in found:
                 yield held[place.site.name], gradient
+                del gradient  # the next part's must not find it alive
 
-    def measure_(self, model: nn.Module, sites: Sequence[Site]) -> None:
+    def measure_(self, model: nn.Module, places: Sequence[Place]) -> None:
         """Measure the second moments of the inputs of weights, those that are not yet."""
-        new = [site for site in sites if site.name not in self._moments]
-        if not new:
-            return
-        measured = measure(model, new, self.batches)
-        for site in new:
-            moment = measured.of(site.name).moment
-            if moment is not None:
-                self._moments[site.name] = moment
+        new = [place for place in places if place.site.name not in self._moments]
+        if new:
+            self._moments.update(moments(model, new, self.batches))
 
     def moment(self, site: Site) -> Tensor | None:
         """Return the second moment of a weight's inputs, where it was measured."""
         return self._moments.get(site.name)
 
     def was(self, site: Site) -> Tensor | None:
-        """Return the original of a compressed weight as a map."""
-        own = dict(self.original.named_parameters()) if self.original is not None else {}
-        held = next((own[name] for name in site.aliases if name in own), None)
-        return None if held is None else held.detach().permute(site.order)
+        """Return the original of a compressed weight as a map, where the original has it.
+
+        Raises PlanError where it is of another shape.
+        """
+        if self.original is None:
+            return None
+        own = dict(self.original.named_parameters(remove_duplicate=False))
+        names = [alias.removesuffix(SUFFIX) for alias in site.aliases]
+        held = next((own[name].detach() for name in names if name in own), None)
+        if held is None:
+            return None
+        mapped = held.permute(site.order) if held.dim() == len(site.order) else held
+        if tuple(mapped.shape) != site.signature.shape:
+            raise PlanError(
+                f"{site.name} is {site.signature}, in the original it is {tuple(held.shape)}",
+                where=site.name,
+                hint="give the model that was compressed, with its own modules and names",
+            )
+        return mapped

@@ -34,6 +34,13 @@ NEEDS = ("gradient", "moment", "original")
 SIZES = tuple(sorted({*range(1, 5), *(k << n for n in range(1, 16) for k in (2, 3))}))
 """Ranks that a budget may choose: 1, 2, 3, 4, 6, 8, 12, 16, 24 and so on."""
 
+HINTS = {
+    "gradient": "give calibration batches that reach it, and a loss",
+    "moment": "give calibration batches that reach it; inputs of convolutions in groups, and of"
+    " compressed weights that code reads itself, are not seen: leave those out",
+    "original": "give original=, the model that was compressed, with a weight of that name",
+}
+
 
 @dataclass(frozen=True, eq=False)
 class Start:
@@ -89,9 +96,7 @@ class Start:
             raise PlanError(
                 f"the start needs the {what} of {self.site.name}",
                 where=self.site.name,
-                hint="give calibration batches that reach it"
-                + (" and a loss" if what == "gradient" else "")
-                + (" and the original model" if what == "original" else ""),
+                hint=HINTS[what],
             )
         if not bool(found.isfinite().all()):
             raise PlanError(

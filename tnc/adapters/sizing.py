@@ -105,7 +105,7 @@ def _energies(
         given.check("original", "a budget chooses ranks", where)
         if any("moment" in each.method.needs for each in free):
             given.check("moment", "a budget chooses ranks", where)
-            given.measure_(model, [each.place.site for each in free])
+            given.measure_(model, [each.place for each in free])
         found = [(each.name, _lost(model, each, given)) for each in free]
     else:
         given.check("gradient", "a budget chooses ranks", where)
@@ -140,6 +140,8 @@ def _lost(model: nn.Module, each: Chosen, given: Given) -> list[float]:
     moment = given.moment(site) if "moment" in each.method.needs else None
     if moment is not None:
         scale = _root(moment).to(original)
+        if site.op == "embedding":  # its moment is of the rows that are looked up
+            original, lost = original.T, lost.T
         original, lost = _weighted(original, scale), _weighted(lost, scale)
     whole = float(original.double().square().sum()) or 1.0
     return [value / whole for value in _squared(lost)]

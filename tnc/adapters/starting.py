@@ -40,7 +40,7 @@ def started(
             where = each.rule.where or choice.wanted.where
             given.check(need, f"{type(each.method).__name__} starts", where)
     moved = [each for each in choice.chosen if "moment" in each.method.needs]
-    given.measure_(model, [each.place.site for each in moved])
+    given.measure_(model, [each.place for each in moved])
     made: dict[str, Started] = {}
 
     def begin(each: Chosen, gradient: Tensor | None = None) -> None:
@@ -51,6 +51,7 @@ def started(
     graded = [each for each in choice.chosen if "gradient" in each.method.needs]
     for each, gradient in given.gradients(model, graded):
         begin(each, gradient)
+        del gradient  # the next part's must not find it alive
     for each in choice.chosen:
         if each.name not in made:
             begin(each)
