@@ -395,7 +395,7 @@ def test_mean_over_two_processes(tmp_path: Path) -> None:
         for rank in range(2)
     ]
     try:
-        told = [member.communicate(timeout=120)[1] for member in members]
+        told = [member.communicate(timeout=280)[1] for member in members]
     finally:
         for each in members:
             each.kill()
@@ -422,7 +422,7 @@ def member(rank: int, folder: str) -> None:
     torch.set_num_threads(1)
     store = distributed.FileStore(f"{folder}/store", 2)
     distributed.init_process_group(
-        "gloo", store=store, rank=rank, world_size=2, timeout=timedelta(seconds=60)
+        "gloo", store=store, rank=rank, world_size=2, timeout=timedelta(seconds=150)
     )
     model, batches = both()
     own = [batches[rank]]
