@@ -15,6 +15,8 @@ _PUBLIC = {
     "adapt": "tnc.adapters.adapting",
     "adapt_": "tnc.adapters.adapting",
     "export_peft": "tnc.adapters.peft.exporting",
+    "import_peft": "tnc.adapters.peft.importing",
+    "import_peft_": "tnc.adapters.peft.importing",
     "of": "tnc.adapters.adapters",
     "plan": "tnc.adapters.adapting",
 }
@@ -31,6 +33,8 @@ if TYPE_CHECKING:
     from tnc.adapters.method import Parts as Parts
     from tnc.adapters.method import Start as Start
     from tnc.adapters.peft.exporting import export_peft as export_peft
+    from tnc.adapters.peft.importing import import_peft as import_peft
+    from tnc.adapters.peft.importing import import_peft_ as import_peft_
     from tnc.adapters.rules import Rule as Rule
     from tnc.decide.adapter_plan import AdapterPlan as AdapterPlan
 

@@ -32,7 +32,8 @@ class Checkpoint:
 
 def write(checkpoint: Checkpoint, folder: Path, *, force: bool = False) -> None:
     """Write a checkpoint; the folder is whole or not there. Raises ArtifactError."""
-    if folder.exists() and not force and not (folder / CONFIG).exists():
+    empty = not folder.exists() or (folder.is_dir() and not any(folder.iterdir()))
+    if not empty and not force and not (folder / CONFIG).exists():
         raise ArtifactError(
             f"{folder} exists and holds no adapter", hint="choose another place, or force=True"
         )

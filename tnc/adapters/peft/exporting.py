@@ -15,13 +15,14 @@ from torch import Tensor, nn
 import tnc
 from tnc.adapters.adapters import Adapters
 from tnc.adapters.bank import bank_of, base_weight
+from tnc.adapters.converting import changed, check_asked, low_rank
 from tnc.adapters.delta import Delta
 from tnc.adapters.method import methods, wide
 from tnc.adapters.methods.dora import DoRA
 from tnc.adapters.peft import checkpoint
 from tnc.adapters.peft.beside import beside
 from tnc.adapters.peft.checkpoint import Checkpoint
-from tnc.adapters.peft.factors import Pair, exact, truncated
+from tnc.adapters.peft.factors import Pair, exact
 from tnc.adapters.peft.layers import (
     EMBEDDING,
     Found,
@@ -78,7 +79,7 @@ class Size:
     """How large the nearest product may be of a delta that is none."""
 
     rank: int | None
-    error: float | None
+    energy: float | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -120,16 +121,17 @@ def export_peft(
     name: str | None = None,
     *,
     rank: int | None = None,
-    error: float | None = None,
+    energy: float | None = None,
     out_proj_times: int | None = None,
     force: bool = False,
 ) -> Exported:
     """Write one adapter (the only one) and what is trained beside it for PEFT.
 
     Every delta that is a product of two matrices is written as one, with frozen offsets beside it
-    (the rank of LoRA-GA doubles). Any other is written as the nearest product of at most `rank`, or
-    with at most a relative `error` (Frobenius norm); with neither it is refused. The rows of what
-    is returned state rank and error. What was written is read back and compared.
+    (the rank of LoRA-GA doubles). Any other is written as the nearest product, of at most `rank` or
+    that keeps the share `energy` of the squared norm, as in `Adapters.to_lora`; with neither it is
+    refused. The rows of what is returned state rank and error. What was written is read back and
+    compared.
 
     PEFT 0.21.2 adds the delta of `out_proj` of `nn.MultiheadAttention` twice (its issue #3774). For
     an adapter that has one, say by `out_proj_times` how often the PEFT that is to load it does: 2
@@ -140,7 +142,8 @@ def export_peft(
     name = adapters._one(name)
     held = _held(adapters, name)
     magnitudes = any(isinstance(each.delta.method, DoRA) for each in held)
-    size = Size(rank, error)
+    check_asked(rank, energy)
+    size = Size(rank, energy)
     parts = _grouped(adapters.model, held, magnitudes, size, out_proj_times)
     saved = beside(adapters.model, {part.path for part in parts if not part.parameter})
     config = _config(adapters.model, held, parts, magnitudes) | saved.config
@@ -239,15 +242,11 @@ def factored(each: Held, size: Size) -> tuple[Pair, float]:
     The pair's error is that of scale times pair with respect to what merging adds to the weight
     (before the magnitude of DoRA). Raises ArtifactError for a delta that is no product.
     """
-    delta, site = each.delta, each.delta.site
+    delta = each.delta
     normed = isinstance(delta.method, DoRA)
-    base = delta.method.base(delta, each.base)
-    change = delta.method.change(delta, base) + (base - each.base)
-    change = delta.dense() if normed else change
-    stack = site.signature.outputs[:-1]
-    dense = wide(delta.mapped(change)).reshape(*stack, site.signature.outputs[-1], -1)
+    dense = delta.mapped(delta.dense()).flatten(1) if normed else changed(delta, 1.0, each.base)
     most = min(dense.shape[-2:]) if size.rank is None else size.rank
-    pair = exact(delta.layer.structure, delta.layer.tensors())
+    pair = exact(delta.layer.structure, delta.tensors())
     if pair is not None and pair.rank <= most:
         gap = float((pair.dense().to(dense.dtype) * delta.factor - dense).norm())
         pair = replace(pair, error=gap / float(dense.norm().clamp_min(1e-30)))
@@ -255,13 +254,14 @@ def factored(each: Held, size: Size) -> tuple[Pair, float]:
             return pair, delta.factor
     if normed:
         raise _refused(delta, "the magnitude of DoRA belongs to the whole delta")
-    if size.rank is None and size.error is None:
+    if size.rank is None and size.energy is None:
         raise ArtifactError(
-            f"what {delta.method} adds to {site.name} is no product of two smaller matrices",
-            where=site.name,
-            hint="give rank= or error= for the nearest LoRA, or merge: adapters.unload()",
+            f"what {delta.method} adds to {delta.site.name} is no product of two smaller matrices",
+            where=delta.site.name,
+            hint="give rank= or energy= for the nearest LoRA, or merge: adapters.unload()",
         )
-    return truncated(dense, size.rank, size.error), 1.0
+    found = low_rank([(delta, 1.0)], each.base, size.rank, size.energy)
+    return Pair(found.b, found.a, found.error), 1.0
 
 
 def _plain(model: nn.Module, each: Held, magnitudes: bool, size: Size) -> Wrapped:

@@ -1,4 +1,4 @@
-"""A delta as a product of two matrices: exactly where its network has a cut, else truncated."""
+"""A structure as a product of two matrices, where its networks can be cut in two."""
 
 from __future__ import annotations
 
@@ -63,26 +63,6 @@ def exact(structure: Structure, cores: Mapping[str, Tensor]) -> Pair | None:
             return None
         parts.append(part)
     return Pair(torch.cat([p.left for p in parts], -1), torch.cat([p.right for p in parts], -2))
-
-
-def truncated(dense: Tensor, rank: int | None, error: float | None) -> Pair:
-    """Return the best pair of at most `rank`, or the smallest with at most a relative `error`.
-
-    `dense` is a matrix or a stack of them; of a stack the rank is that of the worst.
-    """
-    left, values, right = torch.linalg.svd(dense.double(), full_matrices=False)
-    total = values.square().sum()
-    tails = (values.square().flip(-1).cumsum(-1).flip(-1)).reshape(-1, values.shape[-1]).sum(0)
-    shares = torch.cat((tails, tails.new_zeros(1))).div(total.clamp_min(1e-300)).sqrt()
-    keep = values.shape[-1] if rank is None else min(rank, values.shape[-1])
-    if error is not None:
-        keep = min(keep, max(1, int((shares > error).sum())))
-    root = values[..., :keep].sqrt()
-    return Pair(
-        (left[..., :keep] * root.unsqueeze(-2)).to(dense.dtype),
-        (right[..., :keep, :] * root.unsqueeze(-1)).to(dense.dtype),
-        float(shares[keep]),
-    )
 
 
 def _cut(term: Network, signature: Signature, cores: Mapping[str, Tensor]) -> Pair | None:
