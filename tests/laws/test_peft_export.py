@@ -21,7 +21,7 @@ from tnc.nn import StructuredLayer
 peft = pytest.importorskip("peft")
 
 NO_FORM = "PEFT has no form"
-NO_PRODUCT = "is no product"
+NO_PRODUCT = ("is no product", "cannot scale the rows")
 
 
 def dense(model: nn.Module) -> nn.Module:
@@ -58,10 +58,11 @@ def test_peft_computes_the_same(method: str, case: str, tmp_path: Path) -> None:
     try:
         agrees(model, x, adapters, tmp_path / "exact")
     except ArtifactError as error:
-        assert NO_FORM in str(error) or NO_PRODUCT in str(error)
+        assert NO_FORM in str(error) or any(told in str(error) for told in NO_PRODUCT)
         assert "merge" in str(error)
         if NO_FORM in str(error):
             pytest.skip(str(error).splitlines()[0])
         rows = export_peft(adapters, tmp_path / "near", rank=1, out_proj_times=2).rows
-        assert all(row.rank == 1 and 0 < row.error <= 1 for row in rows)
+        assert all(row.rank == 1 or row.note for row in rows)
+        assert 0 < max(row.error for row in rows) <= 1
         agrees(model, x, adapters, tmp_path / "full", energy=1.0)

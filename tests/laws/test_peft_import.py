@@ -102,7 +102,7 @@ def test_reads_what_it_writes(method: str, case: str, tmp_path: Path) -> None:
     try:
         export_peft(adapters, tmp_path, out_proj_times=2)
     except ArtifactError as error:
-        assert "PEFT has no form" in str(error)
+        assert "PEFT has no form" in str(error) or "cannot scale" in str(error)
         pytest.skip(str(error).splitlines()[0])
     again = import_peft(model, tmp_path, out_proj_times=2)
     y = adapters.model(x)

@@ -18,13 +18,13 @@ from tnc.adapters.bank import bank_of, base_weight
 from tnc.adapters.converting import changed, check_asked, low_rank
 from tnc.adapters.delta import Delta
 from tnc.adapters.method import methods, wide
-from tnc.adapters.methods.dora import DoRA
 from tnc.adapters.peft import checkpoint
 from tnc.adapters.peft.beside import beside
 from tnc.adapters.peft.checkpoint import Checkpoint
 from tnc.adapters.peft.factors import Pair, exact
 from tnc.adapters.peft.layers import (
     EMBEDDING,
+    PARAMETER,
     Found,
     Layer,
     Tensors,
@@ -74,14 +74,6 @@ class Exported:
         return max(row.error for row in self.rows)
 
 
-@dataclass(frozen=True)
-class Size:
-    """How large the nearest product may be of a delta that is none."""
-
-    rank: int | None
-    energy: float | None
-
-
 @dataclass(frozen=True, eq=False)
 class Held:
     """One adapted weight where one module holds it, with PEFT's layer for it."""
@@ -97,6 +89,22 @@ class Held:
         """PEFT's layer."""
         assert self.found.layer is not None
         return self.found.layer
+
+    @property
+    def can_scale(self) -> bool:
+        """Whether PEFT's layer has a magnitude for every row."""
+        plain = self.found.layer is not PARAMETER and not self.found.attention
+        return plain and self.delta.site.groups == 1
+
+
+@dataclass(frozen=True, eq=False)
+class Factored:
+    """A delta as `scale * pair`, and by what every row of base and delta is then multiplied."""
+
+    held: Held
+    pair: Pair
+    scale: float
+    rows: Tensor | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -140,23 +148,26 @@ def export_peft(
     Raises ArtifactError with the weight and the reason where PEFT would compute something else.
     """
     name = adapters._one(name)
-    held = _held(adapters, name)
-    magnitudes = any(isinstance(each.delta.method, DoRA) for each in held)
     check_asked(rank, energy)
-    size = Size(rank, energy)
-    parts = _grouped(adapters.model, held, magnitudes, size, out_proj_times)
+    given = _held(adapters, name)
+    scalable = all(each.can_scale for each in given)
+    made = [factored(each, rank, energy, scalable) for each in given]
+    magnitudes = any(each.rows is not None for each in made)
+    parts = _grouped(adapters.model, made, magnitudes, out_proj_times)
     saved = beside(adapters.model, {part.path for part in parts if not part.parameter})
+    held = [each.held for each in made]
     config = _config(adapters.model, held, parts, magnitudes) | saved.config
     tensors = dict(saved.tensors)
     for part in parts:
         tensors |= {f"{PREFIX}{part.path}.{key}": value for key, value in part.tensors.items()}
     tensors = checked(tensors)
     rows = tuple(row for part in parts for row in part.rows)
-    made = Checkpoint(config, tensors, {"tnc": json.dumps(_provenance(adapters, name, rows))})
+    told = {"tnc": json.dumps(_provenance(adapters, name, rows))}
+    written = Checkpoint(config, tensors, told)
     _check_matches(adapters.model, config, parts)
     place = Path(folder)
-    checkpoint.write(made, place, force=force)
-    _check_written(made, checkpoint.read(place), place)
+    checkpoint.write(written, place, force=force)
+    _check_written(written, checkpoint.read(place), place)
     return Exported(place, rows, (*saved.notes, *_notes(adapters.model, held)))
 
 
@@ -200,117 +211,98 @@ def _refused(delta: Delta, reason: str) -> ArtifactError:
 
 
 def _grouped(
-    model: nn.Module,
-    held: Sequence[Held],
-    magnitudes: bool,
-    size: Size,
-    times: int | None,
+    model: nn.Module, made: Sequence[Factored], magnitudes: bool, times: int | None
 ) -> list[Wrapped]:
-    attention: dict[str, list[Held]] = {}
-    parameters: dict[str, list[Held]] = {}
+    """Return what PEFT wraps, by the name that its patterns are matched with."""
+    attention: dict[str, list[Factored]] = {}
+    parameters: dict[str, list[Factored]] = {}
     found = []
-    for each in held:
-        if each.found.attention:
-            inside = each.attribute != "in_proj_weight"
-            path = each.path.rpartition(".")[0] if inside else each.path
+    for each in made:
+        held = each.held
+        if held.found.attention:
+            inside = held.attribute != "in_proj_weight"
+            path = held.path.rpartition(".")[0] if inside else held.path
             attention.setdefault(path, []).append(each)
-        elif each.attribute != "weight" or not bank_kind(model, each.path):
-            parameters.setdefault(each.path, []).append(each)
+        elif held.layer is PARAMETER:
+            parameters.setdefault(held.path, []).append(each)
         else:
-            found.append(_plain(model, each, magnitudes, size))
-    for path, pair in attention.items():
-        if magnitudes:
-            raise _refused(pair[0].delta, "PEFT's attention has no DoRA")
-        found.append(_attention(model, path, pair, size, times))
+            found.append(_plain(model, each, magnitudes))
+    found += [_attention(model, path, pair, times) for path, pair in attention.items()]
     for path, several in parameters.items():
-        if magnitudes:
-            raise _refused(several[0].delta, "PEFT's DoRA is not for bare parameters")
-        found += _parameters(model, path, several, size)
+        found += _parameters(model, path, several)
     return sorted(found, key=lambda part: part.target)
 
 
-def bank_kind(model: nn.Module, path: str) -> str:
-    """Return by which kind an adapted module applies its weight."""
-    bank = bank_of(model.get_submodule(path))
-    return bank.kind if bank is not None else ""
-
-
 @torch.no_grad()
-def factored(each: Held, size: Size) -> tuple[Pair, float]:
-    """Return the pair of a delta and the scale by which it is multiplied.
+def factored(held: Held, rank: int | None, energy: float | None, scalable: bool) -> Factored:
+    """Return the product that stands for a delta: its own, or the nearest.
 
-    The pair's error is that of scale times pair with respect to what merging adds to the weight
-    (before the magnitude of DoRA). Raises ArtifactError for a delta that is no product.
+    `scalable` tells that PEFT can multiply the rows of all the weights beside it, which it does for
+    all or none. The pair's error is that of scale times pair with respect to what merging adds to
+    the weight, before rows are multiplied. Raises ArtifactError for a delta that is no product.
     """
-    delta = each.delta
-    normed = isinstance(delta.method, DoRA)
-    dense = delta.mapped(delta.dense()).flatten(1) if normed else changed(delta, 1.0, each.base)
-    most = min(dense.shape[-2:]) if size.rank is None else size.rank
-    pair = exact(delta.layer.structure, delta.tensors())
-    if pair is not None and pair.rank <= most:
-        gap = float((pair.dense().to(dense.dtype) * delta.factor - dense).norm())
-        pair = replace(pair, error=gap / float(dense.norm().clamp_min(1e-30)))
-        if pair.error <= EXACT:
-            return pair, delta.factor
-    if normed:
-        raise _refused(delta, "the magnitude of DoRA belongs to the whole delta")
-    if size.rank is None and size.energy is None:
+    delta = held.delta
+    scales = delta.method.scales_rows()
+    if not scales or scalable:
+        dense = delta.mapped(delta.dense()).flatten(1) if scales else changed(delta, 1.0, held.base)
+        pair = exact(delta.layer.structure, delta.tensors())
+        if pair is not None and pair.rank <= (rank or min(dense.shape[-2:])):
+            gap = float((pair.dense().to(dense.dtype) * delta.factor - dense).norm())
+            pair = replace(pair, error=gap / float(dense.norm().clamp_min(1e-30)))
+            if pair.error <= EXACT:
+                rows = delta.method.rows(delta, held.base) if scales else None
+                return Factored(held, pair, delta.factor, rows)
+    if rank is None and energy is None:
+        told = f"what {delta.method} adds to {delta.site.name} is no product of smaller matrices"
+        if scales and not scalable:
+            told = f"PEFT cannot scale the rows of all of these weights, as {delta.method} does"
         raise ArtifactError(
-            f"what {delta.method} adds to {delta.site.name} is no product of two smaller matrices",
+            told,
             where=delta.site.name,
             hint="give rank= or energy= for the nearest LoRA, or merge: adapters.unload()",
         )
-    found = low_rank([(delta, 1.0)], each.base, size.rank, size.energy)
-    return Pair(found.b, found.a, found.error), 1.0
+    found = low_rank([(delta, 1.0)], held.base, rank, energy)
+    return Factored(held, Pair(found.b, found.a, found.error), 1.0)
 
 
-def _plain(model: nn.Module, each: Held, magnitudes: bool, size: Size) -> Wrapped:
-    pair, scale = factored(each, size)
-    module = model.get_submodule(each.path)
-    tensors = each.layer.write(module, each.delta.site, pair)
+def _plain(model: nn.Module, each: Factored, magnitudes: bool) -> Wrapped:
+    held, site = each.held, each.held.delta.site
+    tensors = held.layer.write(model.get_submodule(held.path), site, each.pair)
     if magnitudes:
-        if each.delta.site.groups > 1:
-            raise _refused(each.delta, "PEFT's DoRA is not for convolutions in groups")
-        values = _magnitude(each, pair, scale)
-        tensors["lora_magnitude_vector"] = each.layer.magnitude(each.delta.site, values)
-    written = tensors[each.layer.suffixes[0]].shape[0]
-    row = _row(each, written, scale, pair)
-    return Wrapped(each.path, each.path, written, scale, tensors, (row,))
+        tensors["lora_magnitude_vector"] = held.layer.magnitude(site, _magnitude(each))
+    written = tensors[held.layer.suffixes[0]].shape[0]
+    row = _row(each, written)
+    return Wrapped(held.path, held.path, written, each.scale, tensors, (row,))
 
 
-def _magnitude(each: Held, pair: Pair, scale: float) -> Tensor:
-    """Return DoRA's magnitude; for another delta the one that leaves it as it is."""
-    if isinstance(each.delta.method, DoRA):
-        own: Tensor = each.delta.extras["magnitude"].detach()
-        return own
-    whole = wide(each.delta.mapped(each.base)).flatten(1)
-    whole = whole + scale * pair.dense().to(whole.dtype)
-    found: Tensor = whole.norm(dim=0 if each.layer is EMBEDDING else 1)
-    return found
+def _magnitude(each: Factored) -> Tensor:
+    """Return DoRA's magnitude; of a delta that scales no rows the one that leaves it as it is."""
+    whole = wide(each.held.delta.mapped(each.held.base)).flatten(1)
+    whole = whole + each.scale * each.pair.dense().to(whole.dtype)
+    norms: Tensor = whole.norm(dim=0 if each.held.layer is EMBEDDING else 1)
+    return norms if each.rows is None else norms * each.rows.to(norms.dtype)
 
 
-def _attention(
-    model: nn.Module, path: str, held: Sequence[Held], size: Size, times: int | None
-) -> Wrapped:
+def _attention(model: nn.Module, path: str, made: Sequence[Factored], times: int | None) -> Wrapped:
     """Write both projections of an attention, as PEFT has them: one rank, one scale."""
     module: Any = model.get_submodule(path)
-    parts = {each.attribute: (each, *factored(each, size)) for each in held}
+    parts = {each.held.attribute: each for each in made}
     if "weight" in parts and times is None:
         raise ArtifactError(
             f"PEFT 0.21.2 adds the delta of {path}.out_proj twice",
             where=path,
             hint="say out_proj_times=2 for such a PEFT, 1 for one that adds it once",
         )
-    top = max(pair.rank for _, pair, _ in parts.values())
-    scale = next(iter(parts.values()))[2]
+    top = max(each.pair.rank for each in made)
+    scale = made[0].scale
     tensors: Tensors = {}
     rows = []
     for attribute, behind in (("in_proj_weight", ""), ("weight", "base_layer.out_proj.")):
         if attribute in parts:
-            each, pair, own = parts[attribute]
-            rows.append(_row(each, top, own, pair))
-            share = own / scale / (times if behind and times else 1)
-            pair = replace(pair, left=pair.left * share).widened(top)
+            each = parts[attribute]
+            rows.append(_row(each, top))
+            share = each.scale / scale / (times if behind and times else 1)
+            pair = replace(each.pair, left=each.pair.left * share).widened(top)
         else:
             weight = module.in_proj_weight if not behind else module.out_proj.weight
             pair = Pair(
@@ -320,35 +312,28 @@ def _attention(
     return Wrapped(path, path, top, scale, tensors, tuple(rows))
 
 
-def _parameters(model: nn.Module, path: str, held: Sequence[Held], size: Size) -> list[Wrapped]:
+def _parameters(model: nn.Module, path: str, made: Sequence[Factored]) -> list[Wrapped]:
     """Write parameters that a module's code reads; PEFT wraps them one in the other."""
     module = model.get_submodule(path)
-    by_name = {each.attribute: each for each in held}
-    order = [name for name in _stored_names(module) if name in by_name]
+    by_name = {each.held.attribute: each for each in made}
+    order = [name for name in module._parameters if name in by_name]
     found = []
     for depth, attribute in enumerate(reversed(order)):
         each = by_name[attribute]
-        pair, scale = factored(each, size)
+        tensors = each.held.layer.write(module, each.held.delta.site, each.pair)
         behind = "base_layer." * depth
-        tensors = each.layer.write(module, each.delta.site, pair)
         tensors = {f"{behind}{key}": value for key, value in tensors.items()}
-        row = _row(each, pair.rank, scale, pair)
-        target = f"{path}.{attribute}"
-        found.append(Wrapped(path, target, pair.rank, scale, tensors, (row,), parameter=True))
+        target, rank = f"{path}.{attribute}", each.pair.rank
+        row = _row(each, rank)
+        found.append(Wrapped(path, target, rank, each.scale, tensors, (row,), parameter=True))
     return found
 
 
-def _stored_names(module: nn.Module) -> list[str]:
-    return list(module._parameters)
-
-
-def _row(each: Held, rank: int, scale: float, pair: Pair) -> Row:
-    note = ""
-    if each.delta.site.groups > 1:
-        note = f"rank {pair.rank} for each of {each.delta.site.groups} groups"
-    method = str(each.delta.method)
-    weight = f"{each.path}.{each.attribute}" if each.path else each.attribute
-    return Row(weight, method, rank, scale, pair.error, note)
+def _row(each: Factored, rank: int) -> Row:
+    held, groups = each.held, each.held.delta.site.groups
+    note = f"rank {each.pair.rank} for each of {groups} groups" if groups > 1 else ""
+    weight = f"{held.path}.{held.attribute}" if held.path else held.attribute
+    return Row(weight, str(held.delta.method), rank, each.scale, each.pair.error, note)
 
 
 def _config(
