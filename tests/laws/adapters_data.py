@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
@@ -15,6 +15,25 @@ from tnc.adapters.method import methods
 
 OPTIONS: Mapping[str, Mapping[str, Any]] = {"sara": {"share": 0.4}}
 """Options of a method by name; a method with a `rank` gets 2."""
+
+EVENTFUL: Mapping[str, Mapping[str, Any]] = {
+    "fedsvd": {"every": 3},
+    "loqt": {"gap": 3},
+    "sara": {"share": 0.4, "nuclear": 0.01, "reselect_every": 3},
+    "sora": {"rank": 3, "threshold": 0.3, "prune_every": 3, "penalty_weight": 0.1},
+}
+"""Options with which a method's hooks have something to do within few steps."""
+
+VARIANTS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
+    "lora-pro, adam": ("lora-pro", {"rank": 2, "adam": True})
+}
+"""Further methods in training: those whose hooks do another thing with other options."""
+
+
+def eventful(name: str) -> Method:
+    """Return a method by name, or a variant, with hooks that act."""
+    kind, given = VARIANTS.get(name, (name, EVENTFUL.get(name, {})))
+    return replace(method_of(kind), **given)  # type: ignore[type-var]
 
 
 def method_of(name: str) -> Method:

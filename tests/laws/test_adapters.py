@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 import tnc
 from tests.laws.adapters_data import CASES, method_of
-from tnc.adapters import Adapters, adapt, adapt_, storing
+from tnc.adapters import Adapters, Method, adapt, adapt_, storing
 from tnc.adapters.bank import bank_of
 from tnc.adapters.method import methods
 from tnc.adapters.place import place_of
@@ -26,7 +26,7 @@ def loss(output: Tensor, batch: Any) -> Tensor:
 
 
 def made(
-    method: str, case: str, dtype: torch.dtype = torch.float64
+    method: str | Method, case: str, dtype: torch.dtype = torch.float64
 ) -> tuple[nn.Module, Tensor, Adapters]:
     """Return base model, input and adapters; skip where the method refuses every weight."""
     torch.manual_seed(0)
@@ -38,9 +38,8 @@ def made(
         for parameter in original.parameters():
             parameter += 0.1 * torch.randn_like(parameter)
     try:
-        found = adapt(
-            model, method_of(method), calibration=batches, loss=loss, original=original, seed=1
-        )
+        chosen = method_of(method) if isinstance(method, str) else method
+        found = adapt(model, chosen, calibration=batches, loss=loss, original=original, seed=1)
     except PlanError as error:
         if "no weight can be adapted" not in str(error):
             raise

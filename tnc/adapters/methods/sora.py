@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import e, log
+from math import e, log, prod
 from typing import Literal
 
 import torch
@@ -27,10 +27,11 @@ class SoRA(LoRA):
 
     After every step `g <- sign(g) max(|g| - threshold, 0)`, with `by_rate` the threshold times the
     learning rate of g. With `final` the threshold goes there within `over` steps: `linear`, `exp`
-    (by a constant factor) or `log` (fast first). `penalty` adds `penalty sum |g|` over all gates of
-    the model, divided by their number, to the loss. Every `prune_every` steps (0: never) ranks
-    whose gate is zero are cut out, of the optimizer's state too; outputs do not change, and one
-    rank always stays. Trains r (o + i + 1) parameters, by the end k (o + i + 1) for k open gates.
+    (by a constant factor) or `log` (fast first). `penalty_weight` times the mean of |g|, over all
+    gates that the model had at the start, is added to the loss. Every `prune_every` steps (0:
+    never) ranks whose gate is zero are cut out, of the optimizer's state too; outputs do not
+    change, and one rank always stays. Trains r (o + i + 1) parameters, by the end k (o + i + 1) for
+    k open gates.
     (Ding et al., Sparse Low-rank Adaptation, EMNLP 2023, equations 6 to 9. The proximal step is the
     true one: that of the release also closes gates between one and two thresholds.)
     """
@@ -70,7 +71,8 @@ class SoRA(LoRA):
     def penalty(self, delta: Delta, at: Moment) -> Tensor | None:
         if not self.penalty_weight:
             return None
-        gates = sum(each.cores["g"].numel() for each in at.alike(delta))
+        shapes = [each.method.structure(each.site).shapes["g"] for each in at.alike(delta)]
+        gates = sum(prod(shape) for shape in shapes)
         return delta.cores["g"].abs().sum() * (self.penalty_weight / gates)
 
     def proximal_(self, delta: Delta, at: Moment) -> None:
