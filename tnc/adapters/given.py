@@ -13,6 +13,7 @@ from tnc.adapters.choosing import Chosen
 from tnc.adapters.place import Place
 from tnc.decide.site import Site
 from tnc.errors import PlanError
+from tnc.nn import StructuredLayer
 from tnc.nn.rebuilt import SUFFIX
 
 WANTS = {
@@ -75,8 +76,14 @@ class Given:
         if self.original is None:
             return None
         own = dict(self.original.named_parameters(remove_duplicate=False))
-        names = [alias.removesuffix(SUFFIX) for alias in site.aliases]
-        held = next((own[name].detach() for name in names if name in own), None)
+        made = dict(self.original.named_modules(remove_duplicate=False))
+        held: Tensor | None = None
+        for alias in site.aliases:
+            structured = made.get(alias if alias.endswith(SUFFIX) else alias.rpartition(".")[0])
+            if isinstance(structured, StructuredLayer):
+                held = structured.weight.detach()
+            elif alias.removesuffix(SUFFIX) in own:
+                held = own[alias.removesuffix(SUFFIX)].detach()
         if held is None:
             return None
         mapped = held.permute(site.order) if held.dim() == len(site.order) else held

@@ -38,7 +38,8 @@ def _range(matrix: Tensor, columns: int, niter: int, generator: Generator | None
     basis = torch.linalg.qr(matrix @ drawn)[0]
     for _ in range(niter):
         basis = torch.linalg.qr(matrix @ torch.linalg.qr(matrix.mH @ basis)[0])[0]
-    return basis
+    found: Tensor = basis
+    return found
 
 
 def _signed(left: Tensor, values: Tensor, right: Tensor) -> Spectrum:
