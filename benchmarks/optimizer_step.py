@@ -8,7 +8,7 @@ oftener comes as it does in training; of one that is rarer, the excess over a pl
 apart and divided by its interval; of coap's, that of its SVD every `refresh_every` is left out.
 Backward passes, with the hooks of rules that read the model, and estimates of curvature are not
 timed. A peer has the rule's rank and interval; what else it does is its own: both Muons multiply in
-bfloat16, where the rule keeps float32 on a CPU.
+bfloat16, so that the rule is timed in both precisions beside the one that it chooses.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ from benchmarks.optimizers import (
     trial,
 )
 from benchmarks.outcome import Arguments, Goal, Outcome, table
+from tnc.decide.option_text import print_form
 from tnc.optim.rule import rules
 
 NAME = "optimizer-step"
@@ -89,6 +90,11 @@ PEERS: Mapping[str, tuple[Peer, ...]] = {
 }
 """Optimizers that follow the same paper; a rule that is not named has none in these packages."""
 
+VARIANTS: Mapping[str, tuple[dict[str, Any], ...]] = {
+    "muon": ({"precision": "float32"}, {"precision": "bfloat16"}),
+}
+"""Options with which a rule is timed once more; goals are of what it does without them."""
+
 
 @dataclass(eq=False)
 class Runner:
@@ -116,33 +122,37 @@ def run(arguments: Arguments) -> Outcome:
     layers = layers_of_minilm(1)
     turns = 1 if arguments.quick else TURNS
     rows, goals, figures = [], [], {}
-    for name in rules.all():
-        if arguments.only and name not in arguments.only.split(","):
-            continue
-        found, absent = timed(name, layers, turns)
-        own, adamw = found.pop("own"), found.pop("adamw")
-        ratio = median(a / b for a, b in zip(own, adamw))
-        line: dict[str, Any] = {"milliseconds": 1e3 * median(own), "over AdamW": ratio}
-        said = []
-        for peer, seconds in found.items():
-            line[peer] = median(a / b for a, b in zip(own, seconds))
-            goals.append(Goal(f"{name} over {peer}", line[peer], 1.0))
-            said.append(f"{peer} {line[peer]:.3f}")
-        said += [f"{peer} absent" for peer in absent]
-        rows.append((name, line["milliseconds"], ratio, "; ".join(said) or "none"))
-        print(*rows[-1], flush=True)
-        figures[name] = line | {"turns": len(own), "absent": absent}
+    wanted = arguments.only.split(",") if arguments.only else list(rules.all())
+    for name in wanted:
+        for options in ({}, *VARIANTS.get(name, ())):
+            found, absent = timed(name, layers, turns, options)
+            own, adamw = found.pop("own"), found.pop("adamw")
+            ratio = median(a / b for a, b in zip(own, adamw))
+            line: dict[str, Any] = {"milliseconds": 1e3 * median(own), "over AdamW": ratio}
+            said = []
+            for peer, seconds in found.items():
+                line[peer] = median(a / b for a, b in zip(own, seconds))
+                said.append(f"{peer} {line[peer]:.3f}")
+                if not options:
+                    goals.append(Goal(f"{name} over {peer}", line[peer], 1.0))
+            said += [f"{peer} absent" for peer in absent]
+            title = print_form({"kind": name, **options})
+            rows.append((title, line["milliseconds"], ratio, "; ".join(said) or "none"))
+            print(*rows[-1], flush=True)
+            figures[title] = line | {"turns": len(own), "absent": absent}
     columns = ("rule", "milliseconds", "over AdamW", "over its peers")
     return Outcome((table(columns, rows),), tuple(goals), figures)
 
 
-def timed(name: str, layers: Layers, turns: int) -> tuple[dict[str, list[float]], list[str]]:
+def timed(
+    name: str, layers: Layers, turns: int, options: Mapping[str, Any]
+) -> tuple[dict[str, list[float]], list[str]]:
     """Return seconds of a step in every turn: of the rule, AdamW and each peer; absent peers."""
     interval = _interval(name, layers)
     rare = interval is not None and interval > STEPS
     plain = NEVER if rare else interval
     parameters = trial(name, layers).parameters
-    runners = {"own": _rule(name, layers, plain), "adamw": _adamw(parameters)}
+    runners = {"own": _rule(name, layers, plain, options), "adamw": _adamw(parameters)}
     excess: dict[str, float] = {}
     absent = []
     for peer in PEERS.get(name, ()):
@@ -161,7 +171,7 @@ def timed(name: str, layers: Layers, turns: int) -> tuple[dict[str, list[float]]
         if time.process_time() - began > LONGEST:
             break
     if rare and interval is not None:
-        eager = {"own": _rule(name, layers, 1)} | {
+        eager = {"own": _rule(name, layers, 1, options)} | {
             str(peer): _peer(peer, parameters, 1)
             for peer in PEERS.get(name, ())
             if str(peer) in runners
@@ -177,8 +187,8 @@ def _interval(name: str, layers: Layers) -> int | None:
     return group.get("update_every")
 
 
-def _rule(name: str, layers: Layers, every: int | None) -> Runner:
-    options: dict[str, Any] = {} if every is None else {"update_every": every}
+def _rule(name: str, layers: Layers, every: int | None, given: Mapping[str, Any]) -> Runner:
+    options = dict(given) | ({} if every is None else {"update_every": every})
     group = trial(name, layers).rule.param_groups[0]
     if every == NEVER and "refresh_every" in group:
         options["refresh_every"] = NEVER

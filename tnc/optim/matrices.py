@@ -111,11 +111,12 @@ def newton_schulz(
     found = found.mT if tall else found
     found = found / (found.norm(dim=(-2, -1), keepdim=True) + 1e-7)
     shape = found.shape
-    found = found.reshape(shape[:-2].numel(), *shape[-2:])
+    if found.dim() > 2:
+        found = found.reshape(shape[:-2].numel(), *shape[-2:])
+    add = torch.addmm if found.dim() == 2 else torch.baddbmm  # the former is faster in bfloat16
     for _ in range(iterations):
         gram = found @ found.mT
-        polynomial = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
-        found = torch.baddbmm(found, polynomial, found, beta=a)
+        found = add(found, add(gram, gram, gram, beta=b, alpha=c), found, beta=a)
     found = found.reshape(shape)
     result: Tensor = (found.mT if tall else found).to(matrix.dtype)
     return result
