@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from tnc.adapters.bank import Bank, bank_of, base_weight, remove_bank_
 from tnc.adapters.converting import Conversion, Line, check_asked, low_rank, put_low_rank_
 from tnc.adapters.delta import Delta
+from tnc.adapters.merging import Drift, Summed, merged
 from tnc.adapters.place import place_of
 from tnc.errors import PlanError
 from tnc.nn import StructuredLayer
@@ -95,25 +96,29 @@ class Adapters:
                 bank.active, bank.merged = active, merged
 
     @torch.no_grad()
-    def merge(self) -> None:
+    def merge(self) -> tuple[Drift, ...]:
         """Compute with `W + delta` from now on: one product a layer. The base weights are kept.
 
-        Weights of structured layers cannot be merged in place: `unload` makes them sums.
+        A structured weight becomes the sum of its networks and the deltas'. Sums are made in
+        float32 or wider and rounded once, to the base's type: what that costs is returned. Raises
+        PlanError, with nothing changed, where a merged weight is not finite.
         """
         self.check_unmerged()
-        for path, module, _ in self._adapted():
-            if isinstance(module, StructuredLayer):
-                raise PlanError(
-                    "a structured layer has no dense weight to merge into",
-                    where=path,
-                    hint="unload() turns base and delta into one structure",
-                )
+        found: dict[int, dict[str, Tensor | Summed]] = {}
+        drifts: dict[str, Drift] = {}
         for _, module, bank in self._adapted():
+            found[id(bank)] = {}
+            for name in _parameters_of(bank):
+                if bank.using(name):
+                    made, drift = merged(module, bank, name)
+                    found[id(bank)][name] = made
+                    drifts[drift.weight] = drift
+        for bank in self._banks():
             bank.merged = {
-                name: bank.changed(name, base_weight(module, name)).detach()
-                for name in _parameters_of(bank)
-                if bank.using(name)
+                name: made.layer if isinstance(made, Summed) else made
+                for name, made in found[id(bank)].items()
             }
+        return tuple(drifts.values())
 
     def unmerge(self) -> None:
         """Go back to base and deltas: exactly what was before `merge`."""
@@ -134,20 +139,32 @@ class Adapters:
         """Return the model without adapters; with `merge` what the active ones add stays in it.
 
         The model is changed in place; merged weights are new parameters, so the base model that it
-        was made from stays as it is.
+        was made from stays as it is. Of a structured layer the deltas become networks beside its
+        own. Raises PlanError, with nothing changed, where a merged weight is not finite.
         """
-        seen: dict[int, nn.Parameter] = {}
-        for path, module, bank in list(self._adapted()):
-            if merge and isinstance(module, StructuredLayer):
-                raise PlanError("merging into structured layers is not built", where=path)
+        self.unmerge()
+        found: dict[tuple[int, ...], Tensor | Summed] = {}
+        takers: list[tuple[nn.Module, str, Tensor | Summed]] = []
+        for _, module, bank in self._adapted():
             for name in _parameters_of(bank) if merge else ():
-                old = module._parameters[name]
-                assert old is not None
-                if id(old) not in seen:
-                    new = bank.changed(name, old).detach()
-                    seen[id(old)] = nn.Parameter(new.to(old.dtype), old.requires_grad)
-                module._parameters[name] = seen[id(old)]
+                if not bank.using(name):
+                    continue
+                key = _weight_key(module, name)
+                if key not in found:
+                    made, _ = merged(module, bank, name)
+                    if isinstance(made, Tensor):
+                        trains = base_weight(module, name).requires_grad
+                        made = nn.Parameter(made, requires_grad=trains)
+                    found[key] = made
+                takers.append((module, name, found[key]))
+        for _, module, _ in list(self._adapted()):
             remove_bank_(module)
+        for module, name, made in takers:
+            if isinstance(made, Summed):
+                assert isinstance(module, StructuredLayer)
+                module.restructure_(made.structure, made.cores, made.positions)
+            else:
+                module._parameters[name] = made  # type: ignore[assignment]
         return self.model
 
     @torch.no_grad()
@@ -247,6 +264,13 @@ class Adapters:
 def of(model: nn.Module) -> Adapters:
     """Return the adapters of a model that has some."""
     return Adapters(model)
+
+
+def _weight_key(module: nn.Module, name: str) -> tuple[int, ...]:
+    """Return what is equal for the owners of one tied weight."""
+    if isinstance(module, StructuredLayer):
+        return tuple(id(core) for core in module.cores.values())
+    return (id(base_weight(module, name)),)
 
 
 def _parameters_of(bank: Bank) -> Mapping[str, None]:

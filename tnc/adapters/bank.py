@@ -39,7 +39,7 @@ class Bank(nn.Module):
         super().__init__()
         self.kind = kind
         self.active: dict[str, float] = {}
-        self.merged: dict[str, Tensor] = {}
+        self.merged: dict[str, Tensor | StructuredLayer] = {}
 
     def held(self, adapter: str) -> Mapping[str, Delta]:
         """Return the deltas of an adapter by parameter; none where it has none here."""
@@ -80,7 +80,8 @@ class Bank(nn.Module):
     def changed(self, parameter: str, weight: Tensor) -> Tensor:
         """Return a weight with what the active adapters add to it."""
         if parameter in self.merged:
-            return self.merged[parameter]
+            found = self.merged[parameter]
+            return found.weight if isinstance(found, StructuredLayer) else found
         total = weight = self.based(parameter, weight)
         for delta, share in self.using(parameter):
             change = delta.method.change(delta, weight)
@@ -294,10 +295,8 @@ def _transposed_conv(
     )
 
 
-def _structured(module: Any, weight: Tensor | None, *args: Any, **kwargs: Any) -> Tensor:
-    if weight is not None:
-        raise PlanError("a structured layer has no place for a merged weight")
-    return StructuredLayer.forward(module, *args, **kwargs)
+def _structured(module: Any, merged: StructuredLayer | None, *args: Any, **kwargs: Any) -> Tensor:
+    return StructuredLayer.forward(merged or module, *args, **kwargs)
 
 
 APPLIED: Mapping[str, Callable[..., Tensor]] = {

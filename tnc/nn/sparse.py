@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from tnc.errors import KernelError
+from tnc.nn.generated import is_plain
 
 SPARSE_UP_TO = 0.15
 """Share of stored entries from which a dense product is faster than CSR's, on one CPU thread."""
@@ -52,14 +53,14 @@ class Kept:
         return found.reshape(*x.shape[:-1], rows)
 
     def multiplies(self, x: Tensor) -> bool:
-        """Whether `product` is the better way here: no gradient, no tracing, few entries."""
+        """Whether `product` is the better way here: no gradient, nobody watching, few entries."""
         return (
             len(self.shape) == 2
             and len(self.values) <= SPARSE_UP_TO * prod(self.shape)
             and x.device.type == "cpu"
             and x.dtype in (torch.float32, torch.float64)
             and x.numel() > 0
-            and not torch.compiler.is_compiling()
+            and is_plain(x.device.type)
             and not (torch.is_grad_enabled() and (self.values.requires_grad or x.requires_grad))
         )
 
