@@ -157,14 +157,14 @@ class Adapters:
                         made = nn.Parameter(made, requires_grad=trains)
                     found[key] = made
                 takers.append((module, name, found[key]))
-        for _, module, _ in list(self._adapted()):
-            remove_bank_(module)
         for module, name, made in takers:
             if isinstance(made, Summed):
                 assert isinstance(module, StructuredLayer)
                 module.restructure_(made.structure, made.cores, made.positions)
             else:
                 module._parameters[name] = made  # type: ignore[assignment]
+        for _, module, _ in list(self._adapted()):
+            remove_bank_(module)
         return self.model
 
     @torch.no_grad()
