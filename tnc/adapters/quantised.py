@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
 from math import prod
 from statistics import NormalDist
 
@@ -13,25 +12,24 @@ OFFSET = (1 - 1 / 32 + 1 - 1 / 30) / 2
 """The outermost probability: between those of 16 and of 15 equal parts (QLoRA, appendix E)."""
 
 
-@lru_cache(maxsize=1)
-def levels() -> tuple[float, ...]:
-    """Return the 16 levels of NF4, from -1 to 1, zero among them.
+def _quantiles(count: int) -> list[float]:
+    """Return so many quantiles above the median, from that of `OFFSET` down, in equal steps."""
+    step = (OFFSET - 0.5) / count
+    return [NormalDist().inv_cdf(OFFSET - k * step) for k in range(count)]
 
-    Eight quantiles of a normal distribution above zero, seven below, divided by the largest.
-    (Dettmers et al., QLoRA, NeurIPS 2023, section 3.)
 
-    >>> [round(level, 4) for level in levels()[6:10]]
-    [-0.0911, 0.0, 0.0796, 0.1609]
-    """
+def _levels() -> tuple[float, ...]:
     above, below = _quantiles(8), _quantiles(7)
     found = [-value for value in below] + [0.0] + above[::-1]
     return tuple(value / above[0] for value in found)
 
 
-def _quantiles(count: int) -> list[float]:
-    """Return so many quantiles above the median, from that of `OFFSET` down, in equal steps."""
-    step = (OFFSET - 0.5) / count
-    return [NormalDist().inv_cdf(OFFSET - k * step) for k in range(count)]
+LEVELS = _levels()
+"""The 16 levels of NF4, from -1 to 1, zero among them.
+
+Eight quantiles of a normal distribution above zero, seven below, divided by the largest.
+(Dettmers et al., QLoRA, NeurIPS 2023, section 3.)
+"""
 
 
 def quantised(values: Tensor, block: int) -> tuple[Tensor, Tensor]:
@@ -43,7 +41,7 @@ def quantised(values: Tensor, block: int) -> tuple[Tensor, Tensor]:
     flat = values.detach().flatten()
     flat = torch.nn.functional.pad(flat, [0, -len(flat) % block]).reshape(-1, block)
     scales = flat.abs().amax(1)
-    table = torch.tensor(levels(), dtype=flat.dtype, device=flat.device)
+    table = torch.tensor(LEVELS, dtype=flat.dtype, device=flat.device)
     middles = (table[1:] + table[:-1]) / 2
     units = flat / torch.where(scales > 0, scales, 1.0).unsqueeze(1)
     codes = torch.bucketize(units, middles).to(torch.uint8).flatten()
@@ -53,7 +51,7 @@ def quantised(values: Tensor, block: int) -> tuple[Tensor, Tensor]:
 
 def restored(codes: Tensor, scales: Tensor, shape: tuple[int, ...], block: int) -> Tensor:
     """Return the tensor of a shape that codes and maxima stand for, in the maxima's type."""
-    table = torch.tensor(levels(), dtype=scales.dtype, device=scales.device)
+    table = torch.tensor(LEVELS, dtype=scales.dtype, device=scales.device)
     both = torch.stack([codes & 15, codes >> 4], 1).flatten()[: len(scales) * block]
     values = table[both.long()].reshape(-1, block) * scales.unsqueeze(1)
     return values.flatten()[: prod(shape)].reshape(shape)

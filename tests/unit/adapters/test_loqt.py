@@ -13,7 +13,7 @@ from tnc.adapters import adapt
 from tnc.adapters.factors import pair
 from tnc.adapters.following import follow
 from tnc.adapters.methods.loqt import LoQT
-from tnc.adapters.quantised import levels, quantised, restored
+from tnc.adapters.quantised import LEVELS, quantised, restored
 from tnc.errors import PlanError
 
 
@@ -29,7 +29,7 @@ def test_levels_are_those_of_the_paper() -> None:
         "0.24611230194568634 0.33791524171829224 0.44070982933044434 0.5626170039176941 "
         "0.7229568362236023 1.0"
     )
-    assert levels() == pytest.approx([float(word) for word in printed.split()], abs=1e-6)
+    assert pytest.approx([float(word) for word in printed.split()], abs=1e-6) == LEVELS
 
 
 @pytest.mark.parametrize(("count", "block"), [(128, 64), (63, 64), (65, 64), (7, 3), (5, 1)])
@@ -39,7 +39,7 @@ def test_blocks_give_the_nearest_level(count: int, block: int) -> None:
     assert codes.dtype == torch.uint8
     assert len(codes) == (-(-count // block) * block + 1) // 2
     found = restored(codes, scales, (count,), block)
-    table = torch.tensor(levels(), dtype=torch.float64)
+    table = torch.tensor(LEVELS, dtype=torch.float64)
     for start in range(0, count, block):
         part = values[start : start + block]
         top = part.abs().max()

@@ -80,7 +80,6 @@ class GGPO(LoRA):
         return found
 
 
-@torch.compiler.disable
 @torch.no_grad()
 def drawn(delta: Delta, size: Tensor) -> Tensor:
     """Draw E of a delta for its present step."""
