@@ -50,7 +50,9 @@ def bind(
     given. Policies: 'auto' moves state where the probe confirms it and else starts anew with
     `warmup` shortened steps; 'reset' starts cores anew; 'pull' moves without a scale; 'probe' takes
     second moments from the probe alone. Weight decay that is decoupled decays the product as it did
-    the weight. Works in every direction: dense to cores, cores to other cores, cores to dense.
+    the weight. Works in every direction: dense to cores, cores to other cores, cores to dense. A
+    `Compiled` also tells which weights a pass made others of before they became cores (folded batch
+    norms, merged layers): their cores start anew.
 
     Raises BindError, with nothing changed, for state of unknown kind, for parameters that the
     optimizer refuses, and where it holds nothing of the models.
@@ -82,7 +84,7 @@ def bind(
         rule.adopt(new)  # whether it takes the new parameters depends on their model
     try:
         draft = Draft(optimizer, weights_of(model), weights_of(new))
-        reading = Reading(draft)
+        reading = Reading(draft, _changed(compiled))
         reading.read()
         cores, squares = reading.cores, None
         if probe is not None and policy in ("auto", "probe") and cores:
@@ -100,3 +102,16 @@ def bind(
     follow(optimizer)
     name = type(optimizer).__name__
     return Bound(optimizer, Report(name, policy, draft.lines, tuple(draft.notes)))
+
+
+def _changed(compiled: Compiled | nn.Module) -> dict[str, str]:
+    """Say, by the name of a weight, what made another weight of it."""
+    if not isinstance(compiled, Compiled):
+        return {}
+    found = {
+        name: f"{record.name} made another weight of it"
+        for record in compiled.records
+        for name in record.changed
+    }
+    merged = [reparam for reparam in compiled.reparams if reparam.merged]
+    return found | {name: f"it is now {each.note}" for each in merged for name in each.old}

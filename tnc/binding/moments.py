@@ -79,6 +79,9 @@ def judge(
     diagonal = bool(kinds - {Kind.COVECTOR, Kind.GRAM})
     squared = bool(kinds - {Kind.COVECTOR})
     lossy = f"; the weight lost {error:.2g} of its norm" if error > LOSSY else ""
+    if asked.policy == "auto" and error >= 1.0:
+        reason = "its cores are farther from it than zeros are: they stand for another weight"
+        return Verdict(False, reason)
     if asked.policy == "pull":
         reason = "pulled; the second moment has no scale" if diagonal else "pulled, exactly"
         return Verdict(True, reason + lossy)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import torch
 from torch import nn
@@ -24,8 +24,10 @@ class Reading:
     it held it: what that becomes waits for the probe.
     """
 
-    def __init__(self, draft: Draft) -> None:
+    def __init__(self, draft: Draft, changed: Mapping[str, str] | None = None) -> None:
+        """`changed` says by the name of a weight what made another weight of it, cores aside."""
         self._draft = draft
+        self._changed = dict(changed or {})
         self._before, self._after = draft.before, draft.after
         self.into: list[tuple[Cored, DenseState, Spot]] = []
         self._names: dict[int, list[str]] = {}
@@ -124,11 +126,14 @@ class Reading:
                 self._carry(parameter, self._after.plain[name], name, spot)
                 continue
             weight = self._after.cored[name]
-            if tuple(parameter.shape) == weight.shape:
+            if name in self._changed:
+                dense = nothing(bool(state), self._changed[name], _lost(parameter))
+            elif tuple(parameter.shape) == weight.shape:
                 options = self._draft.options(spot.group)
                 dense = read_dense(self._draft.form(spot.group), state, parameter, options)
             else:
-                dense = nothing(bool(state), f"its shape was {tuple(parameter.shape)}")
+                reason = f"its shape was {tuple(parameter.shape)}"
+                dense = nothing(bool(state), reason, _lost(parameter))
             self._open(weight, dense, spot)
 
     def _carry(self, old: nn.Parameter, new: nn.Parameter, name: str, spot: Spot) -> None:
@@ -136,12 +141,13 @@ class Reading:
         if self._draft.holds(new):
             self._draft.drop(name, "it is tied now to one that is held")
             return
-        reason = _change(old, new)
+        another, reason = self._changed.get(name, ""), _change(old, new)
         biased = name.rpartition(".")[0] in {
             weight.name.rpartition(".")[0] for weight in self._after.cored.values()
         }
-        if reason and not (biased and old.shape == new.shape):
-            self._draft.keep(new, spot, Line(name, name, "reset", reason))
+        if another or (reason and not (biased and old.shape == new.shape)):
+            self._draft.keep(new, spot, Line(name, name, "reset", another or reason))
+            self._draft.notes += [f"{name}: {note}" for note in _lost(old)]
             return
         state = self._draft.optimizer.state.get(old)
         if old.grad is not None:
@@ -191,8 +197,7 @@ class Reading:
             for name in weight.trainable
         }
         if any(len(self._cored[id(core)]) > 1 for core in weight.cores.values()):
-            lost = any(core.grad is not None for core in weight.cores.values())
-            notes = ("its gradients so far are lost: take a step before binding",) if lost else ()
+            notes = _lost(*weight.cores.values())
             return nothing(any(states.values()), "several weights share its cores", notes)
         return lift_dense(
             self._draft.form(spot.group), states, weight, self._draft.options(spot.group)
@@ -269,6 +274,13 @@ class Reading:
 
 def _label(weight: Cored, name: str) -> str:
     return f"{weight.path}.cores.{name}" if weight.path else f"cores.{name}"
+
+
+def _lost(*parameters: nn.Parameter) -> tuple[str, ...]:
+    """Return a note where gradients were gathered of parameters whose state does not move."""
+    if all(parameter.grad is None for parameter in parameters):
+        return ()
+    return ("its gradients so far are lost: take a step before binding",)
 
 
 def _change(old: nn.Parameter, new: nn.Parameter) -> str:

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
+import torch
 from torch import nn
 
 from tnc.capture.undisturbed import copied
@@ -19,13 +20,18 @@ Progress = Callable[[str, int, int], None]
 
 @dataclass(frozen=True)
 class Record:
-    """What one pass did: seconds, edits, parameters before and after."""
+    """What one pass did: seconds, edits, parameters before and after.
+
+    `changed` names the parameters that a preparing pass made others of, with another gradient;
+    what passes of the plan change are approximations of what they were.
+    """
 
     name: str
     seconds: float
     edits: tuple[str, ...]
     params_before: int
     params_after: int
+    changed: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -81,6 +87,7 @@ def run_passes(
                 result.edits,
                 params,
                 count_parameters(result.model),
+                _changed(good.model, result.model) if step.stage == "prepare" else (),
             )
         )
         current, before = result, after
@@ -90,3 +97,18 @@ def run_passes(
 def count_parameters(model: nn.Module) -> int:
     """Count parameter entries, tied ones once."""
     return sum(parameter.numel() for parameter in model.parameters())
+
+
+def _changed(old: nn.Module, new: nn.Module) -> tuple[str, ...]:
+    now = dict(new.named_parameters(remove_duplicate=False))
+    return tuple(
+        name
+        for name, parameter in old.named_parameters(remove_duplicate=False)
+        if name in now and not _same(parameter, now[name])
+    )
+
+
+def _same(old: nn.Parameter, new: nn.Parameter) -> bool:
+    if old.shape != new.shape or old.dtype != new.dtype:
+        return False
+    return old is new or old.is_meta or new.is_meta or torch.equal(old, new)

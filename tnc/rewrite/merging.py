@@ -71,6 +71,7 @@ def merged_reparams(
         structure=layer.structure,
         new=tuple((name, f"{pair[0]}.cores.{name}") for name in layer.structure.shapes),
         note=f"the product of {pair[1]} and {pair[0]}",
+        merged=True,
     )
     return (*(r for r in known if r not in old), made)
 

@@ -16,7 +16,8 @@ class Reparam:
     stands for the old one; `residual` is its relative error in the plan's metric and `promised`
     what the plan predicted. `plain` is the relative error in the Frobenius norm. `refitted` tells
     that the weight was first fitted to the inputs that compressed layers before it produce, so that
-    both errors are of that other weight.
+    both errors are of that other weight. `merged` tells that the cores stand for a product of the
+    weights of several layers, which is none of `old`.
     """
 
     old: tuple[str, ...]
@@ -29,3 +30,4 @@ class Reparam:
     fit: str
     note: str = ""
     refitted: bool = False
+    merged: bool = False
