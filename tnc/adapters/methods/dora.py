@@ -19,8 +19,10 @@ from tnc.decide.site import Site
 class DoRA(LoRA):
     """`diag(m / |W + s B A|_row) (W + s B A)`, m (o,) starting at the row norms of W.
 
-    The norm in the denominator is a constant for gradients, as in the paper's section 4.3. Trains
-    r (o + i) + o parameters. (Liu et al., DoRA, ICML 2024.)
+    The norm in the denominator is a constant for gradients, as in the paper's section 4.3. A row is
+    what makes one output: of a convolution the matrix is (o, i kernel), A holds the kernel, and the
+    norm is over input channels and kernel. Trains r (o + i) + o parameters. (Liu et al., DoRA, ICML
+    2024, equations 5 and 11.)
     """
 
     def refuses(self, site: Site) -> str:
