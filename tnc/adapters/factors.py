@@ -41,7 +41,8 @@ def inverse(gram: Tensor, tolerance: float) -> Tensor:
     values, vectors = torch.linalg.eigh(gram)
     kept = values > tolerance * values[..., -1:].clamp_min(0)
     inverted = torch.where(kept, 1 / torch.where(kept, values, 1.0), 0.0)
-    return (vectors * inverted.unsqueeze(-2)) @ vectors.mT
+    found: Tensor = (vectors * inverted.unsqueeze(-2)) @ vectors.mT
+    return found
 
 
 def cutoff(factor: Tensor) -> float:

@@ -70,7 +70,8 @@ def read(
         )
     if _are_rules(settings):
         assert isinstance(settings, Sequence)
-        return (Wanted(name, tuple(settings)),)
+        own: Any = settings
+        return (Wanted(name, tuple(own)),)
     places = locations or {}
     found = _adapters(settings)
     alone = len(found) == 1 and "adapters.0" not in places

@@ -156,7 +156,8 @@ def _root(moment: Tensor) -> Tensor:
     if moment.dim() == 1:
         return moment.clamp_min(0).sqrt()
     values, vectors = torch.linalg.eigh(moment.double())
-    return (vectors * values.clamp_min(0).sqrt()).to(moment.dtype)
+    root: Tensor = vectors * values.clamp_min(0).sqrt()
+    return root.to(moment.dtype)
 
 
 def _weighted(matrix: Tensor, scale: Tensor) -> Tensor:

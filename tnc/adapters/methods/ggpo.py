@@ -66,7 +66,8 @@ class GGPO(LoRA):
     def perturbation(self, delta: Delta) -> Tensor | None:
         if not self.sigma and not self.beta:
             return None
-        return drawn(delta, self.size(delta))
+        found: Tensor = drawn(delta, self.size(delta))
+        return found
 
     @torch.no_grad()
     def size(self, delta: Delta) -> Tensor:
@@ -80,9 +81,9 @@ class GGPO(LoRA):
         return found
 
 
-@torch.no_grad()
 def drawn(delta: Delta, size: Tensor) -> Tensor:
-    """Draw E of a delta for its present step."""
+    """Draw E of a delta for its present step; no gradient passes through it."""
+    size = size.detach()
     seed = mixed(delta.seed, delta.steps)
     generator = torch.Generator(device=size.device).manual_seed(seed)
     shape = delta.site.signature.shape

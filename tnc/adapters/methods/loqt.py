@@ -127,7 +127,8 @@ class LoQT(Method):
     def _subspace(self, site: Site, gradient: Tensor) -> Tensor:
         """Return leading singular vectors of a gradient, `[r i]` or `[o r]`."""
         left, _, right = torch.linalg.svd(gradient, full_matrices=False)
-        return right[..., : self.rank, :] if on_inputs(site) else left[..., : self.rank]
+        found: Tensor = right[..., : self.rank, :] if on_inputs(site) else left[..., : self.rank]
+        return found
 
     def _compensated(
         self, site: Site, whole: Tensor, frozen: Tensor

@@ -99,7 +99,8 @@ def sylvester(b: Tensor, a: Tensor, right: Tensor) -> Tensor:
     sums = (ours.unsqueeze(-1) + theirs.unsqueeze(-2)).clamp_min(0)
     usable = sums > cutoff(a) * sums.amax((-2, -1), keepdim=True)
     solved = (us.mT @ right @ vs) / torch.where(usable, sums, 1.0)
-    return us @ torch.where(usable, solved, 0.0) @ vs.mT
+    found: Tensor = us @ torch.where(usable, solved, 0.0) @ vs.mT
+    return found
 
 
 def equivalent(b: Tensor, a: Tensor, g_b: Tensor, g_a: Tensor, s: float) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -105,7 +105,8 @@ class SaRA(Method):
         signature, places = delta.site.signature, delta.layer.positions["S"].long()
         masked = values.new_zeros(signature.parameters).scatter(0, places, values)
         matrix = flat(signature, masked.reshape(signature.shape))
-        return torch.linalg.svdvals(matrix).sum() * self.nuclear
+        total: Tensor = torch.linalg.svdvals(matrix).sum()
+        return total * self.nuclear
 
     def event_(self, delta: Delta, at: Moment) -> str:
         if not self.reselect_every or at.number % self.reselect_every:
@@ -129,7 +130,8 @@ class SaRA(Method):
             frozen = torch.cat([delta.cores["F"].detach(), frozen])
             frozen_places = torch.cat([places["F"], frozen_places])
         order = frozen_places.argsort()
-        delta.constant("small").set_(delta.constant("small")[kept])
+        small: Any = delta.constant("small")  # in place: tied deltas share it
+        small.set_(small[kept])
         signature = delta.site.signature
         trained = network(signature, ("S#k", "o i"), k=len(kept))
         stays = network(signature, ("F!#f", "o i"), f=len(order))
