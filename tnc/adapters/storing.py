@@ -95,9 +95,7 @@ def load_(model: nn.Module, folder: str | Path) -> Adapters:
         raise ArtifactError(f"the model has no parameter {missing[0]!r}", where=str(place))
     for name, weight, data, where in wanted:
         key = f"{data['key']}/"
-        parts: dict[str, Any] = {
-            kind: {} for kind in ("cores", "extras", "constants", "positions")
-        }
+        parts: dict[str, Any] = {kind: {} for kind in ("cores", "extras", "constants", "positions")}
         for path, value in tensors.items():
             if path.startswith(key):
                 kind, part = path.removeprefix(key).split("/")
