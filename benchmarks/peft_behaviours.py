@@ -1,0 +1,455 @@
+"""What PEFT's tests ask of an adapted model, each as a difference between PEFT and tnc.
+
+A difference is that of outputs, gradients or weights, the largest entry over the largest of what it
+is compared with; 0 where the two do the same without numbers. `inf` is what must not happen.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import warnings
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import tnc
+from benchmarks.peft_models import Model
+from tnc.adapters import Adapters, export_peft, import_peft, import_peft_
+from tnc.adapters.bank import bank_of
+from tnc.adapters.peft.factors import Pair
+from tnc.adapters.peft.layers import layer_for
+from tnc.errors import TncError
+
+TIMES = 2
+"""How often PEFT 0.21.2 adds the delta of an attention's out_proj."""
+
+
+def output_of(model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
+    """Return the first output of a model."""
+    found = model(**batch)
+    return found if isinstance(found, Tensor) else found[0]
+
+
+def gap(ours: Tensor, theirs: Tensor) -> float:
+    """Return the largest difference over the largest entry."""
+    if ours.shape != theirs.shape:
+        return math.inf
+    size = float(theirs.detach().abs().max().clamp_min(1e-12))
+    return float((ours - theirs).detach().abs().max()) / size
+
+
+@dataclass(frozen=True, eq=False)
+class Trial:
+    """One model and one configuration: PEFT's model with random factors, and ours from its file."""
+
+    model: Model
+    options: Mapping[str, Any]
+    folder: Path
+
+    @cached_property
+    def base(self) -> nn.Module:
+        torch.manual_seed(0)
+        found = self.model.make().eval()
+        with torch.no_grad():
+            for parameter in found.parameters():
+                if parameter.dim() == 1:
+                    parameter += 0.1 * torch.randn(parameter.shape)
+        return found
+
+    @cached_property
+    def batch(self) -> Mapping[str, Tensor]:
+        return self.model.draw(torch.Generator().manual_seed(1))
+
+    def wrapped(self, seed: int = 2, **more: Any) -> Any:
+        """Return a copy of the base in PEFT, with random values in all that is trained."""
+        import peft
+
+        options: dict[str, Any] = {"r": 2, "lora_alpha": 3, **self.options, **more}
+        options.setdefault("target_modules", list(self.model.targets))
+        if self.model.parameters:
+            options.setdefault("target_parameters", list(self.model.parameters))
+        with quiet():
+            model = copy.deepcopy(self.base)
+            found = peft.get_peft_model(model, peft.LoraConfig(**options)).eval()
+        stir(found, seed)
+        self.model.prepare(found)
+        return found
+
+    def written(self, wrapped: Any, name: str, adapter: str = "default") -> Path:
+        """Save one adapter as PEFT does and return its folder."""
+        with quiet():
+            wrapped.save_pretrained(self.folder / name, selected_adapters=[adapter])
+        inside = self.folder / name / adapter
+        return inside if inside.exists() else self.folder / name
+
+    @cached_property
+    def theirs(self) -> Any:
+        return self.wrapped()
+
+    @cached_property
+    def path(self) -> Path:
+        return self.written(self.theirs, "theirs")
+
+    def ours(self) -> Adapters:
+        """Return a fresh copy of the base with PEFT's adapter read."""
+        found = import_peft(self.base, self.path, out_proj_times=TIMES)
+        found.model.eval()
+        return found
+
+    def read(self, adapters: Adapters, folder: Path, name: str) -> None:
+        """Add another adapter."""
+        import_peft_(adapters.model, folder, name, out_proj_times=TIMES)
+
+    def loaded(self, folder: Path, **options: Any) -> Any:
+        """Return a copy of the base with an adapter that PEFT loads."""
+        import peft
+
+        with quiet():
+            warnings.filterwarnings("error", message=".*missing adapter keys")
+            return peft.PeftModel.from_pretrained(copy.deepcopy(self.base), folder, **options).eval()
+
+    def run(self, model: nn.Module) -> Tensor:
+        """Return a model's output on the batch."""
+        return output_of(model, self.batch)
+
+
+class quiet(warnings.catch_warnings):  # noqa: N801 - a context, as the one that it is made of
+    """Silence what PEFT says of small models."""
+
+    def __enter__(self) -> Any:
+        found = super().__enter__()
+        warnings.simplefilter("ignore")
+        return found
+
+
+def stir(model: nn.Module, seed: int) -> None:
+    """Give all that is trained other values."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter += 0.2 * torch.randn(parameter.shape, generator=generator)
+
+
+def forward(t: Trial) -> float:
+    """Read PEFT's file: equal outputs, which the base does not have."""
+    ours = t.ours()
+    y = t.run(t.theirs)
+    if gap(t.run(t.base), y) < 1e-3:
+        return math.inf
+    return gap(t.run(ours.model), y)
+
+
+def written(t: Trial) -> float:
+    """Write ours: PEFT loads it with equal outputs, and reads what it is told again."""
+    ours = t.ours()
+    export_peft(ours, t.folder / "ours", out_proj_times=TIMES)
+    again = t.loaded(t.folder / "ours")
+    third = import_peft(t.base, t.folder / "ours", out_proj_times=TIMES)
+    third.model.eval()
+    y = t.run(t.theirs)
+    return max(gap(t.run(again), y), gap(t.run(third.model), y))
+
+
+def gradients(t: Trial) -> float:
+    """Backward: equal gradients of all factors, magnitudes, and what is trained beside them."""
+    ours, theirs = t.ours(), t.theirs
+    theirs.zero_grad()
+    t.run(ours.model).square().mean().backward()
+    t.run(theirs).square().mean().backward()
+    wanted = dict(theirs.base_model.model.named_parameters())
+    worst, seen = 0.0, 0
+    for path, module in ours.model.named_modules():
+        bank = bank_of(module)
+        for attribute, delta in (bank.held("default") if bank else {}).items():
+            if set(delta.trained) - {"A", "B", "magnitude"}:
+                return math.inf
+            layer = layer_for(ours.model, path, attribute, bank.kind, delta.layer.view).layer
+            stacked = len(delta.site.signature.outputs) > 1
+            pair = Pair(
+                delta.cores["B"].grad.flatten(2 if stacked else 1),
+                delta.cores["A"].grad.flatten(2 if stacked else 1),
+            )
+            made = dict(layer.write(module, delta.site, pair))
+            if "magnitude" in delta.extras:
+                made["lora_magnitude_vector.weight"] = layer.magnitude(
+                    delta.site, delta.extras["magnitude"].grad
+                )
+            for key, value in made.items():
+                found = named(wanted, path, attribute, key)
+                worst, seen = max(worst, gap(value, wanted[found].grad)), seen + 1
+    for name, parameter in ours.model.named_parameters():
+        if parameter.requires_grad and "adapters_" not in name:
+            owner, _, last = name.rpartition(".")
+            key = next(
+                k
+                for k in (f"{owner}.modules_to_save.default.{last}", f"{owner}.base_layer.{last}", name)
+                if k in wanted
+            )
+            worst, seen = max(worst, gap(parameter.grad, wanted[key].grad)), seen + 1
+        elif "adapters_" not in name and parameter.grad is not None:
+            return math.inf
+    return worst if seen else math.inf
+
+
+def named(wanted: Mapping[str, Any], path: str, attribute: str, key: str) -> str:
+    """Return PEFT's name of a parameter that is `key` in the file."""
+    head, _, tail = key.partition(".")
+    name = f"{head}.default" + (f".{tail}" if tail else "")
+    order = ["out", "down", "up"] if attribute in ("up", "down", "out") else [attribute]
+    return f"{path}{'.base_layer' * order.index(attribute)}.{name}"
+
+
+def training(t: Trial) -> float:
+    """Three steps of SGD: equal outputs after them, the base untouched."""
+    ours, theirs = t.ours(), t.wrapped()
+    before = {name: p.detach().clone() for name, p in t.base.named_parameters()}
+    for model in (ours.model, theirs):
+        trained = [p for p in model.parameters() if p.requires_grad]
+        optimizer = torch.optim.SGD(trained, lr=0.05)
+        for _ in range(3):
+            optimizer.zero_grad()
+            t.run(model).square().mean().backward()
+            optimizer.step()
+    same = all(torch.equal(p, before[name]) for name, p in t.base.named_parameters())
+    return gap(t.run(ours.model), t.run(theirs)) if same else math.inf
+
+
+def merge(t: Trial) -> float:
+    """Merge, unmerge, merge and unload: equal outputs and weights; unmerging is exact."""
+    ours, theirs = t.ours(), t.wrapped()
+    y = t.run(ours.model)
+    ours.merge()
+    theirs.merge_adapter()
+    merged = gap(t.run(ours.model), t.run(theirs))
+    with suppress(TncError):  # PEFT warns that all is merged; here it is refused
+        ours.merge()
+        return math.inf
+    ours.unmerge()
+    theirs.unmerge_adapter()
+    if not torch.equal(t.run(ours.model), y):
+        return math.inf
+    plain, others = ours.unload(), theirs.merge_and_unload(safe_merge=True)
+    weights = dict(others.named_parameters())
+    worst = max(gap(p, weights[name]) for name, p in plain.named_parameters())
+    if set(plain.state_dict()) != set(t.base.state_dict()):
+        return math.inf
+    return max(merged, worst, gap(t.run(plain), t.run(others)))
+
+
+def half(t: Trial) -> float:
+    """Merge in float16 and bfloat16, which simply works."""
+    for dtype in (torch.float16, torch.bfloat16):
+        model = copy.deepcopy(t.base).to(dtype)
+        plain = import_peft(model, t.path, out_proj_times=TIMES).unload()
+        if any(not bool(p.isfinite().all()) or p.dtype != dtype for p in plain.parameters()):
+            return math.inf
+    return 0.0
+
+
+def broken(t: Trial) -> float:
+    """Refuse to merge what is not finite, and leave the model as it was."""
+    ours = t.ours()
+    before = {name: p.detach().clone() for name, p in ours.model.named_parameters()}
+    first = next(iter(ours.deltas().values()))
+    with torch.no_grad():
+        next(iter(first.trained.values())).fill_(math.nan)
+    for action in (ours.merge, ours.unload):
+        with suppress(TncError):
+            action()
+            return math.inf
+    kept = dict(ours.model.named_parameters())
+    same = all(torch.equal(kept[n], p) for n, p in before.items() if "adapters_" not in n)
+    return 0.0 if same else math.inf
+
+
+def disable(t: Trial) -> float:
+    """Compute as the base within a block, and as before after it."""
+    ours = t.ours()
+    y = t.run(ours.model)
+    with ours.disabled(), t.theirs.disable_adapter():
+        off = gap(t.run(ours.model), t.run(t.theirs))
+        exact = torch.equal(t.run(ours.model), t.run(t.base))
+    return max(off, gap(t.run(ours.model), y)) if exact else math.inf
+
+
+def several(t: Trial) -> float:
+    """Two adapters: switched, both at once, one merged, one deleted, an unknown one refused."""
+    ours, theirs = t.ours(), t.wrapped()
+    import peft
+
+    with quiet():
+        theirs.add_adapter("other", peft.LoraConfig(**vars_of(theirs.peft_config["default"])))
+    theirs.set_adapter("other")
+    stir(theirs, 5)
+    t.model.prepare(theirs)
+    folder = t.written(theirs, "both", "other")
+    t.read(ours, folder, "other")
+    worst = 0.0
+    for name in ("other", "default"):
+        ours.use(name)
+        theirs.set_adapter(name)
+        worst = max(worst, gap(t.run(ours.model), t.run(theirs)))
+    one = copy.deepcopy(ours)
+    ours.use("default", "other")
+    theirs.base_model.set_adapter(["default", "other"])
+    worst = max(worst, gap(t.run(ours.model), t.run(theirs)))
+    one.use("other")
+    merged = copy.deepcopy(theirs).merge_and_unload(adapter_names=["other"])
+    worst = max(worst, gap(t.run(one.unload()), t.run(merged)))
+    theirs.set_adapter("default")
+    theirs.delete_adapter("other")
+    ours.use("default")
+    ours.remove("other")
+    with suppress(TncError):
+        ours.remove("unknown")
+        return math.inf
+    worst = max(worst, gap(t.run(ours.model), t.run(theirs)))
+    ours.remove("default")
+    gone = not any(bank_of(module) for module in ours.model.modules())
+    return worst if gone and torch.equal(t.run(ours.model), t.run(t.base)) else math.inf
+
+
+def vars_of(config: Any) -> dict[str, Any]:
+    """Return the settings of a configuration of PEFT."""
+    found = dict(config.to_dict())
+    for name in ("peft_type", "auto_mapping", "peft_version"):
+        found.pop(name, None)
+    return found
+
+
+def weighted(t: Trial) -> float:
+    """Weigh adapters: PEFT's `cat`, `svd` at full rank and single ones, negative weights too."""
+    ours, theirs = t.ours(), t.wrapped()
+    import peft
+
+    config = vars_of(theirs.peft_config["default"])
+    with quiet():
+        theirs.add_adapter("other", peft.LoraConfig(**{**config, "r": 3}))
+    theirs.set_adapter("other")
+    stir(theirs, 6)
+    t.read(ours, t.written(theirs, "weighted", "other"), "other")
+    worst = 0.0
+    for shares in ((0.3, 0.7), (-0.5, 1.5)):
+        given = dict(zip(("default", "other"), shares))
+        told = f"mix{shares[0]}"
+        theirs.add_weighted_adapter(list(given), list(shares), told, combination_type="cat")
+        theirs.set_adapter(told)
+        y = t.run(theirs)
+        ours.use(**given)
+        worst = max(worst, gap(t.run(ours.model), y))
+        ours.mix(told, given)
+        ours.use(told)
+        worst = max(worst, gap(t.run(ours.model), y))
+        single = f"single{shares[0]}"
+        theirs.add_weighted_adapter(["default"], [shares[0]], single)
+        theirs.set_adapter(single)
+        ours.use(default=shares[0])
+        worst = max(worst, gap(t.run(ours.model), t.run(theirs)))
+    return worst
+
+
+def unload(t: Trial) -> float:
+    """Unload without merging: the base model, its names and values."""
+    ours = t.ours()
+    plain = ours.unload(merge=False)
+    kept, base = plain.state_dict(), t.base.state_dict()
+    same = kept.keys() == base.keys() and all(torch.equal(kept[k], base[k]) for k in base)
+    same |= bool(t.options.get("modules_to_save") or t.options.get("bias", "none") != "none")
+    return 0.0 if same else math.inf
+
+
+def names(t: Trial) -> float:
+    """Write one of several adapters whose names are parts of each other."""
+    ours = t.ours()
+    for name in ("default2", "other_default", "efaul"):
+        t.read(ours, t.path, name)
+    ours.use("default")
+    export_peft(ours, t.folder / "named", "default", out_proj_times=TIMES)
+    from safetensors.torch import load_file
+
+    file = "adapter_model.safetensors"
+    mine, other = load_file(t.folder / "named" / file), load_file(t.path / file)
+    return 0.0 if set(mine) == set(other) else math.inf
+
+
+def checkpointing(t: Trial) -> float:
+    """Train with gradients checkpointed: the same gradients."""
+    ours = t.ours()
+    ours.model.train()
+    found = []
+    for _ in range(2):
+        ours.model.zero_grad()
+        t.run(ours.model).square().mean().backward()
+        found.append([p.grad.clone() for p in ours.parameters() if p.grad is not None])
+        ours.model.gradient_checkpointing_enable({"use_reentrant": False})
+    return max(gap(a, b) for a, b in zip(*found)) if len(found[0]) == len(found[1]) else math.inf
+
+
+def generate(t: Trial) -> float:
+    """Generate text: the same tokens, from ids given by position or by name."""
+    ours, ids = t.ours(), t.batch["input_ids"]
+    told = {"max_new_tokens": 5, "do_sample": False, "output_scores": True}
+    told |= {"return_dict_in_generate": True}
+    with quiet():
+        mine, other = ours.model.generate(ids, **told), t.theirs.generate(input_ids=ids, **told)
+    same = torch.equal(mine.sequences, other.sequences)
+    return max(map(gap, mine.scores, other.scores)) if same else math.inf
+
+
+def embedded(t: Trial) -> float:
+    """Give embeddings instead of ids."""
+    ours, ids = t.ours(), t.batch["input_ids"]
+    vectors = t.base.get_input_embeddings()(ids)
+    mine, other = ours.model(inputs_embeds=vectors)[0], t.theirs(inputs_embeds=vectors)[0]
+    return gap(mine, other)
+
+
+def layers(t: Trial) -> float:
+    """Adapt the first layer alone (`layers_to_transform`): fewer parameters, equal outputs."""
+    first = t.wrapped(layers_to_transform=[0])
+    ours = import_peft(t.base, t.written(first, "layers"), out_proj_times=TIMES)
+    ours.model.eval()
+    fewer = len(list(ours.parameters())) < len(list(t.ours().parameters()))
+    return gap(t.run(ours.model), t.run(first)) if fewer else math.inf
+
+
+def converted(t: Trial) -> float:
+    """Turn a delta that is no product into LoRA: PEFT computes what the stated error allows."""
+    methods = ["kron"] if "kron" in str(tnc.adapters.method.methods.all()) else ["dora{rank=4}"]
+    match = [f"*{name}" for name in t.model.targets]
+    ours = tnc.adapt(t.base, methods[0], match=match, example=dict(t.batch))
+    stir(ours.model, 7)
+    ours.model.eval()
+    near = export_peft(ours, t.folder / "near", rank=8, out_proj_times=TIMES)
+    loss = gap(t.run(t.loaded(t.folder / "near")), t.run(ours.model))
+    if near.error > 1e-5 and loss < 1e-7:
+        return math.inf
+    full = export_peft(ours, t.folder / "full", energy=1.0, out_proj_times=TIMES)
+    return max(gap(t.run(t.loaded(t.folder / "full")), t.run(ours.model)), full.error)
+
+
+Behaviour = Callable[[Trial], float]
+EVERYWHERE: tuple[Behaviour, ...] = (
+    forward,
+    written,
+    gradients,
+    training,
+    merge,
+    half,
+    broken,
+    disable,
+    several,
+    unload,
+    names,
+)
+PLAIN: tuple[Behaviour, ...] = (weighted,)
+HF: tuple[Behaviour, ...] = (checkpointing, layers)
+TEXT: tuple[Behaviour, ...] = (generate, embedded)
