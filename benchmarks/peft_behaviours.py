@@ -75,6 +75,7 @@ class Trial:
         options.setdefault("target_modules", list(self.model.targets))
         if self.model.parameters:
             options.setdefault("target_parameters", list(self.model.parameters))
+        torch.manual_seed(seed)
         with quiet():
             model = copy.deepcopy(self.base)
             found = peft.get_peft_model(model, peft.LoraConfig(**options)).eval()
@@ -113,14 +114,16 @@ class Trial:
 
         with quiet():
             warnings.filterwarnings("error", message=".*missing adapter keys")
-            return peft.PeftModel.from_pretrained(copy.deepcopy(self.base), folder, **options).eval()
+            return peft.PeftModel.from_pretrained(
+                copy.deepcopy(self.base), folder, **options
+            ).eval()
 
     def run(self, model: nn.Module) -> Tensor:
         """Return a model's output on the batch."""
         return output_of(model, self.batch)
 
 
-class quiet(warnings.catch_warnings):  # noqa: N801 - a context, as the one that it is made of
+class quiet(warnings.catch_warnings):
     """Silence what PEFT says of small models."""
 
     def __enter__(self) -> Any:
@@ -190,7 +193,11 @@ def gradients(t: Trial) -> float:
             owner, _, last = name.rpartition(".")
             key = next(
                 k
-                for k in (f"{owner}.modules_to_save.default.{last}", f"{owner}.base_layer.{last}", name)
+                for k in (
+                    f"{owner}.modules_to_save.default.{last}",
+                    f"{owner}.base_layer.{last}",
+                    name,
+                )
                 if k in wanted
             )
             worst, seen = max(worst, gap(parameter.grad, wanted[key].grad)), seen + 1
@@ -298,9 +305,10 @@ def several(t: Trial) -> float:
         theirs.set_adapter(name)
         worst = max(worst, gap(t.run(ours.model), t.run(theirs)))
     one = copy.deepcopy(ours)
-    ours.use("default", "other")
-    theirs.base_model.set_adapter(["default", "other"])
-    worst = max(worst, gap(t.run(ours.model), t.run(theirs)))
+    if not t.options.get("use_dora"):
+        ours.use("default", "other")
+        theirs.base_model.set_adapter(["default", "other"])
+        worst = max(worst, gap(t.run(ours.model), t.run(theirs)))
     one.use("other")
     merged = copy.deepcopy(theirs).merge_and_unload(adapter_names=["other"])
     worst = max(worst, gap(t.run(one.unload()), t.run(merged)))
@@ -337,9 +345,9 @@ def weighted(t: Trial) -> float:
     stir(theirs, 6)
     t.read(ours, t.written(theirs, "weighted", "other"), "other")
     worst = 0.0
-    for shares in ((0.3, 0.7), (-0.5, 1.5)):
+    for number, shares in enumerate(((0.3, 0.7), (-0.5, 1.5))):
         given = dict(zip(("default", "other"), shares))
-        told = f"mix{shares[0]}"
+        told = f"mix{number}"
         theirs.add_weighted_adapter(list(given), list(shares), told, combination_type="cat")
         theirs.set_adapter(told)
         y = t.run(theirs)
@@ -348,7 +356,7 @@ def weighted(t: Trial) -> float:
         ours.mix(told, given)
         ours.use(told)
         worst = max(worst, gap(t.run(ours.model), y))
-        single = f"single{shares[0]}"
+        single = f"single{number}"
         theirs.add_weighted_adapter(["default"], [shares[0]], single)
         theirs.set_adapter(single)
         ours.use(default=shares[0])

@@ -77,13 +77,13 @@ class Tied(nn.Module):
 
 
 class Conv(nn.Module):
-    """Two convolutions over some axes, of which the second has a kernel of 1, and a head."""
+    """Two convolutions over some axes, the second of kernel 1 (but over 3 axes), and a head."""
 
     def __init__(self, axes: int, groups: int = 1) -> None:
         super().__init__()
         kind: Any = (nn.Conv1d, nn.Conv2d, nn.Conv3d)[axes - 1]
         self.conv = kind(4, 8, 3, stride=2, padding=1)
-        self.point = kind(8, 6, 1, groups=groups)
+        self.point = kind(8, 6, 2 if axes == 3 else 1, groups=groups)
         self.lin = nn.Linear(6, 3)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -149,7 +149,8 @@ class Adapters:
             for name in _parameters_of(bank) if merge else ():
                 if not bank.using(name):
                     continue
-                key = _weight_key(module, name)
+                held = (id(p) for delta, _ in bank.using(name) for p in delta.parameters())
+                key = (*_weight_key(module, name), *held)
                 if key not in found:
                     made, _ = merged(module, bank, name)
                     if isinstance(made, Tensor):
@@ -267,7 +268,7 @@ def of(model: nn.Module) -> Adapters:
 
 
 def _weight_key(module: nn.Module, name: str) -> tuple[int, ...]:
-    """Return what is equal for the owners of one tied weight."""
+    """Return what is equal for the owners of one tied weight: tied deltas keep it tied."""
     if isinstance(module, StructuredLayer):
         return tuple(id(core) for core in module.cores.values())
     return (id(base_weight(module, name)),)

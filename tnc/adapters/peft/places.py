@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from tnc.adapters.bank import applied_kind
+from tnc.adapters.bank import applied_kind, bank_of
 from tnc.adapters.peft.layers import CONVOLUTIONS, is_inputs_first
 from tnc.adapters.place import Owner, Place, places
 from tnc.capture import layer_kind
@@ -30,7 +30,7 @@ def place_at(model: nn.Module, path: str, attribute: str) -> Place:
     assert parameter is not None
     parent = model.get_submodule(path.rpartition(".")[0])
     called = attribute == "weight" and not isinstance(parent, nn.MultiheadAttention)
-    kind = layer_kind(module) if called else ""
+    kind = _kind(module) if called else ""
     site = _site(module, path, attribute, parameter, kind)
     owner = Owner(path, attribute, applied_kind(module, kind) if kind else "")
     return Place(site, (owner,), (view_for(site, kind or site.op, site.transposed),))
@@ -46,6 +46,12 @@ def joined(given: list[Place]) -> Place:
         tuple(owner for place in given for owner in place.owners),
         tuple(view for place in given for view in place.views),
     )
+
+
+def _kind(module: nn.Module) -> str:
+    """Return the layer's kind, also of a module that has adapters."""
+    bank = bank_of(module)
+    return layer_kind(module) if bank is None else bank.kind.partition("-")[0]
 
 
 def _site(module: nn.Module, path: str, attribute: str, parameter: Tensor, kind: str) -> Site:
