@@ -131,7 +131,11 @@ def _forward(
     scales: tuple[float, ...],
     tensors: Sequence[Tensor],
 ) -> tuple[Tensor, Tensor]:
-    """Return the output, whose memory is its own and no view, and the rows between the factors."""
+    """Return the output, whose memory is its own and no view, and the rows between the factors.
+
+    Those lie as columns (r, rows), here and in the backward pass: thin products of that shape are
+    two to four times as fast as their transposes by the libraries of the CPU.
+    """
     rows = x.reshape(-1, x.shape[-1])
     y = x.new_empty(*x.shape[:-1], weight.shape[0])
     flat = y.view(-1, weight.shape[0])
@@ -141,11 +145,11 @@ def _forward(
         torch.addmm(bias, rows, weight.t(), out=flat)
     down, up, scale = _stack(scales, tensors)
     given = rows if dropped is None else dropped.reshape(-1, x.shape[-1])
-    hidden = given.to(down.dtype) @ down.t()
+    hidden = down @ given.to(down.dtype).t()
     if down.dtype == y.dtype:
-        flat.addmm_(hidden, up.t(), alpha=scale)
+        flat.addmm_(hidden.t(), up.t(), alpha=scale)
     else:
-        flat.add_(hidden @ up.t(), alpha=scale)
+        flat.add_(hidden.t() @ up.t(), alpha=scale)
     return y, hidden
 
 
@@ -187,7 +191,7 @@ class _Linear(torch.autograd.Function):
         wide = rows.to(down.dtype)
         inner: Any = None
         if needs[0] or needs[1] or given is not None:
-            inner = wide @ up
+            inner = up.t() @ wide.t()
             inner = inner if scale == 1.0 else inner * scale
             inner = inner if further is None else inner + further
         found: list[Any] = [None] * len(needs)
@@ -195,7 +199,7 @@ class _Linear(torch.autograd.Function):
             back = rows @ weight
             found[0] = (back if ctx.apart else _plus(back, inner, down)).view(shape)
         if needs[1]:
-            found[1] = (inner @ down).to(rows.dtype).view(shape)
+            found[1] = (inner.t() @ down).to(rows.dtype).view(shape)
         if needs[2]:
             found[2] = rows.t() @ x.reshape(-1, shape[-1])
         if needs[3]:
@@ -205,9 +209,9 @@ class _Linear(torch.autograd.Function):
             end = start + tensors[2 * place].shape[0]
             if needs[5 + 2 * place]:
                 flat = given.reshape(-1, shape[-1]).to(down.dtype)
-                found[5 + 2 * place] = inner[:, start:end].t() @ flat
+                found[5 + 2 * place] = inner[start:end] @ flat
             if needs[6 + 2 * place]:
-                product = wide.t() @ hidden[:, start:end]
+                product = (hidden[start:end] @ wide).t()
                 found[6 + 2 * place] = product if one == 1.0 else product * one
             start = end
         return tuple(found)
@@ -215,5 +219,5 @@ class _Linear(torch.autograd.Function):
 
 def _plus(back: Tensor, inner: Tensor, down: Tensor) -> Tensor:
     if back.dtype == down.dtype:
-        return back.addmm_(inner, down)
-    return back.add_(inner @ down)
+        return back.addmm_(inner.t(), down)
+    return back.add_(inner.t() @ down)
