@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,8 +11,7 @@ from tnc.adapters import products
 from tnc.adapters.delta import Delta
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Chain:
+class Chain(NamedTuple):
     """What the active adapters add to one layer: pairs of factors, of inputs that may be dropped.
 
     `scaled` is the delta whose method multiplies the rows of the sum, where one does.

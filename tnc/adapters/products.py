@@ -7,8 +7,7 @@ one and a frozen start, or several adapters, are one product of their stacked fa
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,8 +17,7 @@ from tnc.nn.conv_stage import is_last
 from tnc.nn.generated import is_plain
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Pair:
+class Pair(NamedTuple):
     """A delta of two factors: `down` (r, i..), `up` (o, r), and what their product is times."""
 
     down: Tensor
@@ -108,8 +106,10 @@ def _beside(x: Tensor, weight: Tensor, pairs: Pairs) -> bool:
         return False
     if x.dtype != weight.dtype or weight.device != device:
         return False
-    factors = [tensor for pair in pairs for tensor in (pair.down, pair.up)]
-    return all(tensor.device == device and tensor.dtype == wide for tensor in factors)
+    for down, up, _ in pairs:  # a loop, this runs at every call
+        if down.dtype != wide or up.dtype != wide or down.device != device or up.device != device:
+            return False
+    return True
 
 
 def _mixed(x: Tensor, y: Tensor, down: Tensor) -> bool:
@@ -118,6 +118,8 @@ def _mixed(x: Tensor, y: Tensor, down: Tensor) -> bool:
 
 
 def _stack(scales: tuple[float, ...], tensors: Sequence[Tensor]) -> tuple[Tensor, Tensor, float]:
+    if len(scales) == 1:
+        return tensors[0], tensors[1], scales[0]
     return stacked(
         [Pair(tensors[2 * k], tensors[2 * k + 1], scale) for k, scale in enumerate(scales)]
     )
