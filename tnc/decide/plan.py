@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from tnc.decide.background import Background, read_background
+from tnc.decide.grouping import GroupCount
 from tnc.decide.plan_fields import check_fields
 from tnc.errors import EquationError, PlanError
 from tnc.net import Structure, digest, from_json, to_json
@@ -89,12 +90,13 @@ class Plan:
     version: int = VERSION
     measured: tuple[tuple[str, float], ...] = field(default=(), compare=False)
     background: Background = field(default=Background(), compare=False, repr=False)
+    optimizer: tuple[GroupCount, ...] = field(default=(), compare=False)
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 of what was decided: not of timings, estimates and explanations."""
+        """SHA-256 of what was decided: not of timings, estimates, explanations, or training."""
         data = replace(self, background=Background()).to_json()
-        for told in ("digest", "measured", "notes", "background"):
+        for told in ("digest", "measured", "notes", "background", "optimizer"):
             data.pop(told, None)
         for entry in (*data["entries"], *data["skips"]):
             for estimate in ("reason", "error", "relative"):
@@ -216,8 +218,8 @@ def _short(entry: Entry | None) -> str:
 def _check(data: Mapping[str, Any]) -> None:
     """Raise PlanError for a field of another type, and for a site that is there twice."""
     check_fields(Plan, data)
-    for kind, name in ((Entry, "entries"), (Skip, "skips")):
-        for number, item in enumerate(data[name]):
+    for kind, name in ((Entry, "entries"), (Skip, "skips"), (GroupCount, "optimizer")):
+        for number, item in enumerate(data.get(name, ())):
             check_fields(kind, item, f"{name}.{number}")
     for name in ("total", "scope"):
         check_fields(Total, data[name], name)
@@ -228,7 +230,9 @@ def _check(data: Mapping[str, Any]) -> None:
 
 
 def _read(data: Mapping[str, Any]) -> Plan:
-    fields = {name: data[name] for name in Plan.__dataclass_fields__ if name != "background"}
+    later = ("background", "optimizer")
+    fields = {name: data[name] for name in Plan.__dataclass_fields__ if name not in later}
+    fields["optimizer"] = tuple(GroupCount(**group) for group in data.get("optimizer", ()))
     fields["background"] = read_background(data.get("background"))
     fields["entries"] = tuple(
         Entry(

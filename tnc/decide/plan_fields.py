@@ -21,7 +21,7 @@ def check_fields(kind: type, data: Any, place: str = "") -> None:
     for name, field in kind.__dataclass_fields__.items():  # type: ignore[attr-defined]
         path = f"{place}.{name}" if place else name
         if name not in data:
-            if name in ("measured", "background"):
+            if name in ("measured", "background", "optimizer"):
                 continue
             raise PlanError(f"not a plan: {path} is missing")
         known, value = _KINDS.get(field.type), data[name]

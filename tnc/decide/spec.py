@@ -193,7 +193,8 @@ def check_tree(tree: Node) -> Resolved:
 
 def _locations(node: Node, path: str) -> Iterable[tuple[str, str]]:
     if path:
-        yield path, node.key.short
+        whole = path.startswith("optimizer")  # a group takes one line, so its column is told
+        yield path, str(node.mark) if whole else node.key.short
     inner: Iterable[tuple[Any, Node]] = ()
     if isinstance(node.value, dict):
         inner = node.value.items()

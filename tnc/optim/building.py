@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tnc.decide.grouping import Trained, assign
+from tnc.decide.grouping import GroupCount, Trained, assign
 from tnc.decide.optimizers import OptimizerSpec, class_of, needed, options_of
 from tnc.decide.spec import Spec
 from tnc.decide.spec_problems import SpecProblems, problems_of
@@ -30,20 +30,6 @@ class Chosen:
     rule: str
     options: Mapping[str, Any]
     parameters: tuple[tuple[str, nn.Parameter], ...]
-
-
-@dataclass(frozen=True)
-class GroupCount:
-    """What a group holds: parameters, their entries, and the bytes of optimizer state by formula.
-
-    The numbers that count steps are left out: a few bytes a parameter.
-    """
-
-    match: str
-    rule: str
-    parameters: int
-    entries: int
-    state_bytes: int
 
 
 def build(

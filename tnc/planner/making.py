@@ -21,6 +21,7 @@ from tnc.planner.sensitivity import Weighing, notes_of
 from tnc.planner.surveying import survey
 from tnc.planner.task import Allocator, Allotment, Progress, Task, Visits, allocators
 from tnc.planner.timing import layer_seconds
+from tnc.planner.training import check_groups, groups_of
 from tnc.planner.trial import Evaluator
 from tnc.rewrite.subject import Subject
 
@@ -50,6 +51,7 @@ def make_plan(
     targets, skips = match_rules(
         trace.sites, spec, locations or {}, trace.shared_inputs, trace.untraced
     )
+    check_groups(subject, targets, spec, locations or {})
     _check_unit(subject, spec)
     curvature = evaluation.curvature if evaluation is not None else 1.0
     figures: list[tuple[bool, tuple[str, ...]]] = []
@@ -75,7 +77,7 @@ def make_plan(
     allotment = _confirmed(visits, allotment, spec, curvature, weighing)
     chosen = [(target, option.cost(target)) for target, option in allotment.chosen]
     notes += _cost_notes(totals(subject.model, trace.sites, budget.scope, chosen))
-    return Plan(
+    plan = Plan(
         fingerprint=fingerprint,
         seed=spec.seed,
         entries=tuple(
@@ -98,6 +100,7 @@ def make_plan(
         notes=(*notes, *_measured_notes(figures, spec)),
         background=survey(subject, offers, budget, spec, seconds),
     )
+    return replace(plan, optimizer=groups_of(subject, plan, spec, locations or {}))
 
 
 def _noted(visits: Visits, figures: list[tuple[bool, tuple[str, ...]]]) -> Visits:

@@ -18,6 +18,7 @@ from tnc.errors import CaptureError, PlanError
 from tnc.fit import fits
 from tnc.planner.making import make_plan
 from tnc.planner.sensitivity import Weighing, scale_of, weighing_of
+from tnc.planner.training import check_groups
 from tnc.planner.trial import Evaluator
 from tnc.rewrite import Pass, Record, Subject, run_passes
 from tnc.rewrite.subject import ties_of
@@ -110,6 +111,7 @@ def _spec_metrics(
 ) -> tuple[set[str], bool]:
     """Return the sites that a spec has measured, and whether their outputs are wanted too."""
     targets, _ = match_rules(subject.trace.sites, spec, locations, untraced=subject.trace.untraced)
+    check_groups(subject, targets, spec, locations)
     metrics = {rule.metric or spec.metric for rule in spec.rules}
     sites = {site.name for target in targets for site in target.sites}
     return sites if metrics != {"none"} else set(), bool(metrics & {"both", "auto"})

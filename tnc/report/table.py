@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from rich.console import Console, Group, RenderableType
@@ -12,6 +12,7 @@ from rich.text import Text
 from tnc.report.run_report import RunReport
 
 if TYPE_CHECKING:
+    from tnc.decide.grouping import GroupCount
     from tnc.decide.plan import Entry, Plan
 
 
@@ -49,8 +50,22 @@ def plan_tables(plan: Plan) -> RenderableType:
             skipped.add_row(skip.site, skip.reason)
         parts.append(skipped)
     parts.append(Text(_sums(plan)))
+    parts.extend(_trained(plan.optimizer))
     parts.extend(Text(f"note: {note}") for note in plan.notes)
     return Group(*parts)
+
+
+def _trained(groups: Sequence[GroupCount]) -> Iterator[RenderableType]:
+    """Yield what an optimizer's groups train and keep, and the sum."""
+    if not groups:
+        return
+    table = table_of("trains", "by", ">parameters", ">entries", ">state bytes")
+    for each in groups:
+        counts = (each.parameters, each.entries, each.state_bytes)
+        table.add_row(each.match, each.rule, *(f"{number:,}" for number in counts))
+    yield table
+    held, kept = sum(g.entries for g in groups), sum(g.state_bytes for g in groups)
+    yield Text(f"the optimizer keeps {kept:,} bytes for {held:,} entries")
 
 
 def show(content: RenderableType, console: Console) -> None:

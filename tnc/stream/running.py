@@ -28,13 +28,14 @@ from tnc.nn.generated import plain_kernels
 from tnc.report.environment import environment
 from tnc.report.run_report import RunReport, Size
 from tnc.rewrite import Compiled, Subject
+from tnc.rewrite.shaping import compiled_shapes
 from tnc.sources import Streamed, models
 from tnc.stream import journal as journals
 from tnc.stream.blockwise import CACHE, Work, carry_out_blocks, measured_entries
 from tnc.stream.journal import Journal
 from tnc.stream.memory import peak_resident
 from tnc.stream.planning import Prepared, check_spec, example_of, plan_streamed, prepare
-from tnc.stream.steps import STEP_BYTES, Step, carry_out, compiled_shapes, steps_of
+from tnc.stream.steps import STEP_BYTES, Step, carry_out, steps_of
 
 Progress = Callable[[str, int, int], None]
 

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-import torch
 from torch import Tensor, nn
 
 from tnc.decide.group import Group
-from tnc.decide.plan import Entry, Plan
+from tnc.decide.plan import Entry
 from tnc.decide.site import Site
 from tnc.errors import PassError
 from tnc.fit import Metric
 from tnc.rewrite import Approximate, Reparam, Subject
-from tnc.rewrite.factorizing import install_fitting, members_of, sites_of
-from tnc.rewrite.fitting import Fitting, fit_sites
+from tnc.rewrite.factorizing import members_of, sites_of
+from tnc.rewrite.fitting import fit_sites
 from tnc.sources.skeleton import tied_names
 from tnc.stream.lending import Lender
 
@@ -31,24 +29,6 @@ class Step:
     file: str
     entries: tuple[Entry, ...]
     copies: tuple[str, ...]
-
-
-def compiled_shapes(subject: Subject, plan: Plan) -> Subject:
-    """Carry a plan out on a copy of a model without memory: layers, names and shapes, no fits."""
-    made = replace(subject, model=copy.deepcopy(subject.model), plan=plan)
-    for entry in plan.entries:
-        if entry.structure is None:
-            continue
-        sites = sites_of(made, entry)
-        dtype = getattr(torch, sites[0].dtype)
-        cores = {
-            name: torch.empty(shape, dtype=dtype, device="meta")
-            for name, shape in entry.structure.shapes.items()
-        }
-        nothing = torch.empty(0, device="meta")
-        shapes = Fitting(cores, (None,) * len(sites), nothing, 0.0, 0.0, "")
-        made = install_fitting(made, entry, shapes)
-    return made
 
 
 def steps_of(subject: Subject, compiled: Subject, size: int = STEP_BYTES) -> tuple[Step, ...]:
