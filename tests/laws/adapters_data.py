@@ -13,7 +13,10 @@ import tnc
 from tnc.adapters import Method
 from tnc.adapters.method import methods
 
-OPTIONS: Mapping[str, Mapping[str, Any]] = {"sara": {"share": 0.4}}
+OPTIONS: Mapping[str, Mapping[str, Any]] = {
+    "sara": {"share": 0.4},
+    "tlora": {"skills": 2, "tasks": 3},
+}
 """Options of a method by name; a method with a `rank` gets 2."""
 
 EVENTFUL: Mapping[str, Mapping[str, Any]] = {

@@ -83,6 +83,27 @@ class Adapters:
         for bank in self._banks():
             bank.active = {name: share for name, share in chosen.items() if name in bank.names}
 
+    @torch.no_grad()
+    def set_(self, constant: str, value: float, adapter: str | None = None) -> None:
+        """Set a constant of an adapter's deltas, such as the `task` of `tlora`.
+
+        Raises PlanError, with nothing changed, where no delta has it or a method takes no such
+        value.
+        """
+        self.check_unmerged()
+        found = [d for d in self.deltas(adapter).values() if constant in d.constants]
+        if not found:
+            raise PlanError(f"no delta of the adapter has a constant {constant!r}")
+        before = [delta.constant(constant).clone() for delta in found]
+        try:
+            for delta in found:
+                delta.constant(constant).fill_(value)
+                delta.tensors()
+        except IndexError as error:
+            for delta, old in zip(found, before):
+                delta.constant(constant).copy_(old)
+            raise PlanError(f"{constant} cannot be {value}: {error}") from error
+
     @contextmanager
     def disabled(self) -> Iterator[nn.Module]:
         """Compute as the base model does within a `with` block."""

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from tnc.adapters.adapters import Adapters
-from tnc.adapters.attach import attach_, shared_copy, train_also_
+from tnc.adapters.attach import Pool, attach_, shared_copy, train_also_
 from tnc.adapters.calibration import LIMIT, Loss, output_loss
 from tnc.adapters.choosing import Choice, Chosen, choose
 from tnc.adapters.given import Given
@@ -145,10 +145,11 @@ def _adapted_(
     """Decide about every adapter and compute all first values, then attach: none sees another."""
     choices, _, _ = _chosen(model, asked, given, example, train)
     made = [(choice, started(model, choice, given, seed, report)) for choice in choices]
+    pool = Pool()
     for choice, parts in made:
         for each in parts:
             place, method = each.chosen.place, each.chosen.method
-            attach_(model, place, choice.wanted.name, method, each.structure, each.parts)
+            attach_(model, place, choice.wanted.name, method, each.structure, each.parts, pool=pool)
     return Adapters(model, tuple(dict.fromkeys(pair for c in choices for pair in c.reasons)))
 
 

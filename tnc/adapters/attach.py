@@ -6,6 +6,7 @@ import copy
 import hashlib
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -74,6 +75,14 @@ def refusal(place: Place, method: Method) -> str:
     return method.refuses(place.site)
 
 
+class Pool:
+    """The memory that cores of several deltas share, while they are attached."""
+
+    def __init__(self) -> None:
+        self.flats: dict[tuple[Any, ...], tuple[Tensor, Tensor]] = {}
+        self.parameters: dict[tuple[Any, ...], nn.Parameter] = {}
+
+
 def attach_(
     model: nn.Module,
     place: Place,
@@ -82,6 +91,7 @@ def attach_(
     structure: Structure,
     parts: Parts,
     dtype: torch.dtype | None = None,
+    pool: Pool | None = None,
 ) -> Delta:
     """Put one delta beside a weight, for all modules that hold it, and make it active.
 
@@ -93,10 +103,12 @@ def attach_(
     weight = place.weight(model)
     kind = dtype or torch.promote_types(weight.dtype, torch.float32)
     cores, extras, constants = (
-        {name: _own(value, weight.device, kind) for name, value in values.items()}
+        {n: _own(v, weight.device, kind) for n, v in values.items() if n not in parts.shared}
         for values in (parts.cores, parts.extras, parts.constants)
     )
     positions = {name: places.to(weight.device) for name, places in parts.positions.items()}
+    for name in parts.shared:
+        cores[name] = _common(parts.cores[name], weight.device, kind, pool or Pool())
     made = Parts(cores, extras, constants, positions)
     seen: set[int] = set()
     for owner, view in zip(place.owners, place.views):
@@ -130,3 +142,17 @@ def _own(value: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:
         return value
     kind = dtype if value.is_floating_point() else value.dtype
     return value.detach().to(device, kind).clone(memory_format=torch.contiguous_format)
+
+
+def _common(value: Tensor, device: torch.device, dtype: torch.dtype, pool: Pool) -> nn.Parameter:
+    """Return a view of shared memory as a frozen parameter: one for all equal views."""
+    memory = value.untyped_storage()
+    key = (memory.data_ptr(), device, dtype)
+    if key not in pool.flats:
+        flat = value.detach().as_strided((memory.nbytes() // value.itemsize,), (1,), 0)
+        pool.flats[key] = (flat, flat.to(device, dtype))  # the first keeps its address taken
+    view = (tuple(value.shape), value.stride(), value.storage_offset())
+    if (key, view) not in pool.parameters:
+        made = pool.flats[key][1].as_strided(*view)
+        pool.parameters[key, view] = nn.Parameter(made, requires_grad=False)
+    return pool.parameters[key, view]

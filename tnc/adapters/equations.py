@@ -5,7 +5,7 @@ Of a stack of experts every expert has a chain of its own: each factor has the l
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from math import prod
 
 from tnc.net import Core, Network, Signature, Structure, parse_network
@@ -90,3 +90,22 @@ def outermost(term: Network) -> str:
 
     trained = [core for core in term.equation.cores if core.kind == "trainable"]
     return max(trained, key=ratio).name
+
+
+def spread(term: Network, zero: str, known: Mapping[str, float] | None = None) -> float:
+    """Return the deviation of the drawn cores beside one of zeros, by which a delta starts.
+
+    What the zero core is applied to is a sum of products of inputs and of one entry of each other
+    core, over all indices that it does not carry itself; it gets a third of the variance of the
+    inputs, as B in LoRA. `known` are mean squares of cores that are not drawn.
+    """
+    equation = term.equation
+    held = {*equation.core(zero).indices, *equation.output_indices}
+    known = known or {}
+    others = [core for core in equation.cores if core.name != zero and core.name not in known]
+    summed = prod(term.size[name] for name in equation.indices if name not in held)
+    density = prod(term.density(core) for core in others)
+    given = prod(
+        square for name, square in known.items() if not set(equation.core(name).indices) & held
+    )
+    return float((3 * summed * density * given) ** (-0.5 / max(1, len(others))))

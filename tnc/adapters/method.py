@@ -48,7 +48,8 @@ class Start:
 
     `read` returns the weight as a map `(outputs.., inputs..)`. `gradient` is the mean of dL/dW over
     calibration batches in that shape, `moment` is E[x x^T] of the inputs (i, i) or its diagonal (of
-    an embedding the share of every row, (o,)), `original` the weight that was compressed.
+    an embedding the share of every row, (o,)), `original` the weight that was compressed,
+    `shared` what the method drew for all weights of the adapter.
     """
 
     site: Site
@@ -58,6 +59,7 @@ class Start:
     gradient: Tensor | None = None
     moment: Tensor | None = None
     original: Tensor | None = None
+    shared: Mapping[str, Tensor] = field(default_factory=dict)
 
     @cached_property
     def weight(self) -> Tensor:
@@ -140,6 +142,7 @@ class Start:
 class Parts:
     """The first values of one delta: of every core, and of what the method has beside them.
 
+    Cores named in `shared` are parts of what `Method.shared` returned and keep its memory.
     `extras` are trained, `constants` are not; both are saved. A sparse core is given whole, or as
     its stored values with their flat `positions`, ascending. `structure` is the delta's where it
     depends on the weight's values, such as how many entries a sparse core has.
@@ -150,6 +153,7 @@ class Parts:
     constants: Mapping[str, Tensor] = field(default_factory=dict)
     positions: Mapping[str, Tensor] = field(default_factory=dict)
     structure: Structure | None = None
+    shared: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -192,6 +196,14 @@ class Method(ABC):
     @abstractmethod
     def structure(self, site: Site) -> Structure:
         """Return the delta of a weight that is not refused."""
+
+    def shared(self, sites: Sequence[Site], generator: Generator) -> Mapping[str, Tensor]:
+        """Draw what the deltas of one adapter have in common, for all weights of this method.
+
+        It is in `Start.shared` of each; frozen cores that are views of it take no memory of their
+        own, in the model and in files.
+        """
+        return {}
 
     @abstractmethod
     def start(self, at: Start) -> Parts:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 
@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from tnc.adapters.attach import generator_for
 from tnc.adapters.choosing import Choice, Chosen
 from tnc.adapters.given import Given
-from tnc.adapters.method import Parts, Start
+from tnc.adapters.method import Method, Parts, Start
+from tnc.decide.site import Site
 from tnc.net import Structure
 
 Report = Callable[[str, int, int], None]
@@ -42,9 +43,12 @@ def started(
     moved = [each for each in choice.chosen if "moment" in each.method.needs]
     given.measure_(model, [each.place for each in moved])
     made: dict[str, Started] = {}
+    shared = _shared(choice, seed)
 
     def begin(each: Chosen, gradient: Tensor | None = None) -> None:
-        made[each.name] = _begun(model, each, given, choice.wanted.name, seed, gradient)
+        made[each.name] = _begun(
+            model, each, given, choice.wanted.name, seed, gradient, shared[each.method]
+        )
         if report is not None:
             report("start", len(made), len(choice.chosen))
 
@@ -59,7 +63,13 @@ def started(
 
 
 def _begun(
-    model: nn.Module, each: Chosen, given: Given, name: str, seed: int, gradient: Tensor | None
+    model: nn.Module,
+    each: Chosen,
+    given: Given,
+    name: str,
+    seed: int,
+    gradient: Tensor | None,
+    shared: Mapping[str, Tensor],
 ) -> Started:
     site, needs = each.place.site, each.method.needs
     structure = each.method.structure(site)
@@ -72,6 +82,19 @@ def _begun(
             gradient,
             given.moment(site) if "moment" in needs else None,
             given.was(site) if "original" in needs else None,
+            shared,
         )
         parts = each.method.start(start)
         return Started(each, parts.structure or structure, parts)
+
+
+def _shared(choice: Choice, seed: int) -> dict[Method, Mapping[str, Tensor]]:
+    """Return what each method drew for all of its weights."""
+    sites: dict[Method, list[Site]] = {}
+    for each in choice.chosen:
+        sites.setdefault(each.method, []).append(each.place.site)
+    generators = (generator_for(seed, choice.wanted.name, f"shared {method}") for method in sites)
+    return {
+        method: method.shared(of, generator)
+        for (method, of), generator in zip(sites.items(), generators)
+    }

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 import tnc
 from tnc.adapters.adapters import Adapters
-from tnc.adapters.attach import attach_, shared_copy
+from tnc.adapters.attach import Pool, attach_, shared_copy
 from tnc.adapters.bank import bank_of
 from tnc.adapters.delta import Delta
 from tnc.adapters.method import Parts, methods
@@ -50,6 +50,7 @@ def save(
             key = f"{name}/{path}"
             held[name]["deltas"].append(_described(adapters.model, name, delta) | {"key": key})
             tensors |= {f"{key}/{part}": v for part, v in _tensors(delta).items()}
+    shared, tensors = _gathered(tensors)
     beside = [
         (name, p)
         for name, p in adapters.model.named_parameters()
@@ -60,6 +61,7 @@ def save(
         "format": FORMAT,
         "tnc": tnc.__version__,
         "adapters": held,
+        "shared": shared,
         "beside": [name for name, _ in beside],
     }
     folder = Path(out)
@@ -93,6 +95,7 @@ def load_(model: nn.Module, folder: str | Path) -> Adapters:
     missing = [name for name in manifest["beside"] if name not in own]
     if missing:
         raise ArtifactError(f"the model has no parameter {missing[0]!r}", where=str(place))
+    pool = Pool()
     for name, weight, data, where in wanted:
         key = f"{data['key']}/"
         parts: dict[str, Any] = {kind: {} for kind in ("cores", "extras", "constants", "positions")}
@@ -100,9 +103,16 @@ def load_(model: nn.Module, folder: str | Path) -> Adapters:
             if path.startswith(key):
                 kind, part = path.removeprefix(key).split("/")
                 parts[kind][part] = value
+        common = [path for path in manifest.get("shared", {}) if path.startswith(f"{key}cores/")]
+        for path in common:
+            told = manifest["shared"][path]
+            view = tensors[told["memory"]].as_strided(told["shape"], told["stride"], told["offset"])
+            parts["cores"][path.rpartition("/")[2]] = view
+        names = tuple(path.rpartition("/")[2] for path in common)
         method = build(methods, data["method"])
         structure = from_json(data["structure"])
-        delta = attach_(model, where, name, method, structure, Parts(**parts))
+        given = Parts(**parts, shared=names)
+        delta = attach_(model, where, name, method, structure, given, pool=pool)
         delta.factor = float(data["factor"])
         for owner in where.owners:
             bank = bank_of(model.get_submodule(owner.path))
@@ -114,6 +124,31 @@ def load_(model: nn.Module, folder: str | Path) -> Adapters:
         own[name].data = tensors[f"beside/{name}"].to(own[name])
         own[name].requires_grad_(True)
     return Adapters(model)
+
+
+def _gathered(tensors: dict[str, Tensor]) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Return the cores that share memory, as places in it, and what is to be written, each once."""
+    users: dict[int, list[str]] = {}
+    for key, value in tensors.items():
+        if "/cores/" not in key or not value.numel():
+            continue
+        users.setdefault(value.untyped_storage().data_ptr(), []).append(key)
+    places: dict[str, Any] = {}
+    written = dict(tensors)
+    for number, keys in enumerate(keys for keys in users.values() if len(keys) > 1):
+        first = tensors[keys[0]]
+        size = first.untyped_storage().nbytes() // first.itemsize
+        name = f"shared/{number}"
+        written[name] = first.as_strided((size,), (1,), 0)
+        for key in keys:
+            value = written.pop(key)
+            places[key] = {
+                "memory": name,
+                "shape": list(value.shape),
+                "stride": list(value.stride()),
+                "offset": value.storage_offset(),
+            }
+    return places, written
 
 
 def _tensors(delta: Delta) -> dict[str, Tensor]:

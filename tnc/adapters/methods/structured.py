@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from math import prod
 
 import torch
 from torch import Tensor
 
-from tnc.adapters.equations import outermost
+from tnc.adapters.equations import outermost, spread
 from tnc.adapters.method import Method, Parts, Start, methods
 from tnc.decide.site import Site
 from tnc.errors import PlanError, TncError
-from tnc.net import Network, Signature, Structure
+from tnc.net import Signature, Structure
 from tnc.structures import Family, families
 
 
@@ -107,17 +106,3 @@ class Structured(Method):
         if len(signature.outputs) == 1 or isinstance(self.family, stacked):
             return self.family
         return stacked(of=self.family)  # type: ignore[call-arg]
-
-
-def spread(term: Network, zero: str) -> float:
-    """Return the deviation of the cores beside the zero one; see `Structured`.
-
-    What the zero core is applied to is a sum of products of inputs and of one entry of each other
-    core, over all indices that it does not carry itself.
-    """
-    equation = term.equation
-    held = {*equation.core(zero).indices, *equation.output_indices}
-    others = [core for core in equation.cores if core.name != zero]
-    summed = prod(term.size[name] for name in equation.indices if name not in held)
-    density = prod(term.density(core) for core in others)
-    return float((3 * summed * density) ** (-0.5 / max(1, len(others))))
