@@ -20,7 +20,7 @@ from tnc.errors import BindError
 from tnc.net import Structure, parse_network
 from tnc.nn import LinearView, StructuredLayer
 from tnc.optim.declaring import MISSING
-from tnc.optim.kinds import Kind
+from tnc.optim.kinds import OURS, Kind
 from tnc.optim.options import misfit
 from tnc.optim.rule import STEP, Rule, rules
 
@@ -226,6 +226,47 @@ def test_it_is_bound_when_a_weight_becomes_cores(name: str) -> None:
     losses = run(made, rule, x, y, 30)
     assert all(loss == loss for loss in losses)
     assert losses[-1] < 1.5 * losses[0]
+
+
+def low_rank(net: Net) -> Net:
+    """A copy whose wide matrix is two factors; one of them lies transposed in memory."""
+    made = copy.deepcopy(net)
+    u, s, v = torch.linalg.svd(net.wide.weight.detach().float(), full_matrices=False)
+    structure = Structure.of(parse_network("B[o r] A[r i] : i -> o | o=10 r=10 i=24"))
+    cores = {"B": u * s.sqrt(), "A": (s.sqrt()[:, None] * v).T.contiguous().T}
+    typed = {name: core.to(net.wide.weight.dtype) for name, core in cores.items()}
+    made.wide = StructuredLayer(structure, LinearView(), typed)  # type: ignore[assignment]
+    return made
+
+
+def form_of_state(state: dict[str, object]) -> dict[str, object]:
+    return {
+        slot: (tuple(value.shape), value.dtype, value.stride(), value.device)
+        if isinstance(value, torch.Tensor)
+        else type(value)
+        for slot, value in state.items()
+        if slot not in OURS
+    }
+
+
+@each
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("policy", ["pull", "reset"])
+def test_bound_state_is_of_the_form_that_the_rule_makes_itself(
+    name: str, dtype: torch.dtype, policy: str
+) -> None:
+    net, x, y = setting(dtype)
+    rule = built(name, net)
+    run(net, rule, x, y, 5)
+    cores = low_rank(net)
+    bind(net, cores, rule, policy=policy)  # type: ignore[arg-type]
+    twin = copy.deepcopy(cores)
+    run(cores, rule, x, y, 1)
+    fresh = built(name, twin)
+    run(twin, fresh, x, y, 1)
+    for (label, bound), own in zip(cores.named_parameters(), twin.parameters()):
+        if "cores" in label:
+            assert form_of_state(rule.state[bound]) == form_of_state(fresh.state[own]), label
 
 
 def test_the_memory_law_can_fail() -> None:

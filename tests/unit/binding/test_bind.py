@@ -14,6 +14,7 @@ from tnc.errors import BindError
 from tnc.net import Structure, parse_network
 from tnc.nn import LinearView, StructuredLayer
 from tnc.optim import FORMS
+from tnc.optim.kinds import OURS
 
 OPTIONS = {
     torch.optim.SGD: {"lr": 0.1, "momentum": 0.9},
@@ -38,9 +39,11 @@ def setting(kind, **options):
 
 def factored(net: nn.Module) -> nn.Module:
     made = copy.deepcopy(net)
-    u, s, v = torch.linalg.svd(net[0].weight.detach(), full_matrices=False)
+    weight = net[0].weight.detach()
+    wide = torch.promote_types(weight.dtype, torch.float32)
+    u, s, v = torch.linalg.svd(weight.to(wide), full_matrices=False)
     structure = Structure.of(parse_network("B[o r] A[r i] : i -> o | o=6 r=6 i=8"))
-    cores = {"B": u * s.sqrt(), "A": s.sqrt()[:, None] * v}
+    cores = {"B": (u * s.sqrt()).to(weight), "A": (s.sqrt()[:, None] * v).to(weight)}
     made[0] = StructuredLayer(structure, LinearView(), cores, made[0].bias)
     return made
 
@@ -80,6 +83,66 @@ def test_every_optimizer_goes_on_and_back(kind, policy) -> None:
         id(p) for p in dense.parameters()
     ]
     assert all(value == value for value in train(dense, optimizer, 4))
+
+
+def form_of_state(state: dict) -> dict:
+    return {
+        slot: (tuple(value.shape), value.dtype, value.squeeze().stride(), value.device)
+        for slot, value in state.items()
+        if slot not in OURS
+    }
+
+
+@pytest.mark.parametrize("kind", FORMS, ids=lambda kind: kind.__name__)
+@pytest.mark.parametrize("policy", ["reset", "pull"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_bound_state_is_of_the_form_that_the_optimizer_makes_itself(kind, policy, dtype) -> None:
+    torch.manual_seed(0)
+    matrices = kind is torch.optim.Muon
+    net = nn.Sequential(nn.Linear(8, 6, bias=not matrices), nn.Tanh(), nn.Linear(6, 4, bias=False))
+    optimizer = kind(net.to(dtype).parameters(), **OPTIONS.get(kind, {}))
+    train(net, optimizer, 5)
+    made = factored(net)
+    tnc.bind(net, made, optimizer, policy=policy)
+    twin = copy.deepcopy(made)
+    train(made, optimizer, 1)
+    own = kind(twin.parameters(), **OPTIONS.get(kind, {}))
+    train(twin, own, 1)
+    for bound, fresh in zip(made.parameters(), twin.parameters(), strict=True):
+        assert form_of_state(optimizer.state[bound]) == form_of_state(own.state[fresh])
+
+
+@pytest.mark.parametrize("held", ["all", "trained"])
+def test_what_is_frozen_stays_where_it_was(held) -> None:
+    """Frozen weights become frozen cores, held by who held the weights, and are not trained."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(16, 16), nn.Tanh(), nn.Linear(16, 16), nn.Tanh(), nn.Linear(16, 4))
+    net[2].requires_grad_(False)
+    x = torch.randn(8, 16)
+    params = [p for p in net.parameters() if held == "all" or p.requires_grad]
+    optimizer = torch.optim.AdamW(params, weight_decay=0.5)
+    rules = [
+        {"match": ["0", "2"], "structure": "low-rank", "keep": 0.75},
+        {"match": "*", "structure": "dense"},
+    ]
+    (net(x) - 1).square().mean().backward()
+    optimizer.step()
+    made = tnc.compile(net, tnc.Spec(version=1, rules=rules), example=x).model
+    report = tnc.bind(net, made, optimizer, policy="pull").report
+    wanted = [p for p in made.parameters() if held == "all" or p.requires_grad]
+    assert [id(p) for p in optimizer.param_groups[0]["params"]] == [id(p) for p in wanted]
+    frozen = dict(made[2].named_parameters(prefix="2"))
+    assert {"2.cores.A", "2.cores.B", "2.bias"} == set(frozen)
+    assert not any(p.requires_grad or optimizer.state.get(p) for p in frozen.values())
+    told = {line.parameter: line for line in report.lines}
+    assert (frozen.keys() <= told.keys()) is (held == "all")
+    if held == "all":
+        assert told["2.cores.A"].reason == "it is not trained"
+    before = {name: p.detach().clone() for name, p in frozen.items()}
+    optimizer.zero_grad()
+    (made(x) - 1).square().mean().backward()
+    optimizer.step()
+    assert all(torch.equal(frozen[name], was) for name, was in before.items())
 
 
 def test_a_saved_state_goes_on_as_if_nothing_had_happened() -> None:
