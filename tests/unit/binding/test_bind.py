@@ -116,7 +116,8 @@ def test_bound_state_is_of_the_form_that_the_optimizer_makes_itself(kind, policy
 def test_what_is_frozen_stays_where_it_was(held) -> None:
     """Frozen weights become frozen cores, held by who held the weights, and are not trained."""
     torch.manual_seed(0)
-    net = nn.Sequential(nn.Linear(16, 16), nn.Tanh(), nn.Linear(16, 16), nn.Tanh(), nn.Linear(16, 4))
+    parts = nn.Linear(16, 16), nn.Tanh(), nn.Linear(16, 16), nn.Tanh(), nn.Linear(16, 4)
+    net = nn.Sequential(*parts)
     net[2].requires_grad_(False)
     x = torch.randn(8, 16)
     params = [p for p in net.parameters() if held == "all" or p.requires_grad]
