@@ -1,5 +1,5 @@
-"""The command line: `tnc compile | plan | inspect | report | draw | verify | export | search | spec
-| doctor`.
+"""The command line: `tnc compile | plan | adapt | merge | inspect | report | draw | verify | export |
+search | spec | doctor`.
 
 Exit codes: 0 ok; 1 internal error; 2 usage or spec; 3 infeasible budget; 4 quality gate;
 5 interrupted; 6 plans differ (`plan --detailed-exitcode`).
@@ -17,11 +17,13 @@ from typing import Annotated
 import typer
 
 from tnc.commands import (
+    adapt,
     compile,
     doctor,
     draw,
     export,
     inspect,
+    merge,
     plan,
     report,
     search,
@@ -41,6 +43,8 @@ app = typer.Typer(
 )
 app.command("compile")(compile.compile)
 app.command("plan")(plan.plan)
+app.command("adapt")(adapt.adapt)
+app.command("merge")(merge.merge)
 app.command("inspect")(inspect.inspect)
 app.command("report")(report.report)
 app.command("draw")(draw.draw)

@@ -49,7 +49,7 @@ def run(
     from tnc import api
     from tnc.artifact.claims import check_savings
 
-    spec, clock = resolved.spec, _Clock(progress)
+    spec, clock = resolved.spec, Clock(progress)
     if plan is not None:
         _check_budget(spec, plan)
     clock("load", 0, 1)
@@ -78,7 +78,7 @@ def run(
         seconds=clock.seconds,
         plan=compiled.plan,
         spec=resolved.digest,
-        gate=_gate(spec, figures),
+        gate=gate_of(spec, figures),
         environment=environment(),
     )
     if out is None or report.gate:
@@ -127,11 +127,14 @@ def distill_on(
 def _distilled(
     inputs: Inputs, compiled: Compiled, out: Path | None, progress: Progress
 ) -> Compiled:
-    """Distill where the spec says so, with a checkpoint beside the artifact's folder."""
+    """Distill where the spec says so, with a checkpoint beside the artifact's folder.
+
+    Of a spec with adapters `distill` is their training.
+    """
     from tnc.rewrite import Record
 
     settings = inputs.spec.distill
-    if settings is None:
+    if settings is None or inputs.spec.adapters is not None:
         return compiled
     place = distillation_folder(out) if out is not None else None
     found = distill_on(inputs, compiled.model, settings, place, progress)
@@ -181,7 +184,8 @@ def _size(model: nn.Module, flops: int) -> Size:
     return Size(sum(p.numel() for p in held), stored, flops)
 
 
-def _gate(spec: Spec, figures: dict[str, float]) -> str:
+def gate_of(spec: Spec, figures: dict[str, float]) -> str:
+    """Say why the quality gate of a spec stops a run; empty where it does not."""
     wrong = [name for name, value in figures.items() if value != value]
     if wrong:
         return f"{wrong[0]} on held-out data is NaN: nothing can be said about the compiled model"
@@ -221,7 +225,7 @@ def _save(
 
 
 @dataclass
-class _Clock:
+class Clock:
     """Progress that also keeps the seconds of each stage: a stage lasts until the next begins."""
 
     progress: Progress | None
@@ -231,10 +235,12 @@ class _Clock:
 
     @property
     def seconds(self) -> tuple[tuple[str, float], ...]:
+        """The seconds spent so far, by stage."""
         self._add()
         return tuple((name, round(spent, 3)) for name, spent in self._spent.items())
 
     def __call__(self, stage: str, done: int, total: int) -> None:
+        """Tell how far a stage is."""
         if stage != self._stage:
             self._add()
             self._stage = stage

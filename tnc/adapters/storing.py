@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from tnc.adapters.bank import bank_of
 from tnc.adapters.delta import Delta
 from tnc.adapters.method import Parts, methods
 from tnc.adapters.place import Owner, Place, place_of, site_from_json, site_to_json
+from tnc.artifact.probing import Probe, probe_data, probe_inputs
 from tnc.decide.options import as_mapping, build
 from tnc.errors import ArtifactError
 from tnc.files import replaced_folder, writing
@@ -27,6 +28,8 @@ from tnc.nn import view_from_json
 
 MANIFEST = "tnc-adapter.json"
 TENSORS = "adapter.safetensors"
+PROBE = "probe.safetensors"
+SPEC = "spec.yaml"
 FORMAT = 1
 
 
@@ -35,13 +38,20 @@ def save(
     out: str | Path,
     names: Sequence[str] = (),
     *,
+    probe: Probe | None = None,
+    spec: str = "",
+    report: Mapping[str, Any] | None = None,
     force: bool = False,
 ) -> Path:
     """Write adapters (all of them, or those named) and what is trained beside them to a folder.
 
     The base model is not written: its weights' names, shapes and dtypes are, and are checked when
-    the adapters are loaded. The folder is complete or not there. Raises ArtifactError.
+    the adapters are loaded. `probe` is one input, (args, kwargs), that merging is checked with;
+    `spec` and `report` are kept to be read. The folder is complete or not there. An old one is
+    replaced with `force`. Raises ArtifactError.
     """
+    folder = Path(out)
+    check_free(folder, force)
     tensors: dict[str, Tensor] = {}
     held: dict[str, dict[str, Any]] = {}
     for name in names or adapters.names:
@@ -64,15 +74,38 @@ def save(
         "shared": shared,
         "beside": [name for name, _ in beside],
     }
-    folder = Path(out)
-    if folder.exists() and not force and not (folder / MANIFEST).exists():
-        raise ArtifactError(
-            f"{folder} exists and holds no adapters", hint="choose another place, or force=True"
-        )
+    form, inputs = probe_data(probe, ()) if probe is not None else (None, {})
+    manifest |= {"probe": form, "report": dict(report or {})}
     with writing(folder, ArtifactError), replaced_folder(folder) as place:
+        if inputs:
+            save_file(inputs, place / PROBE)
+        if spec:
+            (place / SPEC).write_text(spec, encoding="utf-8")
         save_file({k: v.contiguous().clone() for k, v in tensors.items()}, place / TENSORS)
         (place / MANIFEST).write_text(json.dumps(manifest, indent=1, sort_keys=True) + "\n")
     return folder
+
+
+def check_free(folder: Path, force: bool) -> None:
+    """Raise ArtifactError where a folder is in the way of adapters."""
+    held = folder.is_file() or (folder.is_dir() and any(folder.iterdir()))
+    whole = (folder / MANIFEST).is_file()
+    if held and not (force and whole):
+        raise ArtifactError(
+            f"{folder} already holds adapters" if whole else f"{folder} exists and is no adapter's",
+            hint="choose another place" + (", or replace it: --force, force=True" if whole else ""),
+        )
+
+
+def read_probe(folder: str | Path) -> Probe | None:
+    """Return the input that was kept with adapters, as (args, kwargs)."""
+    place = Path(folder)
+    manifest, _ = _read(place)
+    form = manifest.get("probe")
+    if form is None:
+        return None
+    held = load_file(place / PROBE) if (place / PROBE).is_file() else {}
+    return probe_inputs(form, held)
 
 
 def load(model: nn.Module, folder: str | Path) -> Adapters:

@@ -47,6 +47,9 @@ def compile(
     resolved = read_spec(spec, set_ or ())
     given = Plan.read(plan) if plan else None
     _check_free(out, force)
+    if resolved.spec.adapters is not None and resolved.spec.rules:
+        left = "`adapters` and `distill`" if resolved.spec.distill else "`adapters`"
+        print_note(f"{left} of the spec come after this: tnc adapt SPEC --base {out}")
     streaming = streams(resolved.spec, stream)
     with working() as progress:
         if streaming:
@@ -54,7 +57,7 @@ def compile(
         else:
             from tnc.recipe import distillation_folder, run
 
-            with _resumable(distillation_folder(out)):
+            with resumable(distillation_folder(out)):
                 report = run(resolved, out, given, progress, force=force)
     if streaming:
         print_note(memory_line(dict(report.environment)))
@@ -87,12 +90,12 @@ def _streamed(
 ) -> RunReport:
     from tnc.stream.running import partial_folder, run
 
-    with _resumable(partial_folder(out.resolve())):
+    with resumable(partial_folder(out.resolve())):
         return run(resolved, out, given, progress, force=force)
 
 
 @contextmanager
-def _resumable(folder: Path) -> Iterator[None]:
+def resumable(folder: Path) -> Iterator[None]:
     """Say where the work lies that a signal left to go on with. Raises Interrupted."""
     try:
         yield

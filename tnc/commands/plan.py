@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -15,7 +15,9 @@ from tnc.errors import PlanError
 from tnc.files import check_place
 
 if TYPE_CHECKING:
+    from tnc.decide.adapter_plan import AdapterPlan
     from tnc.decide.plan import Plan
+    from tnc.decide.spec import Resolved
 
 
 def plan(
@@ -28,21 +30,30 @@ def plan(
         bool, typer.Option("--detailed-exitcode", help="With --diff: exit 6 when plans differ.")
     ] = False,
     stream: Stream = None,
+    base: Annotated[
+        str, typer.Option(help="Plan adapters beside this: an artifact, or a model source.")
+    ] = "",
     as_json: AsJson = False,
 ) -> None:
-    """Decide what every weight becomes and print it; the model is not touched."""
+    """Decide what every weight becomes, and which adapters it gets; the model is not touched."""
     from tnc.decide.plan import Plan
 
     if out:
         _check_file(out)
     other = Plan.read(diff) if diff else None
-    made = Plan.read(spec) if spec.endswith(".json") else _make(spec, set_ or [], stream)
+    resolved = None if spec.endswith(".json") else _read(spec, set_ or [])
+    beside = _adapters(resolved, base, out or diff or explain)
+    if resolved is not None and beside is not None and (base or not resolved.spec.rules):
+        _show_adapters(beside, as_json)
+        return
+    made = Plan.read(spec) if resolved is None else _make(resolved, stream)
     if out:
         made.save(out)
         print_note(f"plan {made.digest[:12]} written to {out}")
     changes = other.diff(made) if other else ()
     if as_json:
         extra = {"changes": list(changes)} if other else {}
+        extra |= {"adapters": _plain(beside)} if beside else {}
         print_json("plan", {"digest": made.digest, "plan": made.to_json(), **extra})
     elif explain:
         print_result(made.explain(explain))
@@ -52,6 +63,9 @@ def plan(
         from tnc.report.table import plan_tables
 
         print_result(plan_tables(made))
+        if beside is not None:
+            print_result("")
+            _show_adapters(beside, as_json=False)
     if detailed_exitcode and changes:
         raise typer.Exit(CHANGED)
 
@@ -63,10 +77,46 @@ def _check_file(out: Path) -> None:
         raise PlanError(f"cannot write {out}: it is a folder", hint="name a file in it")
 
 
-def _make(spec: str, overrides: list[str], stream: bool | None) -> Plan:
+def _read(spec: str, overrides: list[str]) -> Resolved:
     from tnc.decide.spec import read_spec
 
-    resolved = read_spec(spec, overrides)
+    return read_spec(spec, overrides)
+
+
+def _adapters(resolved: Resolved | None, base: str, other: object) -> AdapterPlan | None:
+    """Plan the adapters that a spec asks for; none where it asks for none."""
+    asked = resolved.spec.adapters if resolved is not None else None
+    if asked is None:
+        if base:
+            raise PlanError("--base is about adapters, and the spec asks for none", where="adapters")
+        return None
+    assert resolved is not None
+    if other and (base or not resolved.spec.rules):
+        raise PlanError(
+            "--out, --diff and --explain are about plans of compression, and this one is of adapters",
+            hint="--json prints it",
+        )
+    with at_work() as progress:
+        progress("adapters", 0, 1)
+        from tnc.adaptation import plan
+
+        return plan(resolved, base)
+
+
+def _show_adapters(plan: AdapterPlan, as_json: bool) -> None:
+    if as_json:
+        print_json("plan", {"adapters": _plain(plan)})
+        return
+    from tnc.report.adapter_table import adapter_tables
+
+    print_result(adapter_tables(plan))
+
+
+def _plain(plan: AdapterPlan) -> dict[str, Any]:
+    return {"digest": plan.digest, **plan.to_json()}
+
+
+def _make(resolved: Resolved, stream: bool | None) -> Plan:
     streaming = streams(resolved.spec, stream)
     with at_work() as progress:
         if streaming:
@@ -76,7 +126,7 @@ def _make(spec: str, overrides: list[str], stream: bool | None) -> Plan:
         return _planned(resolved, progress)
 
 
-def _planned(resolved, progress: Progress) -> Plan:  # type: ignore[no-untyped-def]
+def _planned(resolved: Resolved, progress: Progress) -> Plan:
     progress("load", 0, 1)
     from tnc import api
     from tnc.inputs import load

@@ -18,6 +18,7 @@ from tnc.capture.undisturbed import copied
 from tnc.decide.spec_parts import Distill
 from tnc.distilling import checkpoint
 from tnc.distilling.answers import Answers
+from tnc.distilling.attending import Attended, has_adapters
 from tnc.distilling.checkpoint import Position
 from tnc.distilling.matching import inner_distance, matched_paths, recorded
 from tnc.distilling.schedule import freeze_, parameter_groups, progress, rate_factor
@@ -36,13 +37,17 @@ NORMS = (nn.modules.batchnorm._BatchNorm,)
 
 @dataclass(frozen=True)
 class Distilled:
-    """A model after distillation, with the steps, seconds and the last mean loss."""
+    """A model after distillation, with the steps, seconds and the last mean loss.
+
+    `events` counts what the methods of its adapters did to their deltas on the way.
+    """
 
     model: nn.Module
     steps: int
     epochs: int
     seconds: float
     loss: float
+    events: int = 0
 
     def __str__(self) -> str:
         return f"{self.steps} steps in {self.seconds:.0f} s, loss {self.loss:.4g}"
@@ -65,8 +70,9 @@ def distill(
     First every block is matched to the teacher's (`layerwise` of the run), then the loss is the
     `evaluation`'s distance of the outputs plus `blocks` times the blocks' distance. `data` are
     batches, or a function of the epoch's number that returns some; with `blocks` 0 the teacher is
-    asked only once about each batch of a list. Frozen parameters stay as they are. `options` are
-    the fields of `Distill`: minutes, steps, rate, temperature and so on.
+    asked only once about each batch of a list. Frozen parameters stay as they are. Of a model with
+    adapters these alone are trained, with what their methods do in training; batch norms are then
+    fixed. `options` are the fields of `Distill`: minutes, steps, rate, temperature and so on.
 
     With a `checkpoint` folder the run can be killed at any time and goes on from there when called
     again with the same arguments; with `steps` the result is the same to the bit. SIGINT and
@@ -123,13 +129,14 @@ class _Run:
         self.modes = [module.training for module in model.modules()]
         self.teacher.requires_grad_(False)
         self.student.eval()
-        if settings.batch_norm == "train":
+        if settings.batch_norm == "train" and not has_adapters(model):
             for module in self.student.modules():
                 module.training = isinstance(module, NORMS)
         self.learning = {n: p.requires_grad for n, p in self.student.named_parameters()}
         freeze_(self.student, settings.freeze)
         self.optimizer = assemble(self.student, parameter_groups(self.student, settings))
         self.trained = [p for group in self.optimizer.param_groups for p in group["params"]]
+        self.attended = Attended(self.student, self.optimizer, seed)
         self.paths = matched_paths(self.student, self.teacher, settings.match)
         self.answers = Answers(self._asked, held)
         self.position, self.mark = Position(), 0.0
@@ -231,7 +238,7 @@ class _Run:
                     found[f"optimizer.{index}.{key}"] = value
                 elif value is not None:
                     found[f"number.{index}.{key}"] = torch.tensor(value, dtype=_exact(value))
-        return found
+        return found | self.attended.tensors()
 
     def _save(self, folder: Path) -> None:
         checkpoint.write(folder, self.identity, self.position, self._tensors())
@@ -251,6 +258,7 @@ class _Run:
                 value = tensor if kind == "optimizer" else tensor.item()
                 state.setdefault(int(index), {})[key] = value
         self.optimizer.load_state_dict(self.optimizer.state_dict() | {"state": state})
+        self.attended.resume(tensors)
 
     def _interrupt(self, folder: Path | None) -> None:
         step = self.position.step
@@ -267,12 +275,14 @@ class _Run:
         )
 
     def _result(self) -> Distilled:
+        self.attended.close()
         for module, training in zip(self.student.modules(), self.modes):
             module.training = training
         for name, parameter in self.student.named_parameters():
             parameter.requires_grad_(self.learning[name])
         place = self.position
-        return Distilled(self.student, place.step, place.epoch, place.seconds, place.loss)
+        told = place.step, place.epoch, place.seconds, place.loss
+        return Distilled(self.student, *told, self.attended.events)
 
 
 def _exact(number: bool | int | float) -> torch.dtype:

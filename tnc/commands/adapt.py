@@ -1,0 +1,62 @@
+"""`tnc adapt`: adapters beside a model's weights, as a spec asks for them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tnc.commands.compile import resumable
+from tnc.commands.terminal import AsJson, Sets, SpecName, print_json, print_result, working
+from tnc.errors import ArtifactError, QualityGate
+from tnc.files import check_place
+
+
+def adapt(
+    spec: SpecName,
+    out: Annotated[Path | None, typer.Option(help="The folder of the adapters.")] = None,
+    base: Annotated[
+        str,
+        typer.Option(help="What is adapted, where it is not the spec's model: an artifact's folder, "
+                     "or a model source such as hf{path=...}."),
+    ] = "",  # fmt: skip
+    set_: Sets = None,
+    force: Annotated[bool, typer.Option(help="Replace adapters that are there.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Attach the adapters of a spec, train them where it says `distill`, measure, write them."""
+    from tnc.decide.spec import read_spec
+
+    resolved = read_spec(spec, set_ or ())
+    if out is not None:
+        check_place(out, ArtifactError)
+        _check_free(out, force)
+    with working() as progress:
+        from tnc.adaptation import run
+        from tnc.recipe import distillation_folder
+
+        with resumable(distillation_folder(out or Path("-"))):
+            report = run(resolved, out, base, progress, force=force)
+    if as_json and not report.gate:
+        print_json("adapt", report.as_json())
+    elif not as_json:
+        from tnc.report.adapter_table import adapt_tables
+
+        print_result(adapt_tables(report))
+    if report.gate:
+        found = QualityGate(
+            report.gate,
+            where="quality.max_error",
+            hint="raise the budget or the ranks, train longer, or raise the bound; nothing was "
+            "written",
+        )
+        found.report = report.as_json()  # type: ignore[attr-defined]
+        raise found
+
+
+def _check_free(out: Path, force: bool) -> None:
+    """Refuse before minutes of work what saving would refuse after them."""
+    from tnc.adapters.storing import check_free
+
+    check_free(out, force)
