@@ -194,9 +194,7 @@ def run(
         return report
     report = replace(report, folder=str(out))
     example = inputs.given["example"]
-    storing.save(
-        made, out, probe=example, spec=resolved.text, report=report.as_json(), force=force
-    )
+    storing.save(made, out, probe=example, spec=resolved.text, report=report.as_json(), force=force)
     shutil.rmtree(distillation_folder(out), ignore_errors=True)
     return replace(report, seconds=clock.seconds)
 

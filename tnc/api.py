@@ -21,6 +21,7 @@ from tnc.capture import measure as _measure
 from tnc.decide.plan import Plan
 from tnc.decide.spec import Spec
 from tnc.errors import PlanError
+from tnc.nn.adapted import refusal
 from tnc.nn.generated import plain_kernels
 from tnc.planner import Evaluator
 from tnc.planner.preparing import Example, Progress, example_of, prepare
@@ -173,9 +174,19 @@ def compensate(
 
 
 def densify(model: nn.Module) -> nn.Module:
-    """Return a copy of a model with every structured layer rebuilt as the library's dense layer."""
+    """Return a copy of a model with every structured layer rebuilt as the library's dense layer.
+
+    Raises PlanError for a model with adapters.
+    """
     from tnc.passes.densify import densify_
 
+    reason = refusal(model, "a model with adapters is not made dense")
+    if reason:
+        raise PlanError(
+            reason,
+            where="model",
+            hint="tnc.adapters.of(model).unload() merges them, or leaves them out (merge=False)",
+        )
     dense = copy.deepcopy(model)
     densify_(dense)
     guard_saving_(dense, False)

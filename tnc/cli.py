@@ -1,5 +1,5 @@
-"""The command line: `tnc compile | plan | adapt | merge | inspect | report | draw | verify | export |
-search | spec | doctor`.
+"""The command line: `tnc compile | plan | adapt | merge | inspect | report | draw | verify |
+export | search | spec | doctor`.
 
 Exit codes: 0 ok; 1 internal error; 2 usage or spec; 3 infeasible budget; 4 quality gate;
 5 interrupted; 6 plans differ (`plan --detailed-exitcode`).

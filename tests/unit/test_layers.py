@@ -29,6 +29,7 @@ LAYERS = (
     {"stream"},
     {"recipe"},
     {"adaptation"},
+    {"merging"},
     {"commands"},
     {"cli"},
 )

@@ -22,10 +22,10 @@ from tnc.adapters.method import Call
 from tnc.adapters.products import Pair
 from tnc.errors import PlanError
 from tnc.nn import LinearView, StructuredLayer
+from tnc.nn.adapted import ADAPTED
 from tnc.nn.rebuilt import RECURRENT, held, holding
 
 BANK = "adapters_"
-_MARK = "_adapted_parameters"
 
 
 class Bank(nn.Module):
@@ -174,12 +174,12 @@ def remove_bank_(module: nn.Module) -> None:
 
 def adapted_names(module: nn.Module) -> tuple[str, ...]:
     """Return the names of the parameters of a module that have deltas."""
-    return getattr(type(module), _MARK, ())
+    return getattr(type(module), ADAPTED, ())
 
 
 def base_class(kind: type[nn.Module]) -> type[nn.Module]:
     """Return the class that an adapted one was made of."""
-    return kind.__mro__[1] if _MARK in vars(kind) else kind
+    return kind.__mro__[1] if ADAPTED in vars(kind) else kind
 
 
 _CLASSES: dict[tuple[type[nn.Module], tuple[str, ...]], type[nn.Module]] = {}
@@ -191,7 +191,7 @@ def adapted_class(base: type[nn.Module], names: tuple[str, ...]) -> type[nn.Modu
     if key not in _CLASSES:
         body: dict[str, Any] = {name: property(_reader(base, name)) for name in names}
         body |= {
-            _MARK: names,
+            ADAPTED: names,
             "__module__": base.__module__,
             "__qualname__": base.__qualname__,
             "__doc__": base.__doc__,

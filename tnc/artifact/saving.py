@@ -22,6 +22,7 @@ from tnc.artifact.probing import probe_data
 from tnc.decide.spec_parts import Kernels
 from tnc.errors import ArtifactError
 from tnc.files import replaced_folder, writing
+from tnc.nn.adapted import has_deltas
 from tnc.rewrite.compiled import Compiled
 from tnc.rewrite.contract import outputs_of
 
@@ -50,9 +51,38 @@ def save(
     ArtifactError where the folder exists and is no artifact, or `force` is not set, and PlanError
     where the model does not hold what its plan promises.
     """
-    path = Path(out)
     check_savings(compiled)
+    return write(
+        compiled,
+        out,
+        source=source,
+        files=files,
+        spec=spec,
+        report=report,
+        kernels=kernels,
+        force=force,
+        shard_bytes=shard_bytes,
+        optimizer=optimizer,
+    )
+
+
+def write(
+    compiled: Compiled,
+    out: str | Path,
+    *,
+    source: Mapping[str, Any] | None = None,
+    files: Iterable[Path] = (),
+    spec: str = "",
+    report: Mapping[str, Any] | None = None,
+    kernels: Kernels | None = None,
+    force: bool = False,
+    shard_bytes: int = SHARD_BYTES,
+    optimizer: torch.optim.Optimizer | None = None,
+) -> Path:
+    """Write an artifact folder as `save` does, of a model whose plan promises no savings."""
+    path = Path(out)
     check_free(path, force)
+    check_plain(compiled.model)
     state, tied = distinct_state(compiled.model)
     with writing(path, ArtifactError), replaced_folder(path) as folder:
         tensors = _write_shards(folder, state, shard_bytes)
@@ -123,6 +153,18 @@ def complete(
         probe=form,
     )
     (folder / NAME).write_text(manifest.text(), encoding="utf-8")
+
+
+def check_plain(model: nn.Module) -> None:
+    """Raise ArtifactError for a model with adapters, which are saved apart or merged."""
+    for path, module in model.named_modules():
+        if has_deltas(module):
+            raise ArtifactError(
+                "the model has adapters, which an artifact does not hold",
+                where=path,
+                hint="tnc.adapters.storing.save(tnc.adapters.of(model), folder) saves them apart; "
+                "tnc.adapters.of(model).unload() merges them",
+            )
 
 
 def check_free(path: Path, force: bool) -> None:

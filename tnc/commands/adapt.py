@@ -18,9 +18,11 @@ def adapt(
     out: Annotated[Path | None, typer.Option(help="The folder of the adapters.")] = None,
     base: Annotated[
         str,
-        typer.Option(help="What is adapted, where it is not the spec's model: an artifact's folder, "
-                     "or a model source such as hf{path=...}."),
-    ] = "",  # fmt: skip
+        typer.Option(
+            help="What is adapted, where it is not the spec's model: an artifact's folder, "
+            "or a model source such as hf{path=...}."
+        ),
+    ] = "",
     set_: Sets = None,
     force: Annotated[bool, typer.Option(help="Replace adapters that are there.")] = False,
     as_json: AsJson = False,

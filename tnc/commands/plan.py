@@ -88,14 +88,19 @@ def _adapters(resolved: Resolved | None, base: str, other: object) -> AdapterPla
     asked = resolved.spec.adapters if resolved is not None else None
     if asked is None:
         if base:
-            raise PlanError("--base is about adapters, and the spec asks for none", where="adapters")
+            raise PlanError(
+                "--base is about adapters, and the spec asks for none", where="adapters"
+            )
         return None
     assert resolved is not None
     if other and (base or not resolved.spec.rules):
         raise PlanError(
-            "--out, --diff and --explain are about plans of compression, and this one is of adapters",
+            "--out, --diff and --explain are about plans of compression, this is one of adapters",
             hint="--json prints it",
         )
+    if resolved.spec.rules and not base and any(adapter.budget for adapter in asked):
+        print_note("budgets of adapters ask for gradients of the compiled model: give --base")
+        return None
     with at_work() as progress:
         progress("adapters", 0, 1)
         from tnc.adaptation import plan

@@ -16,6 +16,7 @@ from tnc.decide.plan import Plan
 from tnc.decide.spec import Spec
 from tnc.errors import CaptureError, PlanError
 from tnc.fit import fits
+from tnc.nn.adapted import refusal
 from tnc.planner.making import make_plan
 from tnc.planner.sensitivity import Weighing, scale_of, weighing_of
 from tnc.planner.training import check_groups
@@ -49,6 +50,13 @@ def prepare(
 ) -> Work:
     """Run the early passes, measure what the fits need, and plan, unless a plan is given."""
     _check_fits(spec, locations or {})
+    reason = refusal(model, "a model with adapters is not compiled")
+    if reason:
+        raise PlanError(
+            reason,
+            where="model",
+            hint="compile the base and adapt that, or merge first: tnc.adapters.of(model).unload()",
+        )
     allocator = build(allocators, spec.allocate)
     batches = tuple(calibration) if calibration is not None else ()
     evaluation = evaluation or (spec.evaluation if batches else None)

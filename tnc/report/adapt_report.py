@@ -53,9 +53,9 @@ class MergeReport:
     """What merging found: how far outputs on the probe moved, and what rounding to 16 bits cost.
 
     `difference` is the largest absolute difference of an output of the merged model from that of
-    base and adapters, `scale` the largest absolute output. `drift` is, for the weights that are
-    stored in fewer than 32 bits, the largest absolute difference of a merged entry from its value
-    in float32, with the weight where it is.
+    base and adapters, `scale` the largest absolute output. `drift` is what rounding to the dtype of
+    the base costs: the largest absolute difference of a merged entry from its value in float32 or
+    wider, at the weight `drifted`, empty where there is none.
     """
 
     adapters: tuple[str, ...]

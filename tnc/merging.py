@@ -1,0 +1,183 @@
+"""Merge adapters into their base and write the model that they are together, as an artifact."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tnc.adaptation import load_base
+from tnc.decide.options import as_mapping, build
+from tnc.decide.plan import Entry, Plan, Total
+from tnc.errors import ArtifactError
+from tnc.recipe import Clock, Progress
+from tnc.report.adapt_report import MergeReport
+from tnc.sources import models
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from tnc.artifact.manifest import Manifest
+    from tnc.rewrite import Compiled
+
+Probe = tuple[tuple[Any, ...], dict[str, Any]]
+
+
+def merge(
+    base: str,
+    folder: Path,
+    out: Path | None = None,
+    names: Sequence[str] = (),
+    progress: Progress | None = None,
+    *,
+    force: bool = False,
+) -> MergeReport:
+    """Add the adapters of a folder (those in use, or `names`) to a base, and write an artifact.
+
+    Weights are added up in float32 or wider, and rounded once to the base's dtype. The report says
+    how far that moves the outputs on the probe that was kept with the adapters. Raises
+    ArtifactError where base and adapters do not fit, or nothing says how to call the model.
+    """
+    from tnc.adapters import storing
+    from tnc.artifact.modules import classes_of
+
+    clock = Clock(progress)
+    clock("load", 0, 1)
+    loaded = load_base(base)
+    manifest, classes, source, files = _origin(base, loaded)
+    adapters = storing.load(loaded.model, folder)
+    adapters.model.eval()
+    if names:
+        adapters.use(*names)
+    probe = storing.read_probe(folder) or _probe(base, manifest) or loaded.example()
+    if probe is None:
+        raise ArtifactError(
+            "there is no input to check the merge on",
+            where=str(folder),
+            hint="adapters that `tnc adapt` wrote have one; or call Adapters.unload() in Python",
+        )
+    clock("merge", 0, 1)
+    used = tuple(adapters.active)
+    weights = sorted({path for name in used for path in adapters.deltas(name)})
+    before = _outputs(adapters.model, probe)
+    drifts = sorted(adapters.merge(), key=lambda drift: -drift.largest)
+    beside = [name for name, p in adapters.named_parameters() if "adapters_." not in name]
+    merged = adapters.unload()
+    merged.requires_grad_(True)
+    after = _outputs(merged, probe)
+    report = MergeReport(
+        adapters=used,
+        weights=len(weights),
+        difference=max(float((a - b).abs().max()) for a, b in zip(after, before)),
+        scale=max(float(b.abs().max()) for b in before),
+        drift=drifts[0].largest,
+        drifted=drifts[0].weight if drifts[0].largest else "",
+        params=sum(parameter.numel() for parameter in merged.parameters()),
+    )
+    if out is None:
+        return report
+    from tnc.artifact.saving import write
+
+    clock("save", 0, 1)
+    reason = f"merged with {', '.join(used)}"
+    plan = _plan(merged, manifest, weights, beside, reason, probe)
+    report = replace(report, folder=str(out))
+    made = _compiled(merged, plan, probe, classes or classes_of(loaded.model))
+    write(made, out, source=source, files=files, report=report.as_json(), force=force)
+    return report
+
+
+def _origin(
+    base: str, loaded: Any
+) -> tuple[Manifest | None, dict[str, str], dict[str, Any] | None, tuple[Path, ...]]:
+    """Return an artifact's manifest, the classes of its source's modules, its source and files."""
+    from tnc.artifact.manifest import NAME, Manifest
+    from tnc.artifact.modules import classes_of
+
+    folder = Path(base)
+    if not (folder / NAME).is_file():
+        kind = {"kind": "hf", "path": base} if folder.is_dir() else base
+        return None, {}, as_mapping(models, build(models, kind)), loaded.files
+    manifest = Manifest.read(folder)
+    if manifest.source is None:
+        raise ArtifactError(
+            "the artifact does not say how to build its model",
+            where=base,
+            hint="merge in Python: tnc.adapters.storing.load(model, folder).unload()",
+        )
+    skeleton = build(models, dict(manifest.source)).skeleton(folder)
+    own = ("README.md", "plan.json", "spec.yaml", "report.html")
+    files = tuple(
+        folder / name
+        for name in manifest.files
+        if "/" not in name and name not in own and not name.endswith(".safetensors")
+    )
+    return manifest, classes_of(skeleton), dict(manifest.source), files
+
+
+def _probe(base: str, manifest: Manifest | None) -> Probe | None:
+    if manifest is None:
+        return None
+    from safetensors.torch import load_file
+
+    from tnc.artifact.manifest import PROBE
+    from tnc.artifact.probing import probe_inputs
+
+    return probe_inputs(manifest.probe, load_file(Path(base) / PROBE))
+
+
+def _outputs(model: nn.Module, probe: Probe) -> tuple[Tensor, ...]:
+    from tnc.rewrite.contract import outputs_of
+
+    return tuple(each.double() for each in outputs_of(model, probe) if each.is_floating_point())
+
+
+def _plan(
+    model: nn.Module,
+    manifest: Manifest | None,
+    weights: Iterable[str],
+    beside: Iterable[str],
+    reason: str,
+    probe: Probe,
+) -> Plan:
+    """Return the base's plan with what the merge made of it: structures as they are now."""
+    from tnc.capture import capture
+
+    count = sum(parameter.numel() for parameter in model.parameters())
+    if manifest is None:
+        trace = capture(model, *probe, graph=False)
+        flops = sum(site.cost.flops for site in trace.sites)
+        total = Total(count, count, flops, flops)
+        notes = (reason,)
+        return Plan(trace.fingerprint, 0, (), (), (), (), "sum", total, total, notes)
+    old = Plan.from_json({**manifest.plan, "digest": ""})
+    touched = {*weights, *beside}
+    entries = tuple(_merged_entry(model, each, touched, reason) for each in old.entries)
+    before = sum(entry.params for entry in old.entries)
+    grown = sum(entry.params for entry in entries) - before
+    total = replace(old.total, params=count)
+    scope = replace(old.scope, params=old.scope.params + grown)
+    return replace(old, entries=entries, total=total, scope=scope, notes=(*old.notes, reason))
+
+
+def _merged_entry(model: nn.Module, entry: Entry, touched: set[str], reason: str) -> Entry:
+    from tnc.nn import StructuredLayer
+
+    if not touched & set(entry.members):
+        return entry
+    told = replace(entry, reason=f"{entry.reason}; {reason}")
+    if entry.structure is None or len(entry.members) > 1:
+        return told
+    layer = model.get_submodule(entry.site.removesuffix(".weight"))
+    if not isinstance(layer, StructuredLayer):
+        return replace(told, structure=None, params=entry.dense_params, flops=entry.dense_flops)
+    count = sum(core.numel() for core in layer.cores.values())
+    return replace(told, structure=layer.structure, params=count)
+
+
+def _compiled(model: nn.Module, plan: Plan, probe: Probe, classes: dict[str, str]) -> Compiled:
+    from tnc.capture import capture
+    from tnc.rewrite import Compiled
+
+    return Compiled(model, plan, capture(model, *probe, graph=False), (), (), probe, classes)
