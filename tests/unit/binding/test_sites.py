@@ -8,6 +8,7 @@ names at once.
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
@@ -28,6 +29,8 @@ SUMS = {
 }
 SPARSE = {"linear": "sparse", "conv": "sparse", "embedding": "sparse"}
 CANONICAL = {"linear": "cp", "conv": "tucker-cp", "embedding": "low-rank"}
+
+Inputs = tuple[tuple[Any, ...], dict[str, Any]]
 
 MEMBERS = {
     "attention-low": ("attention", LOW),
@@ -59,15 +62,14 @@ def doubled(tree: Any) -> Any:
     return tree_map(lambda x: x.double() if torch.is_floating_point(x) else x, tree)
 
 
-def loss_of(model: nn.Module, inputs: tuple[tuple[Any, ...], dict[str, Any]]) -> Tensor:
+def loss_of(model: nn.Module, inputs: Inputs) -> Tensor:
     args, kwargs = inputs
     found = model(*args, **kwargs)
     leaves = tree_leaves(dict(found) if hasattr(found, "to_tuple") else found)
     return sum(x.square().mean() for x in leaves if isinstance(x, Tensor) and x.requires_grad)
 
 
-@pytest.mark.parametrize("member", MEMBERS)
-def test_what_is_pulled_is_the_gradient_of_the_cores(member) -> None:
+def compiled(member: str) -> tuple[nn.Module, Inputs]:
     name, structures = MEMBERS[member]
     model, inputs = case(name).build().double(), doubled(case(name).inputs())
     keep = 0.3 if structures is CANONICAL else 0.85  # what takes long to fit
@@ -76,7 +78,13 @@ def test_what_is_pulled_is_the_gradient_of_the_cores(member) -> None:
         | {"min_params": 60 if op != "conv" else 0}
         for op, kind in structures.items()
     ]
-    made = tnc.compile(model, tnc.Spec(version=1, rules=rules, metric="none"), example=inputs).model
+    spec = tnc.Spec(version=1, rules=rules, metric="none")
+    return tnc.compile(model, spec, example=inputs).model, inputs
+
+
+@pytest.mark.parametrize("member", MEMBERS)
+def test_what_is_pulled_is_the_gradient_of_the_cores(member) -> None:
+    made, inputs = compiled(member)
     layers = [layer for layer in made.modules() if isinstance(layer, tnc.StructuredLayer)]
     assert layers
     dense = tnc.densify(made)
@@ -100,3 +108,32 @@ def test_what_is_pulled_is_the_gradient_of_the_cores(member) -> None:
         if id(parameter) in cores:
             line = next(line for line in report.lines if line.parameter == name)
             assert line.deed == "moved", line
+
+
+BACK = ["attention-train", "convolutions-low", "gpt2-low", "shared-low", "unet-low"]
+
+
+@pytest.mark.parametrize("member", BACK)
+def test_a_momentum_that_is_lifted_pulls_back_to_itself(member) -> None:
+    """Cores to dense and to cores again: `J^T lift(J^T g) = J^T g`."""
+    made, inputs = compiled(member)
+    optimizer = torch.optim.SGD(made.parameters(), lr=0.0, momentum=0.9)
+    loss_of(made, inputs).backward()
+    optimizer.step()
+    optimizer.zero_grad()
+    wanted = {
+        name: optimizer.state[p]["momentum_buffer"].clone()
+        for name, p in made.named_parameters()
+        if optimizer.state.get(p)
+    }
+    dense, again = tnc.densify(made), copy.deepcopy(made)
+    report = tnc.bind(made, dense, optimizer).report
+    assert {line.deed for line in report.lines} <= {"carried", "moved", "new"}
+    assert [id(p) for p in optimizer.param_groups[0]["params"]] == [
+        id(p) for p in dense.parameters()
+    ]
+    tnc.bind(dense, again, optimizer, policy="pull")
+    for name, parameter in again.named_parameters():
+        if name in wanted:
+            found = optimizer.state[parameter]["momentum_buffer"]
+            assert float((found - wanted[name]).norm()) <= 1e-6 * float(wanted[name].norm()), name
