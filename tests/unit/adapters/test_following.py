@@ -1,0 +1,186 @@
+"""How hooks meet optimizers: fused scalers, closures, alternation, refusals."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.unit.adapters.single import Single, single
+from tnc.adapters import adapt_
+from tnc.adapters.delta import Delta
+from tnc.adapters.following import follow
+from tnc.adapters.methods.lora import LoRA
+from tnc.adapters.methods.lora_pro import LoRAPro
+from tnc.adapters.moment import Moment
+from tnc.errors import BindError
+
+LOG: list[tuple[str, int]] = []
+ROUND = ["penalty", "gradients", "proximal", "event"]
+
+
+def _gradients(self: LoRA, delta: Delta, at: Moment) -> None:
+    LOG.append(("gradients", at.number))
+
+
+def _penalty(self: LoRA, delta: Delta, at: Moment) -> Tensor:
+    LOG.append(("penalty", at.number))
+    return delta.cores["B"].square().sum() * 0.5
+
+
+def _proximal(self: LoRA, delta: Delta, at: Moment) -> None:
+    LOG.append(("proximal", at.number))
+
+
+def _event(self: LoRA, delta: Delta, at: Moment) -> str:
+    LOG.append(("event", at.number))
+    return ""
+
+
+@pytest.fixture
+def counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let LoRA write down which of its hooks ran, and at which step."""
+    LOG.clear()
+    for name, hook in zip(
+        ("gradients_", "penalty", "proximal_", "event_"), (_gradients, _penalty, _proximal, _event)
+    ):
+        monkeypatch.setattr(LoRA, name, hook)
+
+
+def hooks(steps: int) -> list[tuple[str, int]]:
+    return [(what, step) for step in range(1, steps + 1) for what in ROUND]
+
+
+def twins(method: Any = None, dtype: torch.dtype = torch.float64) -> tuple[Single, Single]:
+    chosen = method or LoRA(rank=2)
+    return single(chosen, dtype), single(chosen, dtype)
+
+
+def test_a_fused_optimizer_that_unscales_itself() -> None:
+    """Hooks see gradients without the scale, and none of a step that the optimizer skips."""
+    plain, scaled = twins(LoRAPro(rank=2), torch.float32)
+    one = torch.optim.Adam(plain.adapters.parameters(), lr=0.01)
+    other = torch.optim.Adam(scaled.adapters.parameters(), lr=0.01, fused=True)
+    assert other._step_supports_amp_scaling
+    follow(plain.adapters, one)
+    followed = follow(scaled.adapters, other)
+    scaler = torch.amp.GradScaler("cpu", init_scale=256.0)
+    for number in range(4):
+        bad = number == 1
+        y = scaled.adapters.model(scaled.x)
+        other.zero_grad()
+        scaler.scale((y * scaled.target).sum()).backward()
+        if bad:
+            next(scaled.adapters.parameters()).grad.fill_(torch.nan)
+            before = scaled.weight()
+        scaler.step(other)
+        scaler.update()
+        if bad:
+            assert torch.equal(scaled.weight(), before)
+        else:
+            plain.backward()
+            one.step()
+    assert followed.steps == 3
+    assert torch.allclose(plain.weight(), scaled.weight(), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.usefixtures("counted")
+@pytest.mark.parametrize("by_name", [False, True])
+def test_a_closure_is_followed_by_the_hooks(by_name: bool) -> None:
+    plain, closed = twins()
+    one = torch.optim.SGD(plain.adapters.parameters(), lr=0.01)
+    other = torch.optim.SGD(closed.adapters.parameters(), lr=0.01)
+    follow(plain.adapters, one)
+    for _ in range(3):
+        plain.backward()
+        one.step()
+    assert hooks(3) == LOG
+    LOG.clear()
+    followed = follow(closed.adapters, other)
+
+    def closure() -> float:
+        closed.backward()
+        return 7.0
+
+    for _ in range(3):
+        found = other.step(closure=closure) if by_name else other.step(closure)
+        assert found == 7.0
+    assert hooks(3) == LOG
+    assert followed.steps == 3
+    assert torch.equal(plain.weight(), closed.weight())
+
+
+@pytest.mark.usefixtures("counted")
+def test_a_closure_called_often_is_adjusted_each_time_and_one_step() -> None:
+    one = single(LoRA(rank=2))
+    optimizer = torch.optim.LBFGS(one.adapters.parameters(), lr=0.1, max_iter=3)
+    followed = follow(one.adapters, optimizer)
+    y = one.x @ one.base.T + 1
+
+    def closure() -> Tensor:
+        value = ((one.adapters.model(one.x) - y) ** 2).mean()
+        optimizer.zero_grad()
+        value.backward()
+        return value.detach()
+
+    optimizer.step(closure)
+    assert followed.steps == 1
+    assert [what for what, _ in LOG].count("gradients") > 1
+    assert [what for what, _ in LOG].count("event") == 1
+
+
+@pytest.mark.usefixtures("counted")
+def test_optimizers_that_alternate_have_steps_of_their_own() -> None:
+    one = single(LoRA(rank=2))
+    parts = [torch.optim.SGD([p], lr=0.01) for p in one.adapters.parameters()]
+    followed = follow(one.adapters, *parts)
+    for number in (0, 0, 1, 0):  # the second step of the first closes the round before it
+        one.backward()
+        parts[number].step()
+    assert [*hooks(2), ("penalty", 3), ("gradients", 3)] == LOG
+    assert followed.steps == 2
+
+
+@pytest.mark.usefixtures("counted")
+def test_nothing_runs_after_closing() -> None:
+    one = single(LoRA(rank=2))
+    optimizer = torch.optim.SGD(one.adapters.parameters(), lr=0.01)
+    followed = follow(one.adapters, optimizer)
+    followed.close()
+    one.backward()
+    optimizer.step()
+    assert LOG == []
+
+
+@pytest.mark.usefixtures("counted")
+def test_adapters_that_are_not_used_do_nothing() -> None:
+    one = single(LoRA(rank=2))
+    adapt_(one.adapters.model, "lora{rank=1}", name="second", example=one.x)
+    optimizer = torch.optim.SGD(one.adapters.parameters(), lr=0.01)
+    followed = follow(one.adapters, optimizer)
+    one.adapters.use("second")
+    (one.adapters.model(one.x) * one.target).sum().backward()
+    optimizer.step()
+    assert LOG == []
+    one.adapters.use("default")
+    (one.adapters.model(one.x) * one.target).sum().backward()
+    optimizer.step()
+    assert hooks(1) == LOG
+    assert followed.steps == 1
+
+
+def test_refusals() -> None:
+    one = single(LoRA(rank=2))
+    with pytest.raises(BindError, match="no optimizer is given"):
+        follow(one.adapters)
+    stranger = torch.optim.SGD([torch.nn.Parameter(torch.ones(2))], lr=0.1)
+    with pytest.raises(BindError, match="no parameter of the adapters"):
+        follow(one.adapters, stranger)
+    optimizer = torch.optim.SGD(one.adapters.parameters(), lr=0.1)
+    followed = follow(one.adapters, optimizer)
+    state = followed.state_dict()
+    adapt_(one.adapters.model, "lora{rank=1}", name="second", example=one.x)
+    with pytest.raises(BindError, match="'second/weight' is on one side alone"):
+        followed.load_state_dict(state)
