@@ -91,7 +91,10 @@ def _dense(model: nn.Module, site: Site) -> Place:
     for alias in site.aliases:
         module, attribute = owner_of(model, alias)
         path = alias.rpartition(".")[0]
-        read = any(use.module == path and use.view == "parameter" for use in site.uses)
+        found = [use for use in site.uses if use.module == path]
+        read = bool(path) and any(
+            use.view == "parameter" for use in found
+        )  # none is above the root
         kind = layer_kind(module) if attribute == "weight" and not read else ""
         owners.append(Owner(path, attribute, applied_kind(module, kind) if kind else ""))
         views.append(view_for(site, kind or site.op, site.transposed))

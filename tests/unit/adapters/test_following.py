@@ -157,7 +157,7 @@ def test_nothing_runs_after_closing() -> None:
 @pytest.mark.usefixtures("counted")
 def test_adapters_that_are_not_used_do_nothing() -> None:
     one = single(LoRA(rank=2))
-    adapt_(one.adapters.model, "lora{rank=1}", name="second", example=one.x)
+    adapt_(one.adapters.model, "sara{share=0.1}", name="second", example=one.x)
     optimizer = torch.optim.SGD(one.adapters.parameters(), lr=0.01)
     followed = follow(one.adapters, optimizer)
     one.adapters.use("second")

@@ -113,7 +113,7 @@ def test_pruning_cuts_parameters_and_moments() -> None:
         parameter.grad = None
     optimizer.step()
     assert followed.events == [(2, "weight", "4 ranks pruned to 2")]
-    assert torch.equal(one.adapters.model(one.x), y)
+    assert torch.allclose(one.adapters.model(one.x), y, rtol=1e-13, atol=1e-14)
     assert delta.layer.structure.shapes == {"B": (9, 2), "g": (2,), "A": (2, 7)}
     assert torch.equal(optimizer.state[delta.cores["B"]]["exp_avg"], moments[:, [0, 2]])
     mine = {id(p) for p in one.adapters.parameters()}
