@@ -41,6 +41,27 @@ class Adapters:
             found.update(bank.active)
         return found
 
+    def __str__(self) -> str:
+        """Return a line for each adapter and for each weight without one."""
+        whole = sum(p.numel() for p in self.model.parameters())
+        lines = []
+        for name in self.names:
+            deltas = self.deltas(name).values()
+            count = sum({id(p): p.numel() for d in deltas for p in d.trained.values()}.values())
+            kinds = ", ".join(dict.fromkeys(type(delta.method).__name__ for delta in deltas))
+            share = self.active.get(name)
+            state = (
+                "not in use" if share is None else "in use" if share == 1 else f"times {share:g}"
+            )
+            lines.append(
+                f"{name}: {kinds} beside {len(deltas)} weights, {count:,} trained parameters "
+                f"({count / max(1, whole):.3%} of all), {state}"
+            )
+        lines += [f"{weight}: no adapter, {reason}" for weight, reason in self.reasons]
+        return "\n".join(lines) or "no adapters"
+
+    __repr__ = __str__
+
     def deltas(self, adapter: str | None = None) -> dict[str, Delta]:
         """Return the deltas of one adapter (of the only one) by the name of the weight."""
         adapter = self._one(adapter)
