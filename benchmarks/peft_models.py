@@ -241,7 +241,6 @@ GROUPS = {
     "merge": "PEFT refuses to merge convolutions in groups",
     "gradients": "PEFT's A reads the inputs of all groups, which is no change of the weight",
     "training": "PEFT's A reads the inputs of all groups, which is no change of the weight",
-    "several": "PEFT refuses to merge convolutions in groups",
 }
 TWICE = {
     "gradients": "PEFT 0.21.2 adds the delta of out_proj twice, of which one has no gradient",
