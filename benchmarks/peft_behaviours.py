@@ -71,14 +71,17 @@ class Trial:
         """Return a copy of the base in PEFT, with random values in all that is trained."""
         import peft
 
-        options: dict[str, Any] = {"r": 2, "lora_alpha": 3, **self.options, **more}
+        options: dict[str, Any] = {"r": 2, **self.options, **more}
+        random = options.pop("peft_type", "LORA") == "RANDLORA"
+        options.setdefault("randlora_alpha" if random else "lora_alpha", 3)
         options.setdefault("target_modules", list(self.model.targets))
         if self.model.parameters:
             options.setdefault("target_parameters", list(self.model.parameters))
         torch.manual_seed(seed)
         with quiet():
             model = copy.deepcopy(self.base)
-            found = peft.get_peft_model(model, peft.LoraConfig(**options)).eval()
+            kind = peft.RandLoraConfig if random else peft.LoraConfig
+            found = peft.get_peft_model(model, kind(**options)).eval()
         stir(found, seed)
         self.model.prepare(found)
         return found
@@ -172,8 +175,11 @@ def gradients(t: Trial) -> float:
     for path, module in ours.model.named_modules():
         bank = bank_of(module)
         for attribute, delta in (bank.held("default") if bank else {}).items():
-            if set(delta.trained) - {"A", "B", "magnitude"}:
-                return math.inf
+            if set(delta.trained) == {"L", "G"}:
+                for core, name in (("L", "randlora_lambda"), ("G", "randlora_gamma")):
+                    found = wanted[f"{path}.{name}.default"].grad
+                    worst, seen = max(worst, gap(delta.cores[core].grad, found)), seen + 1
+                continue
             layer = layer_for(ours.model, path, attribute, bank.kind, delta.layer.view).layer
             stacked = len(delta.site.signature.outputs) > 1
             pair = Pair(
@@ -290,10 +296,9 @@ def disable(t: Trial) -> float:
 def several(t: Trial) -> float:
     """Two adapters: switched, both at once, one merged, one deleted, an unknown one refused."""
     ours, theirs = t.ours(), t.wrapped()
-    import peft
-
     with quiet():
-        theirs.add_adapter("other", peft.LoraConfig(**vars_of(theirs.peft_config["default"])))
+        config = theirs.peft_config["default"]
+        theirs.add_adapter("other", type(config)(**vars_of(config)))
     theirs.set_adapter("other")
     stir(theirs, 5)
     t.model.prepare(theirs)

@@ -38,6 +38,7 @@ FORMS: Mapping[str, dict[str, Any]] = {
     "patterns": {},
     "head": {},
     "bias": {"bias": "lora_only"},
+    "randlora": {"peft_type": "RANDLORA"},
 }
 """Configurations of LoRA by name; patterns and heads depend on the model."""
 
@@ -119,7 +120,7 @@ def forms(model: Model) -> Iterator[tuple[str, dict[str, Any]]]:
         told = dict(options)
         if name == "dora" and not model.dora:
             continue
-        if name in ("pissa", "olora") and not linear:
+        if name in ("pissa", "olora", "randlora") and not linear:
             continue
         if name == "head":
             if not model.saved:

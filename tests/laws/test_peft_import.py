@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import tnc
 from tests.laws.adapters_data import CASES
 from tests.laws.test_adapters import made, moved
 from tnc.adapters import export_peft, import_peft
@@ -77,6 +78,31 @@ def test_forms_of_lora(form: str, tmp_path: Path) -> None:
     assert not torch.allclose(model(X), y, rtol=1e-3, atol=1e-3)
     plain = ours.unload()
     assert torch.allclose(plain(X), y, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("bases", ["uniform", "sparse"])
+def test_randlora_both_ways(bases: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(10, 20), nn.Tanh(), nn.Linear(20, 7)).eval()
+    x = torch.randn(5, 10)
+    method = f"randlora{{rank=3, order=peft, bases={bases}}}"
+    ours = tnc.adapt(model, method, example=x)
+    with torch.no_grad():
+        for parameter in ours.parameters():
+            parameter += 0.1 * torch.randn(parameter.shape)
+    export_peft(ours, tmp_path / "ours")
+    y = ours.model(x)
+    theirs = peft.PeftModel.from_pretrained(copy.deepcopy(model), tmp_path / "ours").eval()
+    assert torch.allclose(theirs(x), y, rtol=1e-5, atol=1e-5)
+    theirs.save_pretrained(tmp_path / "theirs")
+    again = import_peft(model, tmp_path / "theirs")
+    assert torch.allclose(again.model(x), y, rtol=1e-5, atol=1e-5)
+    first, second = (delta.cores["A"] for delta in again.deltas().values())
+    memory = first.untyped_storage().data_ptr()
+    assert memory == second.untyped_storage().data_ptr()
+    paper = tnc.adapt(model, "randlora{rank=3}", example=x)
+    with pytest.raises(ArtifactError, match="no product"):
+        export_peft(paper, tmp_path / "paper")
 
 
 def test_every_kind_of_layer_and_a_head(tmp_path: Path) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -13,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import tnc
-from tnc.adapters import Adapters, export_peft, import_peft
+from tnc.adapters import export_peft, import_peft
 from tnc.adapters.peft.factors import exact
 from tnc.adapters.peft.naming import anchored, is_target, looked_up, target_expression
 from tnc.errors import ArtifactError, TncError

@@ -8,8 +8,13 @@ here is one regular expression of whole paths, and anchored patterns, so that no
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
+
+from torch import nn
+
+from tnc.adapters.bank import BANK
+from tnc.errors import ArtifactError
 
 PREFIX = "base_model.model."
 """What every key of a checkpoint begins with, before the path in the base model."""
@@ -87,3 +92,30 @@ def _in_layers(config: Mapping[str, Any], path: str) -> bool:
 
 def _listed(value: Any) -> Sequence[Any]:
     return [value] if isinstance(value, (str, int)) else list(value)
+
+
+def check_targets(
+    model: nn.Module, config: Mapping[str, Any], held: Collection[str], where: str
+) -> None:
+    """Raise where the configuration chooses other modules than the tensors are for.
+
+    PEFT would leave such tensors out, or start such adapters anew, without an error.
+    """
+    targets = config.get("target_modules")
+    if targets is None or targets == "all-linear":
+        return
+    paths = {path for path, _ in model.named_modules() if path and BANK not in path.split(".")}
+    chosen = {path for path in paths if is_target(config, path)}
+    inside = {path for path in chosen if path.rpartition(".")[0] in held}  # out_proj of attention
+    for path in sorted(set(held) - chosen):
+        raise ArtifactError(
+            f"tensors for {path!r}, which target_modules does not match",
+            where=where,
+            hint="PEFT would ignore them",
+        )
+    for path in sorted(chosen - set(held) - inside):
+        raise ArtifactError(
+            f"target_modules matches {path!r}, and the checkpoint has no tensors for it",
+            where=where,
+            hint="PEFT would start that adapter anew; is it the model of the checkpoint?",
+        )
