@@ -345,3 +345,12 @@ def refuses_rows(site: Site) -> str:
     if site.groups > 1 and site.transposed:
         return "the rows of a transposed convolution in groups are not those of its weight"
     return ""
+
+
+def refuses_inputs(site: Site) -> str:
+    """Say why the second moment of a weight's inputs is not measured; empty when it is."""
+    if site.is_complex or site.op == "spectral":
+        return "second moments are of the inputs of real products, this one is spectral"
+    if site.groups > 1:
+        return "the inputs of a convolution in groups are not measured"
+    return ""

@@ -9,6 +9,7 @@ from torch import nn
 import tnc
 from tests.unit.adapters.starts import best, drawn, near, parts_of, site_of
 from tnc.adapters.methods.pissa import PiSSA
+from tnc.errors import PlanError
 
 
 @pytest.mark.parametrize("alpha", [None, 6.0])
@@ -66,3 +67,22 @@ def test_global_random_numbers_play_no_part() -> None:
     state = torch.get_rng_state()
     parts_of(PiSSA(rank=4, niter=2), drawn(20, 10))
     assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_the_minor_part() -> None:
+    weight = drawn(9, 7)
+    cores = parts_of(PiSSA(rank=2, part="minor"), weight).cores
+    assert near(cores["B"] @ cores["A"], weight - best(weight, 5))
+    for wrong in ({"niter": 2}, {"by": "qr"}):
+        with pytest.raises(PlanError, match="minor part"):
+            PiSSA(part="minor", **wrong)  # type: ignore[arg-type]
+
+
+def test_by_qr() -> None:
+    weight = drawn(9, 7)
+    basis, rows = torch.linalg.qr(weight)
+    cores = parts_of(PiSSA(rank=3, alpha=6.0, by="qr"), weight).cores
+    assert near(cores["B"], basis[:, :3]) and near(2 * cores["A"], rows[:3])
+    assert torch.equal(cores["B0"], -cores["B"]) and torch.equal(cores["A0"], cores["A"])
+    full = parts_of(PiSSA(rank=7, by="qr"), weight).cores
+    assert near(full["B"] @ full["A"], weight)

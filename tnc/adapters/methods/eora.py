@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from tnc.adapters.method import Parts, Start, methods
+from tnc.adapters.method import Parts, Start, methods, refuses_inputs
 from tnc.adapters.methods.lora import LoRA
 from tnc.decide.site import Site
 from tnc.fit import Moment
@@ -35,11 +35,7 @@ class EoRA(LoRA):
     offset: ClassVar[str] = "it starts nearer to the original model than its base is"
 
     def refuses(self, site: Site) -> str:
-        if site.is_complex or site.op == "spectral":
-            return "what is lost is weighed by the inputs of real products, this one is spectral"
-        if site.groups > 1:
-            return "the inputs of a convolution in groups are not measured"
-        return super().refuses(site)
+        return refuses_inputs(site) or super().refuses(site)
 
     def start(self, at: Start) -> Parts:
         lost = at.matrices(at.given("original").double() - at.weight.double())

@@ -25,9 +25,10 @@ class LoLDU(LoRA):
     model starts as the base. With `pivoting=rows`, the paper's, P sorts rows; a pivot that is tiny
     beside its row of U, or beside the largest, is an error, as that row would drown the others.
     `pivoting=complete` sorts columns too, so that the largest entry left is the pivot: no entry of
-    L and U is above one, and the first r carry more. Either way r of them approximate W worse than
-    r singular vectors do: `svfit` trains as many parameters. Of a convolution the matrix is (o, i
-    kernel). Trains r parameters. (Shi et al., LoLDU, 2024, equations 3 to 6.)
+    L and U is above one. Slices are directions, no approximation: W less its first r of them is
+    often larger than W itself. `svfit` trains as many parameters along the best directions. Of a
+    convolution the matrix is (o, i kernel). Trains r parameters. (Shi et al., LoLDU, 2024,
+    equations 3 to 6.)
     """
 
     pivoting: Literal["rows", "complete"] = "rows"
