@@ -179,13 +179,4 @@ def said_bytes(trial: Trial) -> int:
     """Return the bytes of the state by the rule's formulas."""
     rule = trial.rule
     group = rule.param_groups[0]
-    by_pair = getattr(rule, "factor_bytes", None)
-    total, factors = 0, set()
-    for module in trial.model.modules():
-        if by_pair is not None and isinstance(module, Product):
-            (m, bond), (_, n) = module.first.shape, module.second.shape
-            total += by_pair(m, n, bond) + by_pair(n, m, bond)
-            factors |= {module.first, module.second}
-    return total + sum(
-        rule.state_bytes(tuple(p.shape), group) for p in trial.parameters if p not in factors
-    )
+    return sum(rule.bytes_of(p, group) for p in trial.parameters)

@@ -128,9 +128,23 @@ def test_its_slots_are_declared_and_hold_tensors_and_numbers(name: str) -> None:
                 assert slot not in read or read[slot].shape == parameter.shape
 
 
+def layer(network: str) -> StructuredLayer:
+    structure = Structure.of(parse_network(network))
+    generator = torch.Generator().manual_seed(0)
+    cores = {
+        core: 0.4 * torch.randn(shape, generator=generator)
+        for core, shape in structure.shapes.items()
+    }
+    return StructuredLayer(structure, LinearView(), cores)
+
+
 @each
-def test_its_memory_is_what_the_formula_says(name: str) -> None:
+@pytest.mark.parametrize("cores", [False, True])
+def test_its_memory_is_what_the_formula_says(name: str, cores: bool) -> None:
     net, x, y = setting()
+    if cores:
+        net.wide = layer("B[o r] A[r i] : i -> o | o=10 r=6 i=24")  # type: ignore[assignment]
+        net.tall = layer("B[k o r] A[k r i] : (k i) -> (k o) | k=2 o=15 r=4 i=5")  # type: ignore[assignment]
     rule = built(name, net)
     run(net, rule, x, y, 3)
     group = rule.param_groups[0]
@@ -141,7 +155,7 @@ def test_its_memory_is_what_the_formula_says(name: str) -> None:
             if isinstance(value, torch.Tensor) and slot != STEP
         ]
         held = sum(value.untyped_storage().nbytes() for value in tensors)
-        assert held == rule.state_bytes(tuple(parameter.shape), group)
+        assert held == rule.bytes_of(parameter, group)
 
 
 @each

@@ -13,7 +13,6 @@ from tnc.binding.draft import Draft, Spot
 from tnc.binding.grams import NONE, move_grams
 from tnc.binding.moments import (
     Asked,
-    Verdict,
     agreed,
     fresh,
     joined,
@@ -24,6 +23,7 @@ from tnc.binding.moments import (
     with_share,
 )
 from tnc.binding.report import Line
+from tnc.binding.verdicts import Verdict
 from tnc.binding.weights import Cored
 
 

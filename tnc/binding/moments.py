@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from tnc.binding.dense_state import DenseState, pulled
 from tnc.binding.grams import Moved, move_grams
+from tnc.binding.verdicts import LOST, Seen, Verdict, verdict_of
 from tnc.binding.weights import Cored
 from tnc.optim.following import LEFT, SHARE, STEPS, whole
 from tnc.optim.kinds import Form, Group, Kind
@@ -24,24 +25,7 @@ SANE = (0.25, 8.0)
 TRUST = 20.0
 """Steps that moved averages count as under `auto`: what moved is an estimate, at other weights."""
 
-LOSSY = 0.02
-"""Relative error of a weight from which a state of unknown scale is not moved."""
-
-LOST = 0.6
-"""Relative error of a weight from which `auto` moves nothing: at .57 moving was still better than
-starting anew, at .65 worse, whatever the second moments (`benchmarks/continuation.py`)."""
-
 QUADRATIC = (Kind.DIAGONAL, Kind.MAGNITUDE)
-
-
-@dataclass(frozen=True, eq=False)
-class Verdict:
-    """What to do with the cores of one weight: move their state or not, and by what factor."""
-
-    moves: bool
-    reason: str
-    ratio: float = float("nan")
-    lost: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,7 +46,7 @@ def judge(
     asked: Asked,
     options: Group,
 ) -> Verdict:
-    """Decide whether the state of a weight moves to its cores.
+    """Decide whether the state of a weight moves to its cores, by the table of verdicts.
 
     `names` are the parameters of the cores, `error` what the weight lost of its norm. The gate of
     `auto` is the energy of probe gradients over that of the moved second moment: it is near 1 to 3
@@ -71,41 +55,22 @@ def judge(
     """
     if not dense.moving:
         return Verdict(False, dense.reason)
-    if asked.policy == "reset":
-        return Verdict(False, "policy reset")
     scaled = [slot for slot in dense.moving if _has_scale(form, slot)]
     scaled.sort(key=lambda slot: form.kinds[slot] is Kind.GRAM)
-    kinds = {form.kinds[slot] for slot in dense.moving}
-    diagonal = bool(kinds - {Kind.COVECTOR, Kind.GRAM})
-    squared = bool(kinds - {Kind.COVECTOR})
-    lossy = f"; the weight lost {error:.2g} of its norm" if error > LOSSY else ""
-    if asked.policy == "auto" and error >= 1.0:
-        reason = "its cores are farther from it than zeros are: they stand for another weight"
-        return Verdict(False, reason)
-    if asked.policy == "pull":
-        reason = "pulled; the second moment has no scale" if diagonal else "pulled, exactly"
-        return Verdict(True, reason + lossy)
-    if asked.squares is None and diagonal:
-        return Verdict(False, "no probe was given: the second moment's scale is unknown")
-    if asked.squares is None or not scaled:
-        if asked.policy == "auto" and squared and lossy:
-            return Verdict(False, f"the weight lost {error:.2g} of its norm")
-        if squared and not diagonal:
-            return Verdict(True, "momentum pulled exactly" + lossy)
-        return Verdict(True, ("pulled, without a scale" if diagonal else "pulled, exactly") + lossy)
-    if asked.policy == "auto" and error > LOST:
-        return Verdict(False, f"the weight lost {error:.2g} of its norm", lost=True)
-    missing = [name for name in names.values() if name not in asked.squares]
-    if missing:
-        return Verdict(False, f"no probe gradient reached {missing[0]}")
-    ratio = _ratio(form, dense, weight, names, asked.squares, scaled[0], options)
-    if asked.policy == "probe":
-        return Verdict(True, "momentum pulled, second moment from the probe", ratio)
-    if not SANE[0] <= ratio <= SANE[1]:
-        return Verdict(False, "probe gradients do not fit the moved second moment" + lossy, ratio)
-    if not diagonal:
-        return Verdict(True, "momentum pulled exactly, confirmed by the probe", ratio)
-    return Verdict(True, "momentum pulled exactly, second moment scaled by the probe", ratio)
+    kinds = {form.kinds[slot] for slot in dense.moving} - {Kind.COVECTOR}
+    slots = "squares" if kinds - {Kind.GRAM} else "grams" if kinds else "momenta"
+    squares = asked.squares
+
+    def looks() -> Seen:
+        assert squares is not None  # rows ask a probe that is given
+        missing = [name for name in names.values() if name not in squares]
+        if missing:
+            return Seen("missed", missing=missing[0])
+        ratio = _ratio(form, dense, weight, names, squares, scaled[0], options)
+        return Seen("fits" if SANE[0] <= ratio <= SANE[1] else "apart", ratio)
+
+    probe = "none" if squares is None else "given" if scaled else "useless"
+    return verdict_of(asked.policy, slots, probe, error, looks)
 
 
 def agreed(verdicts: Sequence[Verdict], sizes: Sequence[int]) -> list[Verdict]:

@@ -143,7 +143,7 @@ def state_bytes(
     """
     part = part_of(optimizer, group)
     if isinstance(part, Rule):
-        return part.state_bytes(tuple(parameter.shape), group)
+        return part.bytes_of(parameter, group)
     slots = form_of(part).initial(parameter.detach().to("meta"), group).values()
     return sum(v.numel() * v.element_size() for v in slots if isinstance(v, Tensor) and v.dim())
 

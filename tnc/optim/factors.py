@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from math import prod
 from typing import Any, Literal
 
 import torch
@@ -35,12 +36,16 @@ class Side:
         rest = set(range(self.parameter.dim())) - set(self.batch) - set(self.bond)
         return (*self.batch, *sorted(rest), *self.bond)
 
+    @property
+    def sizes(self) -> tuple[int, int, int]:
+        """The sizes of batch, rest and bond."""
+        shape = [self.parameter.shape[axis] for axis in self.order]
+        first, last = len(self.batch), len(shape) - len(self.bond)
+        return prod(shape[:first]), prod(shape[first:last]), prod(shape[last:])
+
     def matrix(self, tensor: Tensor) -> Tensor:
         """Return a tensor of the parameter's shape as `(batch, rest, bond)`."""
-        turned = tensor.permute(self.order)
-        first, last = len(self.batch), tensor.dim() - len(self.bond)
-        size = turned.shape
-        return turned.reshape(size[:first].numel(), size[first:last].numel(), size[last:].numel())
+        return tensor.permute(self.order).reshape(self.sizes)
 
     def back(self, matrix: Tensor) -> Tensor:
         """Return a matrix in the parameter's shape: the way back."""
@@ -141,6 +146,21 @@ class FactorRule(Rule):
         self, gradient: Tensor, other: Any, state: dict[str, Any], group: Group
     ) -> Tensor:
         """Return the change of a factor at rate 1, from its gradient `(batch, rest, bond)`."""
+
+    @abstractmethod
+    def state_bytes(
+        self, shape: tuple[int, ...], group: Group, other: tuple[int, ...] | None = None
+    ) -> int:
+        """Return the bytes of the slots of a parameter of a shape, `step` aside.
+
+        Of a factor both shapes are those of matrices, `(batch, rest, bond)`.
+        """
+
+    def bytes_of(self, parameter: Tensor, group: Group) -> int:
+        if not self.paired(parameter):
+            return self.state_bytes(tuple(parameter.shape), group)
+        own, other = self._sides[parameter]
+        return self.state_bytes(own.sizes, group, other.sizes)
 
     def paired(self, parameter: Tensor) -> bool:
         """Whether a parameter is a factor of a pair."""

@@ -107,6 +107,10 @@ class Rule(Declared, torch.optim.Optimizer, ABC):
     def state_bytes(self, shape: tuple[int, ...], group: Group) -> int:
         """Return the bytes of the slots of a parameter of a shape, by formula; `step` aside."""
 
+    def bytes_of(self, parameter: Tensor, group: Group) -> int:
+        """Return the bytes of a parameter's slots: by its shape, unless a rule needs more of it."""
+        return self.state_bytes(tuple(parameter.shape), group)
+
     def observe(self, parameter: Tensor, state: dict[str, Any], group: Group) -> None:
         """Take into the state what the model tells of a parameter beside its gradient: nothing.
 

@@ -43,6 +43,13 @@ class WatchingRule(Rule):
         Called in every step in which it is due, first in that of the parameter's start.
         """
 
+    @abstractmethod
+    def state_bytes(self, shape: tuple[int, ...], group: Group, watched: bool = True) -> int:
+        """Return the bytes of the slots of a parameter: of a linear layer's weight, or another."""
+
+    def bytes_of(self, parameter: Tensor, group: Group) -> int:
+        return self.state_bytes(tuple(parameter.shape), group, self._capture.watches(parameter))
+
     def adopt(self, model: nn.Module) -> None:
         """Watch another model: hooks come off the one before."""
         self.release()

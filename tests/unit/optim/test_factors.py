@@ -206,9 +206,9 @@ def test_paired_rules_train_resume_and_copy(kind: type[FactorRule]) -> None:
 def test_memory_of_a_factor() -> None:
     rule, u, v = pair_rule(LoraRite, None)
     products(rule, u, v, gradients((7, 5), 2))
-    for own, sizes in ((u, (7, 5)), (v, (5, 7))):
+    for own in (u, v):
         slots = [t for slot, t in rule.state[own].items() if slot != "step"]
-        assert 4 * sum(t.numel() for t in slots) == rule.factor_bytes(*sizes, 3)
+        assert 4 * sum(t.numel() for t in slots) == rule.bytes_of(own, rule.param_groups[0])
 
 
 def test_other_parameters_are_refused_or_plain() -> None:

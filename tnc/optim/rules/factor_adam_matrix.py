@@ -87,13 +87,14 @@ class LoraRite(Moments, FactorRule):
         found: Tensor = (momentum @ other.inverse.mT).div_(1 - first**steps)
         return found
 
-    def state_bytes(self, shape: tuple[int, ...], group: Group) -> int:
-        return 4 * 2 * prod(shape)
-
-    def factor_bytes(self, size: int, other: int, bond: int) -> int:
-        """Return the bytes of the slots of a factor `(size, bond)` beside one `(other, bond)`."""
-        k = min(other, bond)
-        return 4 * (size * k + other * k + k * k + 1)
+    def state_bytes(
+        self, shape: tuple[int, ...], group: Group, other: tuple[int, ...] | None = None
+    ) -> int:
+        if other is None:
+            return 4 * 2 * prod(shape)
+        batch, size, bond = shape
+        k = min(other[1], bond)
+        return 4 * batch * (size * k + other[1] * k + k * k + 1)
 
 
 def inverse_root(second: Tensor, escaped: Tensor, eps: float) -> Tensor:

@@ -68,8 +68,8 @@ class MKOR(WatchingRule):
                 change.mul_(gradient.norm() / change.norm().clamp_min(1e-30))
         descend(self, weight, change, state, group)
 
-    def state_bytes(self, shape: tuple[int, ...], group: Group) -> int:
-        factors = sum(size * size for size in shape) if len(shape) == 2 else 0
+    def state_bytes(self, shape: tuple[int, ...], group: Group, watched: bool = True) -> int:
+        factors = sum(size * size for size in shape) if watched and len(shape) == 2 else 0
         return 4 * (factors + bool(group["momentum"]) * prod(shape))
 
 

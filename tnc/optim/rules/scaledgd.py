@@ -46,5 +46,7 @@ class ScaledGD(FactorRule):
         self.decay_(weight, state, group)
         weight.add_(gradient, alpha=-group["lr"])
 
-    def state_bytes(self, shape: tuple[int, ...], group: Group) -> int:
+    def state_bytes(
+        self, shape: tuple[int, ...], group: Group, other: tuple[int, ...] | None = None
+    ) -> int:
         return 0

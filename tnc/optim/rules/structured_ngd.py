@@ -84,8 +84,8 @@ class StructuredNGD(WatchingRule):
             change = outputs @ (outputs.mT @ gradient @ inputs) @ inputs.mT
         descend(self, weight, change, state, group)
 
-    def state_bytes(self, shape: tuple[int, ...], group: Group) -> int:
-        factors = sum(2 * size * size for size in shape) if len(shape) == 2 else 0
+    def state_bytes(self, shape: tuple[int, ...], group: Group, watched: bool = True) -> int:
+        factors = sum(2 * size * size for size in shape) if watched and len(shape) == 2 else 0
         return 4 * (factors + bool(group["momentum"]) * prod(shape))
 
 
