@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from tnc.adapters.attach import shared_copy
 from tnc.adapters.bank import Bank, bank_of, base_weight, remove_bank_
 from tnc.adapters.converting import Conversion, Line, check_asked, low_rank, put_low_rank_
 from tnc.adapters.delta import Delta
@@ -209,6 +210,14 @@ class Adapters:
         for _, module, _ in list(self._adapted()):
             remove_bank_(module)
         return self.model
+
+    def unloaded(self) -> nn.Module:
+        """Return a copy of the model with what the active adapters add, as `unload` leaves it.
+
+        This model stays as it is: `tnc.bind(adapters.model, adapters.unloaded(), optimizer)` hands
+        the optimizer's state on to the merged weights. All but these share memory, and is frozen.
+        """
+        return Adapters(shared_copy(self.model)).unload()
 
     @torch.no_grad()
     def to_lora(

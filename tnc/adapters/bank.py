@@ -8,7 +8,7 @@ the weight itself, the weight is a property that gives it with what the adapters
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any
 
@@ -20,10 +20,12 @@ from tnc.adapters.chain import Chain
 from tnc.adapters.delta import Delta
 from tnc.adapters.method import Call
 from tnc.adapters.products import Pair
+from tnc.binding.weights import Beside
 from tnc.errors import PlanError
 from tnc.nn import LinearView, StructuredLayer
 from tnc.nn.adapted import ADAPTED
 from tnc.nn.rebuilt import RECURRENT, held, holding
+from tnc.optim.transport import Transport
 
 BANK = "adapters_"
 
@@ -103,6 +105,24 @@ class Bank(nn.Module):
                 total = total + stirred.permute(delta.site.unordered).to(weight.dtype)
         return total
 
+    def beside(self, module: nn.Module) -> Iterator[Beside]:
+        """Yield what is trained beside the weights of a module: read by `tnc.bind`."""
+        for name in dict.fromkeys(n for adapter in self.active for n in self.held(adapter)):
+            for adapter, share in self.active.items():
+                delta = self.held(adapter).get(name)
+                if delta is None or not any(core.requires_grad for core in delta.cores.values()):
+                    continue
+                whole = partial(self._whole, name, module)
+                kind = type(delta.method)
+                reason = ""
+                if not kind.plain():
+                    reason = f"what {delta.method} adds is no sum of networks of its cores"
+                moves = partial(_moves, delta, share, module, name)
+                yield Beside(name, f"{adapter}.{name}.layer", delta.layer, whole, moves, reason)
+
+    def _whole(self, name: str, module: nn.Module) -> Tensor:
+        return self.changed(name, base_weight(module, name))
+
     def chain(self) -> Chain | None:
         """Return what the active adapters add to the layer as pairs; None where it is no such."""
         using = self.using("weight")
@@ -138,6 +158,15 @@ class Bank(nn.Module):
             if more is not None:
                 y = y + delta.product(x, more)
         return y
+
+
+def _moves(delta: Delta, share: float, module: nn.Module, name: str) -> Transport:
+    scale: float | Tensor = delta.factor * share
+    if type(delta.method).scales_rows():
+        rows = delta.method.rows(delta, base_weight(module, name).detach())
+        assert rows is not None
+        scale = rows.detach() * scale
+    return Transport(delta.layer.structure, delta.tensors(), scale)
 
 
 def bank_of(module: nn.Module) -> Bank | None:

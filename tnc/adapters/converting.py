@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from tnc.adapters.attach import attach_
 from tnc.adapters.bank import bank_of
 from tnc.adapters.delta import Delta
-from tnc.adapters.method import Method, Parts, methods, wide
+from tnc.adapters.method import Parts, methods, wide
 from tnc.adapters.place import Place
 from tnc.adapters.products import stacked
 from tnc.errors import PlanError
@@ -69,8 +69,7 @@ class Conversion:
 def additive(delta: Delta) -> bool:
     """Whether what merging adds is the delta itself, whatever the weight is."""
     kind = type(delta.method)
-    own = kind.change is not Method.change or kind.base is not Method.base
-    return not own and not kind.scales_rows()
+    return kind.plain() and not kind.scales_rows()
 
 
 def low_rank(

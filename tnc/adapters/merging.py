@@ -11,10 +11,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from tnc.adapters.bank import Bank, base_weight
-from tnc.adapters.converting import additive
 from tnc.adapters.delta import Delta
 from tnc.adapters.equations import outermost
-from tnc.adapters.method import Method, wide
+from tnc.adapters.method import wide
 from tnc.errors import PlanError
 from tnc.net import Core, Equation, Network, Structure
 from tnc.nn import StructuredLayer
@@ -119,10 +118,7 @@ def summed(name: str, layer: StructuredLayer, using: Using) -> Summed:
 
 
 def _check(delta: Delta) -> None:
-    kind = type(delta.method)
-    if additive(delta) or (
-        kind.scales_rows() and kind.change is Method.change and kind.base is Method.base
-    ):
+    if type(delta.method).plain():
         return
     raise PlanError(
         f"what {delta.method} adds to {delta.site.name} is no sum of networks",

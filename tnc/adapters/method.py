@@ -291,6 +291,11 @@ class Method(ABC):
         return cls.added is Method.added
 
     @classmethod
+    def plain(cls) -> bool:
+        """Whether merging adds the delta itself to the weight itself, rows perhaps multiplied."""
+        return cls.change is Method.change and cls.base is Method.base
+
+    @classmethod
     def scales_rows(cls) -> bool:
         """Whether the method multiplies rows."""
         return cls.rows is not Method.rows

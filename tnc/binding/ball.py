@@ -9,7 +9,6 @@ from torch import Tensor, nn
 
 from tnc.binding.weights import Cored, weights_of
 from tnc.optim.conjugate import steepest
-from tnc.optim.transport import Transport
 from tnc.optim.wrappers.ball import Changes
 
 
@@ -74,7 +73,7 @@ class _Moves:
             held = weight.cores
             names = {name: places[id(held[name])] for name in held if id(held[name]) in places}
             if names:
-                moves = Transport(weight.layer.structure, weight.layer.tensors())
+                moves = weight.moves()
                 self._parts.append((weight, moves, names))
 
     def push(self, changes: Mapping[str, Tensor]) -> list[Tensor]:

@@ -129,7 +129,7 @@ def _lost(draft: Draft, weight: Cored) -> float:
     if old is None or tuple(old.shape) != weight.shape:
         return 0.0
     with torch.no_grad():
-        made = weight.layer.weight.float()
+        made = weight.dense().float()
         was = old.float().to(made.device)
         return float((made - was).norm() / (was.norm() + torch.finfo(was.dtype).tiny))
 

@@ -141,6 +141,9 @@ class Reading:
         if self._draft.holds(new):
             self._draft.drop(name, "it is tied now to one that is held")
             return
+        if old.requires_grad and not new.requires_grad:
+            self._draft.drop(name, "it is frozen now")
+            return
         another, reason = self._changed.get(name, ""), _change(old, new)
         biased = name.rpartition(".")[0] in {
             weight.name.rpartition(".")[0] for weight in self._after.cored.values()
@@ -196,8 +199,9 @@ class Reading:
             name: self._draft.optimizer.state.get(weight.layer.cores[name], {})
             for name in weight.trainable
         }
-        if any(len(self._cored[id(core)]) > 1 for core in weight.cores.values()):
-            notes = _lost(*weight.cores.values())
+        trained = [weight.cores[name] for name in weight.trainable]
+        if any(len(self._cored[id(core)]) > 1 for core in trained):
+            notes = _lost(*trained)
             return nothing(any(states.values()), "several weights share its cores", notes)
         return lift_dense(
             self._draft.form(spot.group), states, weight, self._draft.options(spot.group)
@@ -210,7 +214,7 @@ class Reading:
         self._opened.add(weight.key)
         self._into_checked(weight, spot)
         self.into.append((weight, dense, spot))
-        for name, core in weight.cores.items():
+        for name, core in weight.cores.items() if weight.beside is None else ():
             if name in weight.trainable or self._draft.holds(core) or not self._holds_frozen:
                 continue
             if not self._draft.form(spot.group).refuses(core, self._draft.options(spot.group)):
@@ -265,11 +269,19 @@ class Reading:
             made = name not in self._before.plain and name not in self._before.cored
             if not made or not parameter.requires_grad or id(parameter) in known:
                 continue
-            spot = spots.get(name.rpartition(".")[0], Spot(0, 0) if whole else None)
+            spot = _nearest(spots, name) or (Spot(0, 0) if whole else None)
             if spot is None:
                 self._draft.notes.append(f"{name}: made by a pass; this optimizer does not hold it")
             elif not self._draft.holds(parameter):
                 self._draft.keep(parameter, spot, Line(name, name, "new", "made by a pass"))
+
+
+def _nearest(spots: Mapping[str, Spot], name: str) -> Spot | None:
+    """Return the place of what is held of a parameter's module, or of the nearest around it."""
+    owner = name.rpartition(".")[0]
+    while owner and owner not in spots:
+        owner = owner.rpartition(".")[0]
+    return spots.get(owner)
 
 
 def _label(weight: Cored, name: str) -> str:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -16,12 +17,43 @@ from tnc.optim.transport import Transport
 
 
 @dataclass(frozen=True, eq=False)
+class Beside:
+    """Cores that are trained beside a frozen weight: an adapter's.
+
+    `parameter` is the name that the weight has in its module, `path` that of the layer below it.
+    `dense` returns the weight with what is added, in its stored layout, and `moves` the maps
+    between that and the cores, at their present values. `reason` says why there are no such maps.
+    """
+
+    parameter: str
+    path: str
+    layer: StructuredLayer
+    dense: Callable[[], Tensor]
+    moves: Callable[[], Transport]
+    reason: str = ""
+
+
+@dataclass(frozen=True, eq=False)
 class Cored:
-    """A weight that is cores: the name that it has when dense, and the layer that holds it."""
+    """A weight that is cores: the name that it has when dense, and the layer that holds it.
+
+    With `beside` the cores are those of an adapter, and the weight itself is frozen.
+    """
 
     name: str
     path: str
     layer: StructuredLayer
+    beside: Beside | None = None
+
+    def dense(self) -> Tensor:
+        """Return the dense weight, in the layout of the dense layer."""
+        return self.layer.weight if self.beside is None else self.beside.dense()
+
+    def moves(self) -> Transport:
+        """Return the maps between the weight and its cores, at their present values."""
+        if self.beside is not None:
+            return self.beside.moves()
+        return Transport(self.layer.structure, self.layer.tensors())
 
     @property
     def cores(self) -> Mapping[str, nn.Parameter]:
@@ -60,8 +92,8 @@ class Cored:
 
     @cached_property
     def transport(self) -> Transport:
-        """The maps between the weight and its cores, at their present values."""
-        return Transport(self.layer.structure, self.layer.tensors())
+        """The maps between the weight and its cores, as they were when first asked for."""
+        return self.moves()
 
     @cached_property
     def order(self) -> tuple[int, ...]:
@@ -111,16 +143,21 @@ class Weights:
 def weights_of(model: nn.Module, sharded: bool = False) -> Weights:
     """Read a model. Tied weights are there under each of their names.
 
-    What a wrapper of torch adds to names is taken off. Raises BindError for parameters that are
-    sharded, unless that is expected.
+    A weight beside which an adapter is trained is the cores of that adapter. What a wrapper of
+    torch adds to names is taken off. Raises BindError for parameters that are sharded, unless that
+    is expected, and for weights with several adapters.
     """
     model = unwrapped(model)
-    cored: dict[str, Cored] = {}
-    inside: set[str] = set()
+    banks = _adapters(model)
+    adapted = _adapted(model, banks)
+    prefixes = tuple(f"{path}." for path in banks)
+    cored: dict[str, Cored] = {weight.name: weight for weight in adapted}
+    inside: set[str] = {weight.name for weight in adapted}
     for path, module in model.named_modules(remove_duplicate=False):
         if isinstance(module, StructuredLayer):
-            name = path.removesuffix(SUFFIX) if path.endswith(SUFFIX) else _joined(path, "weight")
-            cored[name] = Cored(name, path, module)
+            name = _dense_name(path)
+            if not path.startswith(prefixes):
+                cored.setdefault(name, Cored(name, path, module))
             inside |= {_joined(path, f"cores.{core}") for core in module.cores}
     plain = {
         name: parameter
@@ -137,6 +174,48 @@ def weights_of(model: nn.Module, sharded: bool = False) -> Weights:
             )
     order = {id(parameter): place for place, parameter in enumerate(model.parameters())}
     return Weights(plain, cored, order)
+
+
+def _dense_name(path: str) -> str:
+    """Return the name of the dense weight that a structured layer stands for."""
+    return path.removesuffix(SUFFIX) if path.endswith(SUFFIX) else _joined(path, "weight")
+
+
+def _adapters(model: nn.Module) -> dict[str, tuple[str, nn.Module]]:
+    """Return by path the modules that hold adapters, with the path of whose they are.
+
+    They are known by `beside()`, which yields what is trained beside the weights of their owner.
+    """
+    found: dict[str, tuple[str, nn.Module]] = {}
+    for path, module in model.named_modules(remove_duplicate=False):
+        for name, child in module._modules.items():
+            if hasattr(child, "beside") and isinstance(child, nn.Module):
+                found[_joined(path, name)] = (path, module)
+    return found
+
+
+def _adapted(model: nn.Module, banks: Mapping[str, tuple[str, nn.Module]]) -> list[Cored]:
+    """Return the weights beside which adapters are trained. Raises BindError."""
+    found: list[Cored] = []
+    for path, (owner, module) in banks.items():
+        for one in model.get_submodule(path).beside(module):  # type: ignore[operator]
+            structured = isinstance(module, StructuredLayer)
+            name = _dense_name(owner) if structured else _joined(owner, one.parameter)
+            if one.reason:
+                raise BindError(
+                    one.reason,
+                    where=name,
+                    hint="merge it, or build a new optimizer of adapters.parameters()",
+                )
+            found.append(Cored(name, f"{path}.{one.path}", one.layer, one))
+    twice = [name for name, times in Counter(weight.name for weight in found).items() if times > 1]
+    if twice:
+        raise BindError(
+            "several adapters in use are trained beside one weight",
+            where=twice[0],
+            hint="use one of them, or freeze the others",
+        )
+    return found
 
 
 def unwrapped(model: nn.Module) -> nn.Module:

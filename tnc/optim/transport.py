@@ -36,7 +36,8 @@ class Transport:
     """The maps between a weight and the cores of its structure, at the cores' present values.
 
     Weights are of the shape `structure.signature.shape`, outputs first; cores are whole (sparse
-    ones as dense tensors). Maps act on what belongs to the weight, such as its momentum.
+    ones as dense tensors). Maps act on what belongs to the weight, such as its momentum. Where the
+    weight is `scale` times the structure, with one number or one for each row, so is J.
 
     >>> from tnc.net import Structure, parse_network
     >>> s = Structure.of(parse_network("B[o r] A[r i] : i -> o | i=3 o=2 r=1"))
@@ -46,8 +47,14 @@ class Transport:
             [3.]])
     """
 
-    def __init__(self, structure: Structure, cores: Mapping[str, Tensor]) -> None:
+    def __init__(
+        self,
+        structure: Structure,
+        cores: Mapping[str, Tensor],
+        scale: float | Tensor = 1.0,
+    ) -> None:
         self.structure = structure
+        self._scale = scale.detach() if isinstance(scale, Tensor) else scale
         self.cores = {name: core.detach() for name, core in cores.items()}
         self._terms = {core.name: term for term in structure.terms for core in term.equation.cores}
 
@@ -59,37 +66,45 @@ class Transport:
     def pull(self, covector: Tensor) -> dict[str, Tensor]:
         """Return `J^T X` for every trainable core: what its gradient is when the weight's is X."""
         return {
-            name: self._run(adjoint(self._terms[name], name), name, torch.conj, covector)
+            name: self._run(
+                adjoint(self._terms[name], name), name, torch.conj, self._scaled(covector)
+            )
             for name in self.trainable
         }
 
     def pull_squared(self, diagonal: Tensor) -> dict[str, Tensor]:
         """Return `(J * J)^T v` for every trainable core; real and not negative, as v is."""
         return {
-            name: self._run(squared(self._terms[name], name), name, _same, diagonal)
+            name: self._run(
+                squared(self._terms[name], name), name, _same, self._scaled(diagonal, 2)
+            )
             for name in self.trainable
         }
 
     def pull_absolute(self, sizes: Tensor) -> dict[str, Tensor]:
         """Return `|J|^T s` or more: its square bounds the second moment where s is `sqrt(v)`."""
         return {
-            name: self._run(adjoint(self._terms[name], name), name, torch.abs, sizes)
+            name: self._run(
+                adjoint(self._terms[name], name), name, torch.abs, self._scaled(sizes).abs()
+            )
             for name in self.trainable
         }
 
     def push(self, changes: Mapping[str, Tensor]) -> Tensor:
         """Return `sum of J D`: how the weight changes, to first order, when cores change by D."""
-        return self._sum(
+        found = self._sum(
             self._unfold(dense(self._terms[name]), name, _same, change)
             for name, change in changes.items()
         )
+        return self._scaled(found)
 
     def spread(self, diagonals: Mapping[str, Tensor]) -> Tensor:
         """Return `sum of (J * J) u`, the transpose of `pull_squared`."""
-        return self._sum(
+        found = self._sum(
             self._unfold(spread(self._terms[name], name), name, _same, u)
             for name, u in diagonals.items()
         )
+        return self._scaled(found, 2)
 
     def lift(self, covectors: Mapping[str, Tensor], steps: int = 200) -> Tensor:
         """Return the smallest weight-shaped X with `J^T X` nearest to the given covectors.
@@ -146,11 +161,19 @@ class Transport:
     def exact(self, core: str, mode: str | tuple[str, ...]) -> str:
         """Return the side of the weight from which alone `gram` is exact, or ''."""
         modes = (mode,) if isinstance(mode, str) else mode
-        return exact_from(self._terms[core], core, modes)
+        side = exact_from(self._terms[core], core, modes)
+        return "" if side == "inputs" and isinstance(self._scale, Tensor) else side
 
     def legs(self, core: str) -> tuple[str, ...]:
         """Return the legs of a core, one an axis."""
         return self._terms[core].equation.core(core).indices
+
+    def _scaled(self, weight: Tensor, power: int = 1) -> Tensor:
+        """Return a weight with its rows times the scale to a power."""
+        if not isinstance(self._scale, Tensor):
+            return weight if self._scale == 1.0 else weight * self._scale**power
+        rows = self._scale.to(weight).reshape(-1, *[1] * (weight.dim() - 1))
+        return weight * rows**power
 
     def _sum(self, parts: Iterable[Tensor]) -> Tensor:
         return reduce(torch.add, parts)
@@ -214,7 +237,8 @@ class Transport:
         found = quadratic(term, core, mode)
         sides = term.equation.outputs, term.equation.inputs
         signature = self.structure.signature
-        left = self._statistic(term, sides[0], signature.outputs, outputs, found.outputs)
+        scaled = self._scaled(self._scaled(outputs).t()).t()
+        left = self._statistic(term, sides[0], signature.outputs, scaled, found.outputs)
         right = self._statistic(term, sides[1], signature.inputs, inputs, found.inputs)
         given = {OUTPUTS: left, INPUTS: right}
         result = self._contract(found.contraction, _same, given)
