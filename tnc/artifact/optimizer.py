@@ -164,6 +164,12 @@ def _plain(value: Any, key: str, tensors: dict[str, Tensor]) -> Any:
                 where=key,
                 hint="save it by torch.distributed.checkpoint, or gather it first",
             )
+        if hasattr(type(value), "__tensor_flatten__"):
+            raise ArtifactError(
+                f"the optimizer keeps a {type(value).__name__}, which no safetensors file can hold",
+                where=key,
+                hint="use torch.save, or torch.distributed.checkpoint",
+            )
         tensors[key] = value.detach().cpu().clone(memory_format=torch.contiguous_format)
         return {"tensor": key}
     if value is None or isinstance(value, bool | int | float | str):

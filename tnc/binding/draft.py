@@ -153,6 +153,8 @@ def laid_out(value: Any, parameter: nn.Parameter, form: Form) -> Any:
     """
     if not isinstance(value, Tensor) or value.dim() == 0:
         return value
+    if hasattr(type(value), "__tensor_flatten__") and not hasattr(value, "full_tensor"):
+        return value  # of a type of its optimizer's own, such as codes of 8 bits
     if value.shape != parameter.shape:
         return value.to(parameter.device)
     if form.contiguous:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from tnc.errors import BindError
 from tnc.optim.kinds import OURS, Form, Group, Kind, Starts, State, number, zeros
+from tnc.optim.quantised import QuantisedForm, is_quantised
 
 
 class CenteredForm(Form):
@@ -202,6 +203,8 @@ def form_of(optimizer: torch.optim.Optimizer, group: Group | None = None) -> For
     own = getattr(optimizer, "form", None)
     if isinstance(own, Form):
         return own
+    if is_quantised(optimizer):
+        return QuantisedForm(FORMS[torch.optim.Adam], optimizer)
     for kind in type(optimizer).__mro__:
         if kind in FORMS:
             return FORMS[kind]
