@@ -113,3 +113,26 @@ def test_what_it_refuses() -> None:
         rule.step()
     with pytest.raises(BindError, match="saw no batch"):
         rule.step()
+
+
+def test_a_function_in_the_place_of_a_loss_takes_its_steps_and_is_not_saved() -> None:
+    def half(outputs: Tensor) -> Tensor:
+        return LOSSES["squared"](outputs) / 2
+
+    torch.manual_seed(0)
+    net = nn.Linear(4, 2).double()
+    x, y = torch.randn(6, 4).double(), torch.randn(6, 2).double()
+    found = []
+    for loss in (half, LOSSES["squared"], "squared"):
+        twin = copy.deepcopy(net)
+        rule = EGN(twin.parameters(), twin, loss, damping=0.3)
+        functional.mse_loss(twin(x), y).backward()
+        rule.step()
+        found.append(twin.weight.detach())
+        name = "squared" if isinstance(loss, str) else "given"
+        assert rule.state_dict()["param_groups"][0]["loss"] == rule.defaults["loss"] == name
+    assert torch.equal(found[1], found[2]) and not torch.equal(found[0], found[1])
+    with pytest.raises(BindError, match="loss is 'given'"):
+        EGN(net.parameters(), net, "given")
+    with pytest.raises(BindError, match="loss is not given"):
+        EGN(net.parameters(), net)  # type: ignore[call-arg]

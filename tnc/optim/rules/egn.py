@@ -86,6 +86,8 @@ class EGN(JointRule):
         if callable(loss):  # groups, which are saved, hold its name
             self.curvature = loss
             param_group["loss"] = "given"
+            if callable(self.defaults.get("loss")):
+                self.defaults["loss"] = "given"
         elif loss == "given" and self.curvature is None:
             raise BindError("EGN: loss is 'given'", hint="give the function itself")
         super().add_param_group(param_group)
