@@ -42,9 +42,12 @@ _PUBLIC = {
     "TncError": "tnc.errors",
 }
 
+_PACKAGES = ("adapters", "optim")
+
 __all__ = ["__version__", *sorted(_PUBLIC)]
 
 if TYPE_CHECKING:
+    from tnc import adapters as adapters
     from tnc import optim as optim
     from tnc.adapters.adapting import adapt as adapt
     from tnc.adapters.adapting import adapt_ as adapt_
@@ -73,12 +76,12 @@ if TYPE_CHECKING:
 
 
 def __getattr__(name: str) -> Any:
-    if name == "optim":
-        return importlib.import_module("tnc.optim")
+    if name in _PACKAGES:
+        return importlib.import_module(f"tnc.{name}")
     if name not in _PUBLIC:
         raise AttributeError(f"module 'tnc' has no attribute {name!r}")
     return getattr(importlib.import_module(_PUBLIC[name]), name)
 
 
 def __dir__() -> list[str]:
-    return sorted([*__all__, "optim"])
+    return sorted([*__all__, *_PACKAGES])

@@ -15,10 +15,14 @@ _PUBLIC = {
     "adapt": "tnc.adapters.adapting",
     "adapt_": "tnc.adapters.adapting",
     "export_peft": "tnc.adapters.peft.exporting",
+    "follow": "tnc.adapters.following",
     "import_peft": "tnc.adapters.peft.importing",
     "import_peft_": "tnc.adapters.peft.importing",
+    "load": "tnc.adapters.storing",
+    "load_": "tnc.adapters.storing",
     "of": "tnc.adapters.adapters",
     "plan": "tnc.adapters.adapting",
+    "save": "tnc.adapters.storing",
 }
 
 __all__ = sorted(_PUBLIC)
@@ -29,6 +33,7 @@ if TYPE_CHECKING:
     from tnc.adapters.adapting import adapt as adapt
     from tnc.adapters.adapting import adapt_ as adapt_
     from tnc.adapters.adapting import plan as plan
+    from tnc.adapters.following import follow as follow
     from tnc.adapters.method import Method as Method
     from tnc.adapters.method import Parts as Parts
     from tnc.adapters.method import Start as Start
@@ -36,6 +41,9 @@ if TYPE_CHECKING:
     from tnc.adapters.peft.importing import import_peft as import_peft
     from tnc.adapters.peft.importing import import_peft_ as import_peft_
     from tnc.adapters.rules import Rule as Rule
+    from tnc.adapters.storing import load as load
+    from tnc.adapters.storing import load_ as load_
+    from tnc.adapters.storing import save as save
     from tnc.decide.adapter_plan import AdapterPlan as AdapterPlan
 
 
