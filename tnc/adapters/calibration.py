@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
+from math import prod
 from typing import Any
 
 import torch
@@ -124,6 +125,11 @@ def parted(
 def gradient_bytes(place: Place) -> int:
     """Return the bytes that a weight's gradient has here."""
     return max(4, place.site.itemsize) * place.site.signature.parameters
+
+
+def moment_bytes(place: Place) -> int:
+    """Return the bytes that the second moment of a weight's inputs has at most."""
+    return 8 * prod(place.site.signature.inputs) ** 2
 
 
 def _gradients(

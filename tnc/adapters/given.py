@@ -8,7 +8,15 @@ from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 
-from tnc.adapters.calibration import LIMIT, Loss, gradients, moments, output_loss
+from tnc.adapters.calibration import (
+    LIMIT,
+    Loss,
+    gradients,
+    moment_bytes,
+    moments,
+    output_loss,
+    parted,
+)
 from tnc.adapters.choosing import Chosen
 from tnc.adapters.place import Place
 from tnc.decide.site import Site
@@ -28,7 +36,7 @@ WANTS = {
 class Given:
     """What the caller gave: batches with a loss, the original of a compressed model.
 
-    At most `limit` bytes of gradients are held at once.
+    At most `limit` bytes of gradients, or of moments for starts, are held at once.
     """
 
     batches: Sequence[object] = ()
@@ -63,6 +71,19 @@ class Given:
         new = [place for place in places if place.site.name not in self._moments]
         if new:
             self._moments.update(moments(model, new, self.batches))
+
+    def moments(self, model: nn.Module, chosen: Sequence[Chosen]) -> Iterator[Chosen]:
+        """Yield each weight while the second moment of its inputs is at hand, a part at a time.
+
+        What was measured before, for a budget, is kept.
+        """
+        held = {each.name: each for each in chosen}
+        for part in parted([each.place for each in chosen], self.limit, moment_bytes):
+            known = set(self._moments)
+            self.measure_(model, part)
+            yield from (held[place.site.name] for place in part)
+            for name in set(self._moments) - known:
+                del self._moments[name]
 
     def moment(self, site: Site) -> Tensor | None:
         """Return the second moment of a weight's inputs, where it was measured."""

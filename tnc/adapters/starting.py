@@ -33,7 +33,7 @@ def started(
 ) -> tuple[Started, ...]:
     """Return the first values of an adapter's deltas, in the order of the weights.
 
-    Gradients are used as they come, so that those of one part of the weights are held at a time.
+    Gradients and moments are used as they come, those of one part of the weights at a time.
     Raises PlanError where what a method needs is not given.
     """
     for each in choice.chosen:
@@ -41,7 +41,8 @@ def started(
             where = each.rule.where or choice.wanted.where
             given.check(need, f"{type(each.method).__name__} starts", where)
     moved = [each for each in choice.chosen if "moment" in each.method.needs]
-    given.measure_(model, [each.place for each in moved])
+    graded = [each for each in choice.chosen if "gradient" in each.method.needs]
+    given.measure_(model, [each.place for each in moved if each in graded])
     made: dict[str, Started] = {}
     shared = _shared(choice, seed)
 
@@ -52,10 +53,11 @@ def started(
         if report is not None:
             report("start", len(made), len(choice.chosen))
 
-    graded = [each for each in choice.chosen if "gradient" in each.method.needs]
     for each, gradient in given.gradients(model, graded):
         begin(each, gradient)
         del gradient  # the next part's must not find it alive
+    for each in given.moments(model, [each for each in moved if each not in graded]):
+        begin(each)
     for each in choice.chosen:
         if each.name not in made:
             begin(each)

@@ -365,6 +365,31 @@ def test_moments_of_dense_and_structured_weights() -> None:
     assert not any("adapters_" in name for name, _ in model.named_modules())
 
 
+@pytest.mark.parametrize("limit", [1, 2 * 8 * 64, 1 << 30])
+def test_moments_for_starts_are_measured_a_part_at_a_time(
+    limit: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parts: list[int] = []
+    held: list[int] = []
+
+    def counted(model: nn.Module, known: Any, batches: Any) -> dict[str, Tensor]:
+        held.append(sum(ref() is not None for ref in HELD))
+        parts.append(len(known))
+        found = moments(model, known, batches)
+        HELD.extend(weakref.ref(moment) for moment in found.values())
+        return found
+
+    HELD.clear()
+    monkeypatch.setattr("tnc.adapters.given.moments", counted)
+    torch.manual_seed(0)
+    net = nn.Sequential(*(nn.Linear(8, 8) for _ in range(5))).double()
+    whole = tnc.adapt(net, "eva{rank=2}", calibration=[drawn(3, 8)], limit=limit)
+    assert parts == {1: [1] * 5, 1024: [2, 2, 1]}.get(limit, [5])
+    assert not any(held) and len(HELD) == 5
+    again = tnc.adapt(net, "eva{rank=2}", calibration=[drawn(3, 8)])
+    assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), again.parameters()))
+
+
 class Masked(nn.Module):
     def __init__(self, layer: nn.Module) -> None:
         super().__init__()
