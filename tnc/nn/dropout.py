@@ -42,7 +42,7 @@ class TensorDropout(nn.Module):
 
     def thinned(self) -> Mapping[str, Tensor]:
         """Return the cores with fresh masks on them."""
-        cores = dict(self.layer.tensors())
+        cores = dict(self.layer.tensors().items())  # dict(ParameterDict) cannot be traced
         for term in self.layer.structure.terms:
             for bond in dropped_bonds(term):
                 core = next(c for c in term.equation.cores if bond in c.indices)

@@ -97,7 +97,7 @@ class TLoRA(Method):
         return Parts(cores, {"logits": logits}, {"task": torch.tensor(0)})
 
     def tensors(self, delta: Delta) -> Mapping[str, Tensor]:
-        cores = dict(delta.layer.tensors())
+        cores = dict(delta.layer.tensors().items())  # dict(ParameterDict) cannot be traced
         if self.skills == 1:
             return cores
         gates = torch.sigmoid(delta.extras["logits"][delta.constant("task")])
