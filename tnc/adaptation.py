@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from tnc.decide.adapter_plan import AdapterPlan
@@ -14,7 +15,7 @@ from tnc.decide.spec import Resolved, Spec
 from tnc.errors import ArtifactError, PlanError
 from tnc.inputs import Inputs, load
 from tnc.recipe import Clock, Progress, compare, distill_on, distillation_folder, gate_of
-from tnc.report.adapt_report import AdaptReport, Figures
+from tnc.report.adapt_report import AdaptReport, Figures, ForPeft
 from tnc.report.environment import environment
 from tnc.sources import Loaded, models
 from tnc.sources.outputs import labels_of
@@ -148,8 +149,12 @@ def run(
     progress: Progress | None = None,
     *,
     force: bool = False,
+    peft: Path | None = None,
 ) -> AdaptReport:
     """Attach the adapters of a spec, train them where it says `distill`, write them to `out`.
+
+    With `peft` they are written for PEFT too, into that folder or, of several, one folder in it for
+    each; what PEFT has no form for is refused before anything is trained.
 
     Training lets the adapters, and what is trained beside them, answer as the original does; a
     checkpoint beside `out` lets it go on after an interruption. When the figure on held-out data
@@ -170,6 +175,9 @@ def run(
     before = _figures(inputs, subject.base, clock)
     clock("adapt", 0, 1)
     made = tnc.adapt(subject.base, spec, progress=clock, **given)
+    if peft is not None:
+        with TemporaryDirectory() as place:
+            _for_peft(made, Path(place), force)
     attached = _figures(inputs, made.model, clock)
     done, trained = _trained(inputs, made, out, clock), ()
     if done is not None:
@@ -190,6 +198,8 @@ def run(
         gate=gate_of(spec, dict(trained or attached)),
         environment=environment(),
     )
+    if peft is not None and not report.gate:
+        report = replace(report, peft=_for_peft(made, peft, force))
     if out is None or report.gate:
         return report
     report = replace(report, folder=str(out))
@@ -197,6 +207,18 @@ def run(
     storing.save(made, out, probe=example, spec=resolved.text, report=report.as_json(), force=force)
     shutil.rmtree(distillation_folder(out), ignore_errors=True)
     return replace(report, seconds=clock.seconds)
+
+
+def _for_peft(made: Adapters, folder: Path, force: bool) -> tuple[ForPeft, ...]:
+    """Write every adapter for PEFT."""
+    from tnc.adapters import export_peft
+
+    found = []
+    for name in made.names:
+        place = folder if len(made.names) == 1 else folder / name
+        written = export_peft(made, place, name, force=force)
+        found.append(ForPeft(name, str(place), len(written.rows), written.error, written.notes))
+    return tuple(found)
 
 
 def _check(resolved: Resolved, subject: Subject) -> None:

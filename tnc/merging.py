@@ -35,22 +35,27 @@ def merge(
 ) -> MergeReport:
     """Add the adapters of a folder (those in use, or `names`) to a base, and write an artifact.
 
+    The folder is one of `tnc adapt`, or a checkpoint of PEFT.
+
     Weights are added up in float32 or wider, and rounded once to the base's dtype. The report says
     how far that moves the outputs on the probe that was kept with the adapters. Raises
     ArtifactError where base and adapters do not fit, or nothing says how to call the model.
     """
-    from tnc.adapters import storing
+    from tnc.adapters import import_peft, storing
+    from tnc.adapters.peft.checkpoint import is_checkpoint
     from tnc.artifact.modules import classes_of
 
     clock = Clock(progress)
     clock("load", 0, 1)
     loaded = load_base(base)
     manifest, classes, source, files = _origin(base, loaded)
-    adapters = storing.load(loaded.model, folder)
+    theirs = is_checkpoint(folder)
+    adapters = import_peft(loaded.model, folder) if theirs else storing.load(loaded.model, folder)
     adapters.model.eval()
     if names:
         adapters.use(*names)
-    probe = storing.read_probe(folder) or _probe(base, manifest) or loaded.example()
+    kept = None if theirs else storing.read_probe(folder)
+    probe = kept or _probe(base, manifest) or loaded.example()
     if probe is None:
         raise ArtifactError(
             "there is no input to check the merge on",

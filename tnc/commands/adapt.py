@@ -23,6 +23,10 @@ def adapt(
             "or a model source such as hf{path=...}."
         ),
     ] = "",
+    peft: Annotated[
+        Path | None,
+        typer.Option(help="A folder to write the adapters to for PEFT too; of several, one each."),
+    ] = None,
     set_: Sets = None,
     force: Annotated[bool, typer.Option(help="Replace adapters that are there.")] = False,
     as_json: AsJson = False,
@@ -34,12 +38,14 @@ def adapt(
     if out is not None:
         check_place(out, ArtifactError)
         _check_free(out, force)
+    if peft is not None:
+        check_place(peft, ArtifactError)
     with working() as progress:
         from tnc.adaptation import run
         from tnc.recipe import distillation_folder
 
         with resumable(distillation_folder(out or Path("-"))):
-            report = run(resolved, out, base, progress, force=force)
+            report = run(resolved, out, base, progress, force=force, peft=peft)
     if as_json and not report.gate:
         print_json("adapt", report.as_json())
     elif not as_json:

@@ -13,6 +13,17 @@ Figures = tuple[tuple[str, float], ...]
 
 
 @dataclass(frozen=True)
+class ForPeft:
+    """One adapter as it was written for PEFT: weights, and the largest relative error of one."""
+
+    adapter: str
+    folder: str
+    weights: int
+    error: float
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class AdaptReport:
     """One run: figures on held-out data of the base, with adapters, and after training.
 
@@ -34,6 +45,7 @@ class AdaptReport:
     folder: str = ""
     gate: str = ""
     environment: tuple[tuple[str, str], ...] = ()
+    peft: tuple[ForPeft, ...] = ()
 
     @property
     def after(self) -> Figures:

@@ -68,6 +68,10 @@ def adapt_tables(report: AdaptReport) -> RenderableType:
     parts.append(Text(f"seconds: {spent}"))
     if report.folder:
         parts.append(Text(f"adapters: {report.folder}"))
+    for each in report.peft:
+        told = f"{each.adapter} for PEFT: {each.folder}, {each.weights} weights, relative error"
+        parts.append(Text(f"{told} {each.error:.3g}"))
+        parts.extend(Text(f"note: {note}") for note in each.notes)
     return Group(*parts)
 
 

@@ -30,6 +30,11 @@ class Checkpoint:
     metadata: Mapping[str, str] = field(default_factory=dict)
 
 
+def is_checkpoint(folder: Path) -> bool:
+    """Tell whether a folder holds an adapter in PEFT's format."""
+    return (folder / CONFIG).is_file()
+
+
 def write(checkpoint: Checkpoint, folder: Path, *, force: bool = False) -> None:
     """Write a checkpoint; the folder is whole or not there. Raises ArtifactError."""
     empty = not folder.exists() or (folder.is_dir() and not any(folder.iterdir()))
