@@ -122,7 +122,7 @@ class TLoRA(Method):
 
 def _leaf(size: int, order: int) -> int:
     """Return the least q with `q ** order` of `size` or more."""
-    found = max(1, round(size ** (1 / order)) - 1)
+    found: int = max(1, round(size ** (1 / order)) - 1)
     while found**order < size:
         found += 1
     return found
