@@ -227,8 +227,8 @@ class Method(ABC):
         Extras are to be added by the methods that have some.
         """
         made = self.structure(site)
-        kinds = made.kinds
-        return sum(prod(s) for name, s in made.shapes.items() if kinds[name] == "trainable")
+        counts = {name: made.stored.get(name, prod(shape)) for name, shape in made.shapes.items()}
+        return sum(count for name, count in counts.items() if made.kinds[name] == "trainable")
 
     @property
     def sized(self) -> bool:
