@@ -13,14 +13,15 @@ from tnc.adapters.attach import Pool, attach_, shared_copy, train_also_
 from tnc.adapters.calibration import LIMIT, Loss, output_loss
 from tnc.adapters.choosing import Choice, Chosen, choose
 from tnc.adapters.given import Given
-from tnc.adapters.method import methods
+from tnc.adapters.method import Method, methods
 from tnc.adapters.rules import EVERYTHING, Settings, Wanted, read
 from tnc.adapters.sizing import sized
 from tnc.adapters.starting import Report, started
 from tnc.capture import Trace, capture
 from tnc.decide.adapter_plan import AdapterEntry, AdapterPlan
 from tnc.decide.adapters import DEFAULT
-from tnc.decide.options import print_option
+from tnc.decide.option_text import print_form
+from tnc.decide.options import as_mapping
 from tnc.decide.plan import Skip
 from tnc.decide.spec import Spec
 from tnc.planner.preparing import Example, example_of
@@ -176,13 +177,21 @@ def _entry(model: nn.Module, choice: Choice, each: Chosen) -> AdapterEntry:
     return AdapterEntry(
         adapter=choice.wanted.name,
         weight=site.name,
-        method=print_option(methods, each.method),
+        method=_told(each.method),
         structure=str(each.method.structure(site)),
         trained=each.method.trained(site, partial(each.place.mapped, model)),
         weight_params=site.signature.parameters,
         reason=each.reason or "its rule",
         rule=each.rule.where,
     )
+
+
+def _told(method: Method) -> str:
+    """Write a method with its size, also where that is the default."""
+    plain = as_mapping(methods, method)
+    if method.sized:
+        plain = {"kind": plain["kind"], method.sized_by: getattr(method, method.sized_by), **plain}
+    return print_form(plain)
 
 
 def _seed(settings: Settings, seed: int | None) -> int:
