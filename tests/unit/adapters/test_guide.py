@@ -55,8 +55,9 @@ def test_a_wrong_row_is_found() -> None:
 
 def test_its_examples_run(tmp_path: Path, monkeypatch, capsys) -> None:
     text = GUIDE.read_text()
-    blocks = re.findall(r"^```python\n(.*?)^```$", text, flags=re.DOTALL | re.MULTILINE)
-    printed = re.findall(r"^```\n(.*?)^```$", text, flags=re.DOTALL | re.MULTILINE)
+    fences = re.findall(r"^```(\w*)\n(.*?)^```$", text, flags=re.DOTALL | re.MULTILINE)
+    blocks = [block for kind, block in fences if kind == "python"]
+    printed = [block for kind, block in fences if not kind]
     monkeypatch.chdir(tmp_path)
     module = ModuleType("guide")
     monkeypatch.setitem(sys.modules, "guide", module)  # where dataclasses look their types up
