@@ -22,7 +22,7 @@ import tnc
 from benchmarks.convnets import Images, LeNet
 from benchmarks.outcome import Arguments, Goal, Outcome, table
 from benchmarks.resnet import read_resnet20
-from tnc.adapting.ranks import Ranks
+from tnc.rank_adaptation.ranks import Ranks
 
 NAME = "rank-adaptation"
 

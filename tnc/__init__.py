@@ -18,7 +18,7 @@ __version__ = "0.1.0"
 _PUBLIC = {
     "adapt": "tnc.adapters",
     "adapt_": "tnc.adapters",
-    "adapt_ranks": "tnc.adapting.ranks",
+    "adapt_ranks": "tnc.rank_adaptation.ranks",
     "bind": "tnc.binding",
     "follow": "tnc.binding",
     "compensate": "tnc.api",
@@ -51,7 +51,6 @@ if TYPE_CHECKING:
     from tnc import optim as optim
     from tnc.adapters.adapting import adapt as adapt
     from tnc.adapters.adapting import adapt_ as adapt_
-    from tnc.adapting.ranks import adapt_ranks as adapt_ranks
     from tnc.api import compensate as compensate
     from tnc.api import compile as compile
     from tnc.api import densify as densify
@@ -72,6 +71,7 @@ if TYPE_CHECKING:
     from tnc.net import Structure as Structure
     from tnc.nn import StructuredLayer as StructuredLayer
     from tnc.nn.tuning import tune as tune
+    from tnc.rank_adaptation.ranks import adapt_ranks as adapt_ranks
     from tnc.searching.api import search as search
 
 

@@ -41,7 +41,7 @@ def adapt(
     if peft is not None:
         check_place(peft, ArtifactError)
     with working() as progress:
-        from tnc.adaptation import run
+        from tnc.adapt_recipe import run
         from tnc.recipe import distillation_folder
 
         with resumable(distillation_folder(out or Path("-"))):

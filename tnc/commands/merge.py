@@ -31,7 +31,7 @@ def merge(
 
     check_free(out, force)
     with working() as progress:
-        from tnc.merging import merge as run
+        from tnc.merge_recipe import merge as run
 
         report = run(base, adapter, out, tuple(use or ()), progress, force=force)
     if as_json:

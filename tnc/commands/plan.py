@@ -52,7 +52,7 @@ def plan(
         print_note(f"plan {made.digest[:12]} written to {out}")
     changes = other.diff(made) if other else ()
     if as_json:
-        extra = {"changes": list(changes)} if other else {}
+        extra: dict[str, Any] = {"changes": list(changes)} if other else {}
         extra |= {"adapters": _plain(beside)} if beside else {}
         print_json("plan", {"digest": made.digest, "plan": made.to_json(), **extra})
     elif explain:
@@ -103,7 +103,7 @@ def _adapters(resolved: Resolved | None, base: str, other: object) -> AdapterPla
         return None
     with at_work() as progress:
         progress("adapters", 0, 1)
-        from tnc.adaptation import plan
+        from tnc.adapt_recipe import plan
 
         return plan(resolved, base)
 

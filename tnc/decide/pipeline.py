@@ -19,7 +19,7 @@ from tnc.decide.spec_problems import problem
 from tnc.registry import Registry, normalise
 
 passes: Registry[type[Any]] = Registry("pass", "tnc.passes")
-schedules: Registry[type[Any]] = Registry("schedule", "tnc.adapting.schedules")
+schedules: Registry[type[Any]] = Registry("schedule", "tnc.rank_adaptation.schedules")
 allocators: Registry[type[Any]] = Registry("allocator", "tnc.allocators")
 
 DEFAULT = (

@@ -10,14 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tnc.adapting.adapted import Adapted
-from tnc.adapting.schedule import Schedule, schedules
-from tnc.adapting.star import star_of
-from tnc.adapting.tree import ends, unfold
 from tnc.errors import PlanError
 from tnc.fit.folding import fold
 from tnc.fit.named_einsum import Named, einsum
 from tnc.net import Core, Equation, Network, Signature, Structure
+from tnc.rank_adaptation.adapted import Adapted
+from tnc.rank_adaptation.schedule import Schedule, schedules
+from tnc.rank_adaptation.star import star_of
+from tnc.rank_adaptation.tree import ends, unfold
 
 
 @schedules.register("rank-increments")

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from tnc.adapting.star import Star, leading, matrix_of, rotated, shaped_as
-from tnc.adapting.tree import rank_within, unfold
 from tnc.errors import FitError
 from tnc.optim.moving import along
+from tnc.rank_adaptation.star import Star, leading, matrix_of, rotated, shaped_as
+from tnc.rank_adaptation.tree import rank_within, unfold
 
 
 @dataclass(frozen=True)

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from tnc.adapting.adapted import Adapted, BondMaps
-from tnc.adapting.retraction import Retraction, retract
-from tnc.adapting.schedule import Schedule, schedules
-from tnc.adapting.star import Star, in_gauge, spectra, star_of
 from tnc.errors import PlanError
+from tnc.rank_adaptation.adapted import Adapted, BondMaps
+from tnc.rank_adaptation.retraction import Retraction, retract
+from tnc.rank_adaptation.schedule import Schedule, schedules
+from tnc.rank_adaptation.star import Star, in_gauge, spectra, star_of
 
 
 @schedules.register("dlrt")

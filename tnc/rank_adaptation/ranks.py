@@ -10,8 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tnc.adapting.adapted import Adapted
-from tnc.adapting.schedule import Schedule, schedules
 from tnc.decide.options import build, print_option
 from tnc.decide.spec import Spec
 from tnc.derive import parameters
@@ -19,6 +17,8 @@ from tnc.errors import PlanError
 from tnc.net import Network, Structure, from_json, to_json
 from tnc.nn import StructuredLayer
 from tnc.optim import build as build_optimizer
+from tnc.rank_adaptation.adapted import Adapted
+from tnc.rank_adaptation.schedule import Schedule, schedules
 from tnc.rewrite import Compiled
 
 Profile = Mapping[str, Mapping[str, int]]

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 import torch
 
-from tnc.adapting.adapted import Adapted
-from tnc.adapting.schedule import Schedule, schedules
-from tnc.adapting.star import in_gauge, matrix_of, shaped_as, star_of
-from tnc.adapting.tree import unfold
 from tnc.errors import PlanError
+from tnc.rank_adaptation.adapted import Adapted
+from tnc.rank_adaptation.schedule import Schedule, schedules
+from tnc.rank_adaptation.star import in_gauge, matrix_of, shaped_as, star_of
+from tnc.rank_adaptation.tree import unfold
 
 
 @schedules.register("cond-lr")

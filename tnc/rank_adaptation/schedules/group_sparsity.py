@@ -9,12 +9,12 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from tnc.adapting.adapted import Adapted
-from tnc.adapting.balance import balance_
-from tnc.adapting.proximal import envelope_factors, lasso_factors
-from tnc.adapting.schedule import Schedule, schedules
-from tnc.adapting.tree import ends, unfold
 from tnc.errors import PlanError
+from tnc.rank_adaptation.adapted import Adapted
+from tnc.rank_adaptation.balance import balance_
+from tnc.rank_adaptation.proximal import envelope_factors, lasso_factors
+from tnc.rank_adaptation.schedule import Schedule, schedules
+from tnc.rank_adaptation.tree import ends, unfold
 
 
 @schedules.register("group-sparsity")

@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tnc.adapting.tree import ends, refuses_tree
 from tnc.errors import FitError
 from tnc.net import Network, Structure
 from tnc.nn import StructuredLayer
@@ -19,6 +18,7 @@ from tnc.optim import move_, refusal
 from tnc.optim.forms import form_of
 from tnc.optim.kinds import OURS
 from tnc.optim.moving import along
+from tnc.rank_adaptation.tree import ends, refuses_tree
 
 BondMaps = Mapping[str, Mapping[str, Tensor]]
 """By core and bond: how the core's gradient moves along the bond, `[new size, old size]`."""

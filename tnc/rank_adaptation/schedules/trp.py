@@ -8,14 +8,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from tnc.adapting.adapted import Adapted
-from tnc.adapting.balance import balance_
-from tnc.adapting.schedule import Schedule, schedules
-from tnc.adapting.tree import ends, rank_within, truncation
 from tnc.errors import PlanError
 from tnc.fit.named_einsum import Named, einsum
 from tnc.net import Network
 from tnc.optim.moving import along
+from tnc.rank_adaptation.adapted import Adapted
+from tnc.rank_adaptation.balance import balance_
+from tnc.rank_adaptation.schedule import Schedule, schedules
+from tnc.rank_adaptation.tree import ends, rank_within, truncation
 
 
 @schedules.register("trp")

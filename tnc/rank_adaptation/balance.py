@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from tnc.adapting.adapted import Adapted
-from tnc.adapting.tree import truncation
+from tnc.rank_adaptation.adapted import Adapted
+from tnc.rank_adaptation.tree import truncation
 
 
 def balance_(work: Adapted) -> None:

@@ -10,13 +10,13 @@ import torch
 from torch import nn
 
 import tnc
-from tnc.adapting.ranks import Ranks
-from tnc.adapting.schedule import schedules
-from tnc.adapting.star import in_gauge, matrix_of, star_of
-from tnc.adapting.tree import truncation
 from tnc.errors import PlanError
 from tnc.net import Structure, parse_network
 from tnc.nn import ConvView, LinearView, StructuredLayer
+from tnc.rank_adaptation.ranks import Ranks
+from tnc.rank_adaptation.schedule import schedules
+from tnc.rank_adaptation.star import in_gauge, matrix_of, star_of
+from tnc.rank_adaptation.tree import truncation
 
 LOW_RANK = "B[o r] A[r i] : i -> o | i=10 o=12 r=8"
 TUCKER = "U[o r] G[r s] V[s i] : i -> o | i=10 o=12 r=8 s=8"

@@ -11,12 +11,7 @@ from scipy.optimize import minimize
 from torch import nn
 
 import tnc
-from tests.laws.test_adapting import LAYERS, OPTIMIZERS, data, layer, model, train
-from tnc.adapting.proximal import envelope_factors, lasso_factors
-from tnc.adapting.retraction import retract
-from tnc.adapting.schedules.trp import nuclear_subgradient
-from tnc.adapting.star import in_gauge, matrix_of, star_of
-from tnc.adapting.tree import unfold
+from tests.laws.test_rank_adaptation import LAYERS, OPTIMIZERS, data, layer, model, train
 from tnc.decide.spec_problems import SpecProblems
 from tnc.derive.cut import cut
 from tnc.errors import BindError, FitError, PlanError
@@ -24,6 +19,11 @@ from tnc.net import Network, Structure, parse_network
 from tnc.nn import LinearView, StructuredLayer
 from tnc.nn.dense import rebuild
 from tnc.optim import move_
+from tnc.rank_adaptation.proximal import envelope_factors, lasso_factors
+from tnc.rank_adaptation.retraction import retract
+from tnc.rank_adaptation.schedules.trp import nuclear_subgradient
+from tnc.rank_adaptation.star import in_gauge, matrix_of, star_of
+from tnc.rank_adaptation.tree import unfold
 
 DOUBLE = torch.float64
 

@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tnc.adapting.adapted import Adapted
-from tnc.adapting.balance import balance_
-from tnc.adapting.schedule import Schedule, schedules
-from tnc.adapting.tree import ends, unfold
 from tnc.errors import PlanError
+from tnc.rank_adaptation.adapted import Adapted
+from tnc.rank_adaptation.balance import balance_
+from tnc.rank_adaptation.schedule import Schedule, schedules
+from tnc.rank_adaptation.tree import ends, unfold
 
 
 @schedules.register("maestro")

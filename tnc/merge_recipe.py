@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tnc.adaptation import load_base
+from tnc.adapt_recipe import load_base
 from tnc.decide.options import as_mapping, build
 from tnc.decide.plan import Entry, Plan, Total
 from tnc.errors import ArtifactError

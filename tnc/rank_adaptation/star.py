@@ -15,10 +15,10 @@ from math import prod
 import torch
 from torch import Tensor
 
-from tnc.adapting.tree import ends, unfold
 from tnc.derive.cut import cut
 from tnc.net import Network
 from tnc.optim.moving import along
+from tnc.rank_adaptation.tree import ends, unfold
 
 
 @dataclass(frozen=True)

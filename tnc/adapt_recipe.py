@@ -126,7 +126,8 @@ def plan(resolved: Resolved, base: str = "") -> AdapterPlan:
     """
     from tnc import adapters
 
-    spec, notes = resolved.spec, ()
+    spec = resolved.spec
+    notes: tuple[str, ...] = ()
     if spec.rules and not base:
         resolved = replace(resolved, spec=without_rules(spec))
         notes = ("planned beside the original's weights; --base BASE plans beside compiled ones",)
@@ -179,7 +180,8 @@ def run(
         with TemporaryDirectory() as place:
             _for_peft(made, Path(place), force)
     attached = _figures(inputs, made.model, clock)
-    done, trained = _trained(inputs, made, out, clock), ()
+    done = _trained(inputs, made, out, clock)
+    trained: Figures = ()
     if done is not None:
         made = adapters.of(done.model)
         trained = _figures(inputs, made.model, clock)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
-from tnc.adapting.adapted import Adapted
 from tnc.decide.pipeline import schedules
+from tnc.rank_adaptation.adapted import Adapted
 
 __all__ = ["Schedule", "schedules"]
 
