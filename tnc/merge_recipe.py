@@ -64,10 +64,17 @@ def merge(
         )
     clock("merge", 0, 1)
     used = tuple(adapters.active)
+    if not used:
+        raise ArtifactError(
+            "none of the adapters is in use",
+            where=str(folder),
+            hint=f"name one: --use {adapters.names[0]}",
+        )
     weights = sorted({path for name in used for path in adapters.deltas(name)})
     before = _outputs(adapters.model, probe)
     drifts = sorted(adapters.merge(), key=lambda drift: -drift.largest)
-    beside = [name for name, p in adapters.named_parameters() if "adapters_." not in name]
+    outside = storing.outside_of(adapters.model)
+    beside = [name for name, p in outside.items() if p.requires_grad]
     merged = adapters.unload()
     merged.requires_grad_(True)
     after = _outputs(merged, probe)

@@ -14,6 +14,7 @@ from tnc.adapters.bank import Bank, bank_of, base_weight, remove_bank_
 from tnc.adapters.converting import Conversion, Line, check_asked, low_rank, put_low_rank_
 from tnc.adapters.delta import Delta
 from tnc.adapters.merging import Drift, Summed, merged
+from tnc.adapters.moment import peers
 from tnc.adapters.place import place_of
 from tnc.errors import PlanError
 from tnc.nn import StructuredLayer
@@ -113,9 +114,13 @@ class Adapters:
         value.
         """
         self.check_unmerged()
-        found = [d for d in self.deltas(adapter).values() if constant in d.constants]
+        deltas = self.deltas(adapter).values()
+        found = [p for d in deltas if constant in d.constants for p in peers(self.model, d)]
         if not found:
             raise PlanError(f"no delta of the adapter has a constant {constant!r}")
+        whole = not found[0].constant(constant).is_floating_point()
+        if whole and (value < 0 or value != int(value)):
+            raise PlanError(f"{constant} cannot be {value}", hint="give a whole number from 0")
         before = [delta.constant(constant).clone() for delta in found]
         try:
             for delta in found:

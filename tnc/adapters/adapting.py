@@ -9,7 +9,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from tnc.adapters.adapters import Adapters
-from tnc.adapters.attach import Pool, attach_, shared_copy, train_also_
+from tnc.adapters.attach import Pool, attach_, check_free, shared_copy, train_also_
+from tnc.adapters.bank import check_name
 from tnc.adapters.calibration import LIMIT, Loss, output_loss
 from tnc.adapters.choosing import Choice, Chosen, choose
 from tnc.adapters.given import Given
@@ -146,6 +147,9 @@ def _adapted_(
     """Decide about every adapter and compute all first values, then attach: none sees another."""
     choices, _, _ = _chosen(model, asked, given, example, train)
     made = [(choice, started(model, choice, given, seed, report)) for choice in choices]
+    for choice, parts in made:
+        for each in parts:
+            check_free(model, each.chosen.place, choice.wanted.name)
     pool = Pool()
     for choice, parts in made:
         for each in parts:
@@ -166,8 +170,11 @@ def _chosen(
     patterns = [train] if isinstance(train, str) else list(train)
     for wanted in asked:
         patterns += [pattern for pattern in wanted.train if pattern not in patterns]
+    for wanted in asked:
+        check_name(wanted.name, "adapters")
     beside = train_also_(model, patterns)
-    trace = capture(model, *probe, graph=False)
+    with Adapters(model).disabled():  # what adapters compute beside a weight is no other use of it
+        trace = capture(model, *probe, graph=False)
     choices = [choose(model, trace, wanted, beside) for wanted in asked]
     return tuple(sized(model, choice, given) for choice in choices), trace, beside
 

@@ -6,12 +6,13 @@ import copy
 import hashlib
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
+from types import FunctionType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from tnc.adapters.bank import install_bank_
+from tnc.adapters.bank import bank_of, install_bank_
 from tnc.adapters.delta import Delta
 from tnc.adapters.method import Method, Parts
 from tnc.adapters.place import Place
@@ -24,6 +25,14 @@ def shared_copy(model: nn.Module) -> nn.Module:
 
     Buffers are copied. Raises CaptureError where a model cannot be copied.
     """
+    for path, module in model.named_modules():
+        if isinstance(vars(module).get("forward"), FunctionType):
+            raise CaptureError(
+                "the module's forward was replaced by a function, which a copy would share: it "
+                "would go on calling the original",
+                where=path,
+                hint="adapt_ changes the model in place",
+            )
     memo: dict[int, object] = {
         id(p): nn.Parameter(p.detach(), requires_grad=False) for p in model.parameters()
     }
@@ -35,6 +44,18 @@ def shared_copy(model: nn.Module) -> nn.Module:
             where=type(model).__name__,
             hint="copy.deepcopy(model) shows it; adapt_ changes the model in place",
         ) from error
+
+
+def check_free(model: nn.Module, place: Place, adapter: str) -> None:
+    """Raise PlanError where a weight has an adapter of that name."""
+    for owner in place.owners:
+        bank = bank_of(model.get_submodule(owner.path))
+        if bank is not None and owner.attribute in bank.held(adapter):
+            raise PlanError(
+                f"{place.site.name} has an adapter named {adapter!r}",
+                where=place.site.name,
+                hint="choose another name, or remove the adapter first",
+            )
 
 
 def train_also_(model: nn.Module, patterns: Sequence[str]) -> tuple[str, ...]:

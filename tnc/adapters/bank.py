@@ -43,6 +43,13 @@ class Bank(nn.Module):
         self.active: dict[str, float] = {}
         self.merged: dict[str, Tensor | StructuredLayer] = {}
 
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Bank:
+        """Move what is merged too: it is no buffer, so that it is not saved."""
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        for name, merged in self.merged.items():
+            self.merged[name] = fn(merged) if isinstance(merged, Tensor) else merged._apply(fn)
+        return self
+
     def held(self, adapter: str) -> Mapping[str, Delta]:
         """Return the deltas of an adapter by parameter; none where it has none here."""
         found = self._modules.get(adapter)
@@ -167,6 +174,21 @@ def _moves(delta: Delta, share: float, module: nn.Module, name: str) -> Transpor
         assert rows is not None
         scale = rows.detach() * scale
     return Transport(delta.layer.structure, delta.tensors(), scale)
+
+
+_NAMED = Bank("")
+
+
+def check_name(name: str, where: str = "") -> None:
+    """Raise PlanError where an adapter cannot be named so."""
+    wrong = not name or any(mark in name for mark in "./") or name.startswith("_")
+    if wrong or hasattr(_NAMED, name):
+        raise PlanError(
+            f"an adapter cannot be named {name!r}",
+            where=where,
+            hint="choose a word without dots, slashes or a leading _, other than "
+            "names that modules use themselves",
+        )
 
 
 def bank_of(module: nn.Module) -> Bank | None:

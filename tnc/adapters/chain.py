@@ -29,8 +29,8 @@ class Chain(NamedTuple):
         return _scaled(y, self.scaled, stored, bias, -1)
 
     def conv(self, x: Tensor, weight: Tensor, module: Any) -> Tensor | None:
-        """Return the output of a convolution without groups; None where it has some."""
-        if module.groups != 1 or not x.numel():
+        """Return the output of a convolution; None where it has groups, or x no batch axis."""
+        if module.groups != 1 or not x.numel() or x.dim() != weight.dim():
             return None
         down, up, scale = products.stacked(self.pairs)
         bias = module._parameters["bias"]

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from tnc.adapters.attach import attach_
-from tnc.adapters.bank import bank_of
+from tnc.adapters.bank import bank_of, check_name
 from tnc.adapters.delta import Delta
 from tnc.adapters.method import Parts, methods, wide
 from tnc.adapters.place import Place
@@ -137,6 +137,7 @@ def _kept(values: Tensor, rank: int | None, energy: float | None, size: int) -> 
 
 def put_low_rank_(model: nn.Module, place: Place, adapter: str, found: LowRank) -> Delta:
     """Put a pair beside a weight as a LoRA adapter of factor 1, not in use."""
+    check_name(adapter)
     method = methods.get("lora")(rank=found.rank)  # type: ignore[call-arg]
     structure = method.structure(place.site)
     shapes = structure.shapes

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -18,6 +19,8 @@ from tnc.errors import BindError
 
 Optimizer = torch.optim.Optimizer
 Turn = tuple[str, Delta, set[int]]
+
+_OPEN: weakref.WeakKeyDictionary[Optimizer, weakref.ref[Followed]] = weakref.WeakKeyDictionary()
 
 
 class Followed:
@@ -55,6 +58,8 @@ class Followed:
         """Take the hooks away."""
         for handle in self._handles:
             handle.remove()
+        for optimizer in self.optimizers:
+            _OPEN.pop(optimizer, None)
 
     def state_dict(self) -> dict[str, Any]:
         """Return what resumes, tensors, numbers and text alone, between two steps.
@@ -113,6 +118,8 @@ class Followed:
         """Tell what a delta remembers to those that share its parameters."""
         for peer in self._alike(delta):
             peer.steps, peer.memory, peer.probe = delta.steps, delta.memory, delta.probe
+            for name in delta.constants:  # moving a model to another device takes them apart
+                peer._buffers[name] = delta._buffers[name]
 
     def _moment(self, delta: Delta, turn: list[Turn]) -> Moment:
         deltas = tuple(each for _, each, _ in turn)
@@ -218,6 +225,12 @@ def follow(adapters: Adapters, *optimizers: Optimizer, seed: int = 0) -> Followe
         raise BindError("no optimizer is given", hint="follow(adapters, optimizer)")
     trained = {id(p) for p in adapters.parameters()}
     for optimizer in optimizers:
+        earlier = _OPEN.get(optimizer)
+        if earlier is not None and earlier() is not None:
+            raise BindError(
+                "the optimizer is followed already: its hooks would run twice",
+                hint="close() what follow returned first",
+            )
         held = {id(p) for group in optimizer.param_groups for p in group["params"]}
         if not held & trained:
             raise BindError(
@@ -228,7 +241,10 @@ def follow(adapters: Adapters, *optimizers: Optimizer, seed: int = 0) -> Followe
             for path, delta in adapters.deltas(name).items():
                 if held & {id(p) for p in delta.trained.values()}:
                     _check_fit(path, delta, optimizer)
-    return Followed(adapters, optimizers, seed)
+    made = Followed(adapters, optimizers, seed)
+    for optimizer in optimizers:
+        _OPEN[optimizer] = weakref.ref(made)
+    return made
 
 
 def acts(method: Method, hook: str) -> bool:

@@ -21,6 +21,9 @@ CANCELLED = 1e-2
 BLOCK = 1 << 20
 """Entries of a weight of few bits that are widened at once."""
 
+SAMPLED = 64
+"""Entries of a weight in memory of the processor that are looked at to tell whether it changed."""
+
 _KNOWN: WeakIdKeyDictionary = WeakIdKeyDictionary()
 
 
@@ -59,12 +62,20 @@ def _remembered(keys: Sequence[Tensor], rows: Tensor) -> Tensor:
     """Return the sum of squares of every row, float64."""
     if not keys or any(key.is_inference() for key in keys):
         return _squares(rows)
-    state = tuple((key._version, key.data_ptr()) for key in keys)
+    state = tuple((key._version, key.data_ptr(), _sampled(key)) for key in keys)
     known = _KNOWN.get(keys[0])  # type: ignore[no-untyped-call]
     if known is None or known[0] != state or known[1].device != rows.device:
         known = _KNOWN[keys[0]] = (state, _squares(rows))
     found: Tensor = known[1]
     return found
+
+
+def _sampled(key: Tensor) -> float:
+    """Return a sum of some entries, which tells of writes that count no version (`p.data`)."""
+    if not key.is_cpu or not key.is_contiguous():
+        return 0.0
+    flat = key.detach().view(-1)
+    return float(flat[:: max(1, flat.numel() // SAMPLED)].double().sum())
 
 
 def _squares(rows: Tensor) -> Tensor:

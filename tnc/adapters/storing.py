@@ -15,6 +15,7 @@ from torch import Tensor, nn
 import tnc
 from tnc.adapters.adapters import Adapters
 from tnc.adapters.attach import Pool, attach_, shared_copy
+from tnc.adapters.attach import check_free as check_free_place
 from tnc.adapters.bank import bank_of
 from tnc.adapters.delta import Delta
 from tnc.adapters.method import Parts, methods
@@ -46,33 +47,34 @@ def save(
     """Write adapters (all of them, or those named) and what is trained beside them to a folder.
 
     The base model is not written: its weights' names, shapes and dtypes are, and are checked when
-    the adapters are loaded. `probe` is one input, (args, kwargs), that merging is checked with;
-    `spec` and `report` are kept to be read. The folder is complete or not there. An old one is
-    replaced with `force`. Raises ArtifactError.
+    the adapters are loaded. Its buffers are, since training changes them (batch norms). `probe` is
+    one input, (args, kwargs), that merging is checked with; `spec` and `report` are kept to be
+    read. The folder is complete or not there; an old one is replaced with `force`. Raises
+    ArtifactError.
     """
     folder = Path(out)
     check_free(folder, force)
     tensors: dict[str, Tensor] = {}
     held: dict[str, dict[str, Any]] = {}
     for name in names or adapters.names:
-        held[name] = {"weight": adapters.active.get(name, 0.0), "deltas": []}
+        held[name] = {"weight": adapters.active.get(name, float(name in names)), "deltas": []}
         for path, delta in adapters.deltas(name).items():
             key = f"{name}/{path}"
             held[name]["deltas"].append(_described(adapters.model, name, delta) | {"key": key})
             tensors |= {f"{key}/{part}": v for part, v in _tensors(delta).items()}
     shared, tensors = _gathered(tensors)
-    beside = [
-        (name, p)
-        for name, p in adapters.model.named_parameters()
-        if p.requires_grad and "adapters_." not in name
-    ]
+    outside = outside_of(adapters.model)
+    beside = [(name, p) for name, p in outside.items() if getattr(p, "requires_grad", False)]
     tensors |= {f"beside/{name}": p.detach() for name, p in beside}
+    buffers = {k: v for k, v in outside.items() if not isinstance(v, nn.Parameter)}
+    tensors |= {f"buffers/{name}": value.detach() for name, value in buffers.items()}
     manifest = {
         "format": FORMAT,
         "tnc": tnc.__version__,
         "adapters": held,
         "shared": shared,
         "beside": [name for name, _ in beside],
+        "buffers": list(buffers),
     }
     form, inputs = probe_data(probe, ()) if probe is not None else (None, {})
     manifest |= {"probe": form, "report": dict(report or {})}
@@ -120,14 +122,25 @@ def load_(model: nn.Module, folder: str | Path) -> Adapters:
     """Put the adapters of a folder beside a model's own weights; see `load`."""
     place = Path(folder)
     manifest, tensors = _read(place)
+    Adapters(model).check_unmerged()
     wanted = []
     for name, told in manifest["adapters"].items():
         for data in told["deltas"]:
             wanted.append((name, told["weight"], data, _place(model, data, place)))
-    own = dict(model.named_parameters())
-    missing = [name for name in manifest["beside"] if name not in own]
-    if missing:
-        raise ArtifactError(f"the model has no parameter {missing[0]!r}", where=str(place))
+            check_free_place(model, wanted[-1][3], name)
+    own = dict(outside_of(model))
+    kept = [("beside", name) for name in manifest.get("beside", ())]
+    kept += [("buffers", name) for name in manifest.get("buffers", ())]
+    for kind, name in kept:
+        if name not in own:
+            raise ArtifactError(f"the model has no tensor {name!r}", where=str(place))
+        found, given = tuple(own[name].shape), tuple(tensors[f"{kind}/{name}"].shape)
+        if found != given:
+            raise ArtifactError(
+                f"{name} has shape {found}, the one that was trained beside adapters {given}",
+                where=str(place),
+                hint="adapters belong to the model that they were made for",
+            )
     pool = Pool()
     for name, weight, data, where in wanted:
         key = f"{data['key']}/"
@@ -153,10 +166,22 @@ def load_(model: nn.Module, folder: str | Path) -> Adapters:
             bank.active[name] = weight
             if not weight:
                 del bank.active[name]
-    for name in manifest["beside"]:
-        own[name].data = tensors[f"beside/{name}"].to(own[name])
-        own[name].requires_grad_(True)
+    for kind, name in kept:
+        own[name].data = tensors[f"{kind}/{name}"].to(own[name])
+        own[name].requires_grad_(kind == "beside")
     return Adapters(model)
+
+
+def outside_of(model: nn.Module) -> dict[str, Tensor]:
+    """Return a model's parameters and saved buffers by name, without those of its adapters."""
+    inside = {
+        id(tensor)
+        for module in model.modules()
+        if (bank := bank_of(module)) is not None
+        for tensor in (*bank.parameters(), *bank.buffers())
+    }
+    found = model.state_dict(keep_vars=True)
+    return {k: v for k, v in found.items() if isinstance(v, Tensor) and id(v) not in inside}
 
 
 def _gathered(tensors: dict[str, Tensor]) -> tuple[dict[str, Any], dict[str, Tensor]]:

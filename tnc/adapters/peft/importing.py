@@ -11,6 +11,7 @@ from torch import nn
 
 from tnc.adapters.adapters import Adapters
 from tnc.adapters.attach import Pool, attach_, shared_copy
+from tnc.adapters.bank import check_name
 from tnc.adapters.peft import checkpoint
 from tnc.adapters.peft.beside import put_, read_beside
 from tnc.adapters.peft.checkpoint import Checkpoint
@@ -62,6 +63,8 @@ def import_peft_(
     out_proj_times: int | None = None,
 ) -> Adapters:
     """Put the adapter of a checkpoint beside a model's own weights; see `import_peft`."""
+    Adapters(model).check_unmerged()
+    check_name(name)
     found = checkpoint.read(folder)
     place = str(folder)
     reader = READERS.get(str(found.config["peft_type"]).upper())
