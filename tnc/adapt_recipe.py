@@ -170,6 +170,8 @@ def run(
     subject = subject_of(resolved, base)
     inputs = subject.inputs
     _check(resolved, subject)
+    if peft is not None:
+        _check_peft(spec, peft, force)
     given = subject.given | {"locations": resolved.locations}
     clock("plan", 0, 1)
     decided = adapters.plan(subject.base, spec, **given)
@@ -217,10 +219,23 @@ def _for_peft(made: Adapters, folder: Path, force: bool) -> tuple[ForPeft, ...]:
 
     found = []
     for name in made.names:
-        place = folder if len(made.names) == 1 else folder / name
+        place = _place(folder, name, len(made.names))
         written = export_peft(made, place, name, force=force)
         found.append(ForPeft(name, str(place), len(written.rows), written.error, written.notes))
     return tuple(found)
+
+
+def _check_peft(spec: Spec, folder: Path, force: bool) -> None:
+    """Refuse before the training what writing for PEFT would refuse after it."""
+    from tnc.adapters.peft.checkpoint import check_free
+
+    names = [adapter.name for adapter in spec.adapters or ()]
+    for name in names:
+        check_free(_place(folder, name, len(names)), force)
+
+
+def _place(folder: Path, name: str, several: int) -> Path:
+    return folder if several == 1 else folder / name
 
 
 def _check(resolved: Resolved, subject: Subject) -> None:

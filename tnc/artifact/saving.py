@@ -51,6 +51,7 @@ def save(
     ArtifactError where the folder exists and is no artifact, or `force` is not set, and PlanError
     where the model does not hold what its plan promises.
     """
+    check_plain(compiled.model)
     check_savings(compiled)
     return write(
         compiled,
@@ -161,7 +162,7 @@ def check_plain(model: nn.Module) -> None:
         if has_deltas(module):
             raise ArtifactError(
                 "the model has adapters, which an artifact does not hold",
-                where=path,
+                where=path or type(module).__name__,
                 hint="tnc.adapters.storing.save(tnc.adapters.of(model), folder) saves them apart; "
                 "tnc.adapters.of(model).unload() merges them",
             )

@@ -37,9 +37,15 @@ def adapt(
     resolved = read_spec(spec, set_ or ())
     if out is not None:
         check_place(out, ArtifactError)
+        if out.name in ("", ".."):
+            raise ArtifactError(f"cannot replace {out}", where="--out", hint="name a folder in it")
         _check_free(out, force)
     if peft is not None:
         check_place(peft, ArtifactError)
+        if out is not None and out.resolve() == peft.resolve():
+            raise ArtifactError(
+                f"--out and --peft are the same folder, {out}", hint="choose another --peft"
+            )
     with working() as progress:
         from tnc.adapt_recipe import run
         from tnc.recipe import distillation_folder

@@ -70,6 +70,11 @@ class Insertion:
     out: Tensor
     spectrum: Tensor
 
+    @property
+    def empty(self) -> bool:
+        """Whether the weight is zero, as a fresh delta's is: no singular vector leads."""
+        return float(self.spectrum.max()) <= torch.finfo(self.spectrum.dtype).tiny
+
 
 def truncation(network: Network, cores: Cores, bond: str, rank: int) -> Insertion:
     """Return the optimal truncation of a bond, both new sides of equal norms.

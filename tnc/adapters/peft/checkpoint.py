@@ -35,13 +35,19 @@ def is_checkpoint(folder: Path) -> bool:
     return (folder / CONFIG).is_file()
 
 
-def write(checkpoint: Checkpoint, folder: Path, *, force: bool = False) -> None:
-    """Write a checkpoint; the folder is whole or not there. Raises ArtifactError."""
+def check_free(folder: Path, force: bool) -> None:
+    """Raise ArtifactError where a folder is in the way of a checkpoint."""
     empty = not folder.exists() or (folder.is_dir() and not any(folder.iterdir()))
     if not empty and not force and not (folder / CONFIG).exists():
         raise ArtifactError(
-            f"{folder} exists and holds no adapter", hint="choose another place, or force=True"
+            f"{folder} exists and holds no adapter",
+            hint="choose another place, or --force, force=True",
         )
+
+
+def write(checkpoint: Checkpoint, folder: Path, *, force: bool = False) -> None:
+    """Write a checkpoint; the folder is whole or not there. Raises ArtifactError."""
+    check_free(folder, force)
     with writing(folder, ArtifactError), replaced_folder(folder) as place:
         metadata = {"format": "pt", **checkpoint.metadata}
         save_file(dict(checkpoint.tensors), place / TENSORS, metadata)

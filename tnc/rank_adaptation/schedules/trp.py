@@ -24,7 +24,8 @@ class TRP(Schedule):
     """Every `every` steps, truncate each bond to `energy` of its squared spectrum.
 
     In between, `strength` times the subgradient `U V^T` of the nuclear norm over each cut drives
-    small singular values to zero (Xu et al., 2020). Ranks only fall, to `least` at least.
+    small singular values to zero (Xu et al., 2020). Ranks only fall, to `least` at least. A weight
+    of zero, such as a fresh delta's, is left alone until it is trained.
     """
 
     energy: float = 0.98
@@ -64,6 +65,8 @@ class TRP(Schedule):
             work.check(work.values)
             for bond, rank in work.ranks.items():
                 found = truncation(work.network, work.values, bond, rank)
+                if found.empty:
+                    break
                 limit = (1 - self.energy) ** 0.5 * float(found.spectrum.norm())
                 kept = min(max(self.least, rank_within(found.spectrum, limit)), rank)
                 work.insert_(bond, found.into[:, :kept], found.out[:kept])
@@ -72,10 +75,13 @@ class TRP(Schedule):
 def nuclear_subgradient(network: Network, cores: dict[str, Tensor], bond: str) -> dict[str, Tensor]:
     """Return, for every core, the gradient of the nuclear norm of the weight over a bond's cut.
 
+    It is empty where the weight is zero, of which zero is a subgradient.
     `U V^T` is a network of the same form: with `X Y` the balanced insertion of `truncation`, it has
     `X S^-1 Y` in the bond. Its inner product with the weight is differentiated core by core.
     """
     found = truncation(network, cores, bond, network.size[bond])
+    if found.empty:
+        return {}
     middle = (found.into / found.spectrum[: found.into.shape[1]]) @ found.out
     first, _ = ends(network, bond)
     sign = dict(cores)
