@@ -230,8 +230,8 @@ def test_existing_folders_are_refused_first(spec, tmp_path: Path, monkeypatch,
     assert main(["merge", SOURCE, str(out), "--out", str(merged)]) == 0
     capsys.readouterr()
     with monkeypatch.context() as patched:
-        patched.setattr("tnc.adaptation.run", lambda *_, **__: pytest.fail("it worked first"))
-        patched.setattr("tnc.merging.merge", lambda *_, **__: pytest.fail("it worked first"))
+        patched.setattr("tnc.adapt_recipe.run", lambda *_, **__: pytest.fail("it worked first"))
+        patched.setattr("tnc.merge_recipe.merge", lambda *_, **__: pytest.fail("it worked first"))
         for words in (["adapt", text, "--out", str(out)],
                       ["merge", SOURCE, str(out), "--out", str(merged)]):  # fmt: skip
             assert main(words) == 2
@@ -249,7 +249,7 @@ def test_places_for_peft_are_refused_first(spec, tmp_path: Path, monkeypatch,
     out, held = tmp_path / "a", tmp_path / "held"
     held.mkdir()
     (held / "notes.txt").write_text("mine")
-    monkeypatch.setattr("tnc.adaptation._trained", lambda *_: pytest.fail("it trained first"))
+    monkeypatch.setattr("tnc.adapt_recipe._trained", lambda *_: pytest.fail("it trained first"))
     for peft, told in ((held, "holds no adapter"), (out, "the same folder")):
         assert main(["adapt", spec(LORA), "--out", str(out), "--peft", str(peft)]) == 2
         assert told in capsys.readouterr().err and not out.exists()
