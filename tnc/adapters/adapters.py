@@ -241,7 +241,7 @@ class Adapters:
 
         >>> import torch, tnc
         >>> net = torch.nn.Sequential(torch.nn.Linear(8, 8))
-        >>> tuned = tnc.adapt(net, "dora{rank=2}", example=torch.ones(1, 8))
+        >>> tuned = tnc.adapt(net, "lora{rank=2}", example=torch.ones(1, 8))
         >>> print(tuned.to_lora(1))
         lora: 1 weights, relative error 0
           0.weight: rank 1, error 0

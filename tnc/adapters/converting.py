@@ -81,14 +81,16 @@ def low_rank(
     """Return what deltas of one weight add, each times its share, as the best `B A`.
 
     `weight` is the base in its stored layout. `rank` is the largest, `energy` the least share of
-    the squared norm to be kept; without either the result is exact to rounding. Sums of chains are
-    never made dense.
+    the squared norm to be kept; without either the result is exact to rounding, that of the
+    weight. Sums of chains are never made dense.
     """
     found = [delta.pairs(share) if additive(delta) else () for delta, share in parts]
     if all(found):
         down, up, scale = stacked([pair for pairs in found for pair in pairs])
         return _of_pair(wide(up * scale), wide(down.flatten(1)), rank, energy)
     dense = reduce(torch.add, (changed(delta, share, weight) for delta, share in parts))
+    if dense.norm() <= 8 * torch.finfo(dense.dtype).eps * wide(weight).norm():
+        dense = torch.zeros_like(dense)  # what is left when methods take the weight away again
     return _of_svd(torch.linalg.svd(dense, full_matrices=False), rank, energy)
 
 

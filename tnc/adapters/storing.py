@@ -134,10 +134,10 @@ def load_(model: nn.Module, folder: str | Path) -> Adapters:
     for kind, name in kept:
         if name not in own:
             raise ArtifactError(f"the model has no tensor {name!r}", where=str(place))
-        found, given = tuple(own[name].shape), tuple(tensors[f"{kind}/{name}"].shape)
-        if found != given:
+        here, there = tuple(own[name].shape), tuple(tensors[f"{kind}/{name}"].shape)
+        if here != there:
             raise ArtifactError(
-                f"{name} has shape {found}, the one that was trained beside adapters {given}",
+                f"{name} has shape {here}, the one that was trained beside adapters {there}",
                 where=str(place),
                 hint="adapters belong to the model that they were made for",
             )
