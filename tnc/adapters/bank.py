@@ -13,18 +13,17 @@ from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
-from torch.nn import functional
 
-from tnc.adapters import products
+from tnc.adapters.applied import APPLIED, CHAINED
 from tnc.adapters.chain import Chain
 from tnc.adapters.delta import Delta
 from tnc.adapters.method import Call
 from tnc.adapters.products import Pair
 from tnc.binding.weights import Beside
 from tnc.errors import PlanError
-from tnc.nn import LinearView, StructuredLayer
+from tnc.nn import StructuredLayer
 from tnc.nn.adapted import ADAPTED
-from tnc.nn.rebuilt import RECURRENT, held, holding
+from tnc.nn.rebuilt import disguised, forget_flat_, held, holding
 from tnc.optim.transport import Transport
 
 BANK = "adapters_"
@@ -209,9 +208,7 @@ def install_bank_(module: nn.Module, kind: str, name: str) -> Bank:
     names = adapted_names(module)
     if name not in names:
         module.__class__ = adapted_class(base_class(type(module)), tuple(sorted((*names, name))))
-        if isinstance(module, nn.RNNBase):
-            module.__dict__.pop("_flat_weights", None)
-            module._flat_weight_refs = []
+        forget_flat_(module)
     return bank
 
 
@@ -240,18 +237,9 @@ def adapted_class(base: type[nn.Module], names: tuple[str, ...]) -> type[nn.Modu
     """Return the subclass of `base` that minds the deltas of some parameters, made once."""
     key = (base, names)
     if key not in _CLASSES:
-        body: dict[str, Any] = {name: property(_reader(base, name)) for name in names}
-        body |= {
-            ADAPTED: names,
-            "__module__": base.__module__,
-            "__qualname__": base.__qualname__,
-            "__doc__": base.__doc__,
-            "__reduce_ex__": _reduce,
-            "forward": _forward(base),
-        }
-        if issubclass(base, nn.RNNBase):
-            body |= RECURRENT
-        _CLASSES[key] = type(base.__name__, (base,), body)
+        readers = {name: property(_reader(base, name)) for name in names}
+        body = {**readers, ADAPTED: names, "__reduce_ex__": _reduce, "forward": _forward(base)}
+        _CLASSES[key] = disguised(base, body)
     return _CLASSES[key]
 
 
@@ -302,105 +290,6 @@ def _forward(base: type[nn.Module]) -> Callable[..., Any]:
 
 def _given(weight: Any) -> Tensor:
     return weight  # type: ignore[no-any-return]
-
-
-def _linear(module: Any, weight: Tensor, input: Tensor) -> Tensor:
-    return functional.linear(input, weight, module.bias)
-
-
-def _stored_inputs_first(module: Any, weight: Tensor, x: Tensor) -> Tensor:
-    return functional.linear(x, weight.t(), module.bias)
-
-
-def _embedding(module: Any, weight: Tensor, input: Tensor) -> Tensor:
-    return functional.embedding(input, weight, module.padding_idx)
-
-
-def _conv(module: Any, weight: Tensor, input: Tensor) -> Tensor:
-    return module._conv_forward(input, weight, module.bias)  # type: ignore[no-any-return]
-
-
-def _transposed_conv(
-    module: Any, weight: Tensor, input: Tensor, output_size: list[int] | None = None
-) -> Tensor:
-    axes = len(module.kernel_size)
-    padding = module._output_padding(
-        input,
-        output_size,
-        module.stride,
-        module.padding,
-        module.kernel_size,
-        axes,
-        module.dilation,
-    )
-    apply = (functional.conv_transpose1d, functional.conv_transpose2d, functional.conv_transpose3d)
-    return apply[axes - 1](
-        input,
-        weight,
-        module.bias,
-        module.stride,
-        module.padding,
-        padding,
-        module.groups,
-        module.dilation,
-    )
-
-
-def _structured(module: Any, merged: StructuredLayer | None, *args: Any, **kwargs: Any) -> Tensor:
-    return StructuredLayer.forward(merged or module, *args, **kwargs)
-
-
-APPLIED: Mapping[str, Callable[..., Tensor]] = {
-    "linear": _linear,
-    "linear-inputs-first": _stored_inputs_first,
-    "embedding": _embedding,
-    "conv": _conv,
-    "transposed-conv": _transposed_conv,
-    "structured": _structured,
-}
-"""How a layer is applied with a weight of its shape, by kind."""
-
-
-def _chained_linear(module: Any, weight: Any, chain: Chain, x: Tensor) -> Tensor:
-    return chain.linear(x, weight, module._parameters["bias"], weight)
-
-
-def _chained_inputs_first(module: Any, weight: Any, chain: Chain, x: Tensor) -> Tensor:
-    return chain.linear(x, weight.t(), module._parameters["bias"], weight)
-
-
-def _chained_conv(module: Any, weight: Any, chain: Chain, x: Tensor) -> Tensor | None:
-    return chain.conv(x, weight, module)
-
-
-def _chained_structured(module: Any, weight: Any, chain: Chain, x: Tensor) -> Tensor | None:
-    if chain.scaled is not None or not isinstance(module.view, LinearView):
-        return None
-    return products.added(StructuredLayer.forward(module, x), x, chain.pairs, chain.dropout)
-
-
-CHAINED: Mapping[str, Callable[..., Tensor | None]] = {
-    "linear": _chained_linear,
-    "linear-inputs-first": _chained_inputs_first,
-    "conv": _chained_conv,
-    "structured": _chained_structured,
-}
-"""How a layer is applied together with deltas that are chains; None says to apply it as others."""
-
-
-def applied_kind(module: nn.Module, kind: str) -> str:
-    """Return the name in `APPLIED` for a module of a layer kind ('' where code reads its weight).
-
-    >>> applied_kind(nn.ConvTranspose1d(2, 3, 1), "conv")
-    'transposed-conv'
-    """
-    if isinstance(module, StructuredLayer):
-        return "structured"
-    if kind == "conv" and type(module).__name__.startswith("ConvTranspose"):
-        return "transposed-conv"
-    if kind == "linear" and type(module).__name__ == "Conv1D":
-        return "linear-inputs-first"
-    return kind
 
 
 def _reduce(self: nn.Module, protocol: int) -> tuple[Any, ...]:

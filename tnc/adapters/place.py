@@ -8,7 +8,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from tnc.adapters.bank import BANK, applied_kind, bank_of, base_weight
+from tnc.adapters.applied import applied_kind
+from tnc.adapters.bank import BANK, bank_of, base_weight
 from tnc.capture import layer_kind
 from tnc.decide.site import Site, Use
 from tnc.errors import PlanError

@@ -83,7 +83,6 @@ def write(
     """Write an artifact folder as `save` does, of a model whose plan promises no savings."""
     path = Path(out)
     check_free(path, force)
-    check_plain(compiled.model)
     state, tied = distinct_state(compiled.model)
     with writing(path, ArtifactError), replaced_folder(path) as folder:
         tensors = _write_shards(folder, state, shard_bytes)

@@ -12,8 +12,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
-from tnc.decide.option_text import OptionText, parse_form, print_form
-from tnc.decide.options import as_mapping, text_schema, unknown, validated
+from tnc.decide.option_text import print_form
+from tnc.decide.options import as_mapping, mapping_of, text_schema, unknown, validated
 from tnc.decide.part import Part, Patterns
 from tnc.decide.pipeline import shipped
 from tnc.decide.spec_fields import Amount, Flag, OneOrMore, Whole, not_empty
@@ -53,22 +53,10 @@ def checked(value: Any) -> str:
 
 
 def _mapping(value: Any) -> dict[str, Any]:
-    if isinstance(value, str):
-        try:
-            return parse_form(value)
-        except OptionText as error:
-            raise problem("option_text", str(error)) from error
-    if isinstance(value, Mapping):
-        if isinstance(value.get("kind"), str):
-            return dict(value)
-        if len(value) == 1:
-            ((name, options),) = value.items()
-            if isinstance(name, str) and isinstance(options, Mapping | None):
-                return {"kind": name, **(options or {})}
-        raise problem("no_kind", f"an adapter needs a 'kind': one of {', '.join(names())}")
-    if type(value) in methods.all().values():
+    if not isinstance(value, str | Mapping) and type(value) in methods.all().values():
         return as_mapping(methods, value)
-    raise problem("choice", f"expected an adapter such as lora{{rank=8}}, got {value!r}")
+    needs = f"an adapter needs a 'kind': one of {', '.join(names())}"
+    return mapping_of(value, "an adapter such as lora{rank=8}", needs)
 
 
 def _schema() -> dict[str, Any]:

@@ -22,8 +22,8 @@ from pydantic import (
     model_validator,
 )
 
-from tnc.decide.option_text import OptionText, parse_form, print_form
-from tnc.decide.options import unknown
+from tnc.decide.option_text import parse_form, print_form
+from tnc.decide.options import mapping_of, unknown
 from tnc.decide.part import Part, Patterns
 from tnc.decide.pipeline import shipped
 from tnc.decide.spec_fields import Flag
@@ -94,20 +94,8 @@ def options_of(text: str) -> tuple[str, dict[str, Any]]:
 
 
 def _mapping(value: Any) -> dict[str, Any]:
-    if isinstance(value, str):
-        try:
-            return parse_form(value)
-        except OptionText as error:
-            raise problem("option_text", str(error)) from error
-    if isinstance(value, Mapping):
-        if isinstance(value.get("kind"), str):
-            return dict(value)
-        if len(value) == 1:
-            ((name, options),) = value.items()
-            if isinstance(name, str) and isinstance(options, Mapping | None):
-                return {"kind": name, **(options or {})}
-        raise problem("no_kind", f"an optimizer needs a 'kind': one of {', '.join(names())}")
-    raise problem("choice", f"expected an optimizer such as adamw{{lr=0.001}}, got {value!r}")
+    needs = f"an optimizer needs a 'kind': one of {', '.join(names())}"
+    return mapping_of(value, "an optimizer such as adamw{lr=0.001}", needs)
 
 
 def _check_options(kind: str, options: dict[str, Any]) -> None:

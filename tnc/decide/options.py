@@ -211,21 +211,28 @@ def _checked(model: type[BaseModel], options: dict[str, Any]) -> dict[str, Any]:
 
 
 def _mapping(registry: Registry[Any], value: Any) -> dict[str, Any]:
+    names, what = ", ".join(registry.all()), f"a {registry.kind}"
+    return mapping_of(value, f"{what} ({names})", f"{what} needs a 'kind': one of {names}")
+
+
+def mapping_of(value: Any, expected: str, needs: str) -> dict[str, Any]:
+    """Return `kind` and options of a thing written as text or as a mapping.
+
+    Raises a problem that says what is `expected`, or what a mapping without a kind `needs`.
+    """
     if isinstance(value, str):
         try:
             return parse_form(value)
         except OptionText as error:
             raise problem("option_text", str(error)) from error
     if not isinstance(value, Mapping):
-        names = ", ".join(registry.all())
-        raise problem("choice", f"expected a {registry.kind} ({names}), got {value!r}")
+        raise problem("choice", f"expected {expected}, got {value!r}")
     if len(value) == 1 and "kind" not in value:
         ((name, options),) = value.items()
         if isinstance(name, str) and isinstance(options, Mapping | None):
             return {"kind": name, **(options or {})}
     if not isinstance(value.get("kind"), str):
-        names = ", ".join(registry.all())
-        raise problem("no_kind", f"a {registry.kind} needs a 'kind': one of {names}")
+        raise problem("no_kind", needs)
     return dict(value)
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import copyreg
 import functools
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -32,9 +32,7 @@ def install_rebuilt_(module: nn.Module, name: str, layer: StructuredLayer) -> No
     names = (*getattr(type(module), _MARK, ()), name)
     base = _base(type(module))
     del module._parameters[name]
-    if isinstance(module, nn.RNNBase):
-        module.__dict__.pop("_flat_weights", None)
-        module._flat_weight_refs = []
+    forget_flat_(module)
     module.add_module(name + SUFFIX, layer)
     module.__class__ = rebuilt_class(base, tuple(sorted(names)))
 
@@ -43,19 +41,24 @@ def rebuilt_class(base: type[nn.Module], names: tuple[str, ...]) -> type[nn.Modu
     """Return the subclass of `base` with a rebuilding property for every name, made once."""
     key = (base, names)
     if key not in _CLASSES:
-        body: dict[str, Any] = {name: property(_reader(name)) for name in names}
-        body |= {
-            _MARK: names,
-            "__module__": base.__module__,
-            "__qualname__": base.__qualname__,
-            "__doc__": base.__doc__,
-            "__reduce_ex__": _reduce,
-            "forward": holding(base),
-        }
-        if issubclass(base, nn.RNNBase):
-            body |= RECURRENT
-        _CLASSES[key] = type(base.__name__, (base,), body)
+        readers = {name: property(_reader(name)) for name in names}
+        body = {**readers, _MARK: names, "__reduce_ex__": _reduce, "forward": holding(base)}
+        _CLASSES[key] = disguised(base, body)
     return _CLASSES[key]
+
+
+def disguised(base: type[nn.Module], body: Mapping[str, Any]) -> type[nn.Module]:
+    """Return a subclass that goes by the name of its base, with `body`; weights are read anew."""
+    named = {name: getattr(base, name) for name in ("__module__", "__qualname__", "__doc__")}
+    recurrent = _RECURRENT if issubclass(base, nn.RNNBase) else {}
+    return type(base.__name__, (base,), {**named, **body, **recurrent})
+
+
+def forget_flat_(module: nn.Module) -> None:
+    """Let a recurrent module read its weights by name: what it keeps of them is dropped."""
+    if isinstance(module, nn.RNNBase):
+        module.__dict__.pop("_flat_weights", None)
+        module._flat_weight_refs = []
 
 
 def rebuilt_names(module: nn.Module) -> tuple[str, ...]:
@@ -132,7 +135,7 @@ def _unchanged(self: nn.RNNBase) -> bool:
     return False
 
 
-RECURRENT: dict[str, Any] = {
+_RECURRENT: dict[str, Any] = {
     "_flat_weights": property(_flat_weights, _ignore),
     "_init_flat_weights": _ignore,
     "_weights_have_changed": _unchanged,

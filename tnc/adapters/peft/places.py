@@ -7,7 +7,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from tnc.adapters.bank import applied_kind, bank_of
+from tnc.adapters.applied import applied_kind
+from tnc.adapters.bank import bank_of
 from tnc.adapters.peft.layers import CONVOLUTIONS, is_inputs_first
 from tnc.adapters.place import Owner, Place, places
 from tnc.capture import layer_kind
