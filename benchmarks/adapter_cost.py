@@ -170,7 +170,8 @@ def check(ours: Side, theirs: Side) -> None:
 
 def sides(method: str, names: tuple[str, ...], sentences: int, tokens: int) -> tuple[Side, Side]:
     """Return both models with the same factors, which are none of them zero."""
-    base, batch = minilm(sentences, tokens)
+    loaded, batch = minilm(sentences, tokens)
+    base = copy.deepcopy(loaded)  # a file's mapped pages are smaller, and slower, than a copy's
     match = [f"encoder.*.{name}" for name in names]
     given = f"{method}{{rank={RANK}, alpha={ALPHA}}}"
     adapters = tnc.adapt(base, given, match=match, example=((), batch))

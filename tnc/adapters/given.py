@@ -19,6 +19,7 @@ from tnc.adapters.calibration import (
 )
 from tnc.adapters.choosing import Chosen
 from tnc.adapters.place import Place
+from tnc.adapters.sequential import wishes
 from tnc.decide.site import Site
 from tnc.errors import PlanError
 from tnc.nn import StructuredLayer
@@ -30,6 +31,15 @@ WANTS = {
     "original": ("from what a compressed weight lost", "give the model that it was made of"),
 }
 """For each need of a method: what it starts from, and what to do where that is not given."""
+
+
+@dataclass(frozen=True, eq=False)
+class Figures:
+    """What one start is computed from, as far as its method needs it; see `Start`."""
+
+    gradient: Tensor | None = None
+    moment: Tensor | None = None
+    original: Tensor | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,6 +94,27 @@ class Given:
             yield from (held[place.site.name] for place in part)
             for name in set(self._moments) - known:
                 del self._moments[name]
+
+    def figures(self, each: Chosen, gradient: Tensor | None = None) -> Figures:
+        """Return what is at hand for the start of one weight."""
+        site, needs = each.place.site, each.method.needs
+        return Figures(
+            gradient,
+            self.moment(site) if "moment" in needs else None,
+            self.was(site) if "original" in needs else None,
+        )
+
+    def in_order(
+        self, model: nn.Module, chosen: Sequence[Chosen]
+    ) -> Iterator[tuple[Place, Figures]]:
+        """Yield what sequential starts are computed from, in the order of execution.
+
+        The caller attaches each start to the model before it asks for the next.
+        """
+        assert self.original is not None
+        places = [each.place for each in chosen]
+        for place, wish in wishes(model, self.original, places, self.batches, self.limit):
+            yield place, Figures(None, wish.moment, wish.target)
 
     def moment(self, site: Site) -> Tensor | None:
         """Return the second moment of a weight's inputs, where it was measured."""

@@ -49,7 +49,9 @@ class Start:
     `read` returns the weight as a map `(outputs.., inputs..)`. `gradient` is the mean of dL/dW over
     calibration batches in that shape, `moment` is E[x x^T] of the inputs (i, i) or its diagonal (of
     an embedding the share of every row, (o,)), `original` the weight that was compressed,
-    `shared` what the method drew for all weights of the adapter.
+    `shared` what the method drew for all weights of the adapter. Of a method that is `sequential`
+    the inputs are those that the deltas of earlier layers leave, and the original is the map that
+    makes best of them what the original's layer made of its own: see `tnc.adapters.sequential`.
     """
 
     site: Site
@@ -185,6 +187,11 @@ class Method(ABC):
 
     compressed: ClassVar[str] = ""
     """Why a base that is made of cores cannot be adapted; empty when it can."""
+
+    @property
+    def sequential(self) -> bool:
+        """Whether starts are computed one layer after another; see `Start.original`."""
+        return False
 
     sized_by: ClassVar[str] = "rank"
     """The option that a parameter budget chooses weight by weight, where the method has it."""

@@ -27,6 +27,9 @@ class Pair(NamedTuple):
 
 Pairs = Sequence[Pair]
 
+FEW = 64
+"""Below so many rows a call costs more than the passes that a backward of our own saves."""
+
 
 def stacked(pairs: Pairs) -> tuple[Tensor, Tensor, float]:
     """Return one pair for all, differentiable; scales that differ are multiplied into `up`."""
@@ -50,6 +53,9 @@ def linear(
     kind = "cpu" if x.is_cpu else x.device.type
     if not is_plain(kind) or not x.numel() or not _beside(x, weight, pairs):
         return added(functional.linear(x, weight, bias), x, pairs, dropout)
+    plain = len(pairs) == 1 and not dropout and pairs[0].down.dtype == x.dtype
+    if plain and x.numel() < FEW * x.shape[-1]:
+        return _few(x, weight, bias, pairs[0])
     dropped = torch.native_dropout(x, dropout, True)[0] if dropout else None
     tensors = [tensor for pair in pairs for tensor in (pair.down, pair.up)]
     scales = tuple([pair.scale for pair in pairs])
@@ -57,6 +63,15 @@ def linear(
         return _forward(x, dropped, weight, bias, scales, tensors)[0]
     y: Tensor = _Linear.apply(x, dropped, weight, bias, scales, *tensors)[0]  # type: ignore[no-untyped-call]
     return y
+
+
+def _few(x: Tensor, weight: Tensor, bias: Tensor | None, pair: Pair) -> Tensor:
+    """Return what `linear` does by torch's own products, on rows."""
+    rows = x.reshape(-1, x.shape[-1])
+    hidden = torch.mm(rows, pair.down.t())
+    y = torch.mm(rows, weight.t()) if bias is None else torch.addmm(bias, rows, weight.t())
+    y = torch.addmm(y, hidden, pair.up.t(), alpha=pair.scale)
+    return y.view(*x.shape[:-1], weight.shape[0])
 
 
 def added(y: Tensor, x: Tensor, pairs: Pairs, dropout: float = 0.0) -> Tensor:

@@ -9,12 +9,14 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from tnc.adapters.attach import generator_for
+from tnc.adapters.attach import attach_, generator_for, shared_copy
 from tnc.adapters.choosing import Choice, Chosen
-from tnc.adapters.given import Given
+from tnc.adapters.given import Figures, Given
 from tnc.adapters.method import Method, Parts, Start
 from tnc.decide.site import Site
 from tnc.net import Structure
+
+TRIED = "tried"
 
 Report = Callable[[str, int, int], None]
 
@@ -33,61 +35,74 @@ def started(
 ) -> tuple[Started, ...]:
     """Return the first values of an adapter's deltas, in the order of the weights.
 
-    Gradients and moments are used as they come, those of one part of the weights at a time.
+    Gradients and moments are used as they come, those of one part of the weights at a time. Methods
+    that are sequential come last, and in the order of execution.
     Raises PlanError where what a method needs is not given.
     """
     for each in choice.chosen:
         for need in each.method.needs:
             where = each.rule.where or choice.wanted.where
             given.check(need, f"{type(each.method).__name__} starts", where)
-    moved = [each for each in choice.chosen if "moment" in each.method.needs]
-    graded = [each for each in choice.chosen if "gradient" in each.method.needs]
+    later = [each for each in choice.chosen if each.method.sequential]
+    first = [each for each in choice.chosen if not each.method.sequential]
+    moved = [each for each in first if "moment" in each.method.needs]
+    graded = [each for each in first if "gradient" in each.method.needs]
     given.measure_(model, [each.place for each in moved if each in graded])
     made: dict[str, Started] = {}
     shared = _shared(choice, seed)
 
-    def begin(each: Chosen, gradient: Tensor | None = None) -> None:
-        made[each.name] = _begun(
-            model, each, given, choice.wanted.name, seed, gradient, shared[each.method]
-        )
+    def begin(each: Chosen, figures: Figures) -> None:
+        with torch.no_grad():
+            made[each.name] = _begun(
+                model, each, choice.wanted.name, seed, figures, shared[each.method]
+            )
         if report is not None:
             report("start", len(made), len(choice.chosen))
 
     for each, gradient in given.gradients(model, graded):
-        begin(each, gradient)
+        begin(each, given.figures(each, gradient))
         del gradient  # the next part's must not find it alive
     for each in given.moments(model, [each for each in moved if each not in graded]):
-        begin(each)
-    for each in choice.chosen:
+        begin(each, given.figures(each))
+    for each in first:
         if each.name not in made:
-            begin(each)
+            begin(each, given.figures(each))
+    if later:
+        changing, held = shared_copy(model), {each.name: each for each in later}
+        for place, figures in given.in_order(changing, later):
+            begin(held[place.site.name], figures)
+            _try_(changing, made[place.site.name])
     return tuple(made[each.name] for each in choice.chosen)
 
 
 def _begun(
     model: nn.Module,
     each: Chosen,
-    given: Given,
     name: str,
     seed: int,
-    gradient: Tensor | None,
+    figures: Figures,
     shared: Mapping[str, Tensor],
 ) -> Started:
-    site, needs = each.place.site, each.method.needs
+    site = each.place.site
     structure = each.method.structure(site)
-    with torch.no_grad():
-        start = Start(
-            site,
-            structure,
-            generator_for(seed, name, site.name),
-            partial(each.place.mapped, model),
-            gradient,
-            given.moment(site) if "moment" in needs else None,
-            given.was(site) if "original" in needs else None,
-            shared,
-        )
-        parts = each.method.start(start)
-        return Started(each, parts.structure or structure, parts)
+    start = Start(
+        site,
+        structure,
+        generator_for(seed, name, site.name),
+        partial(each.place.mapped, model),
+        figures.gradient,
+        figures.moment,
+        figures.original,
+        shared,
+    )
+    parts = each.method.start(start)
+    return Started(each, parts.structure or structure, parts)
+
+
+def _try_(model: nn.Module, made: Started) -> None:
+    """Attach first values to a model that only those after it are computed on."""
+    each = made.chosen
+    attach_(model, each.place, TRIED, each.method, made.structure, made.parts)
 
 
 def _shared(choice: Choice, seed: int) -> dict[Method, Mapping[str, Tensor]]:

@@ -8,6 +8,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
 
 from tnc.capture.batches import call, kept_rows
 from tnc.capture.undisturbed import evaluating
@@ -188,7 +189,7 @@ def _structured(model: nn.Module, path: str) -> bool:
 def _is_convolution(layer: nn.Module) -> bool:
     if isinstance(layer, StructuredLayer):
         return isinstance(layer.view, ConvView)
-    return isinstance(layer, DENSE[1:])
+    return isinstance(layer, _ConvNd)
 
 
 def _refused(original: nn.Module, model: nn.Module, path: str) -> str:

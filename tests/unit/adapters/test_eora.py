@@ -141,6 +141,76 @@ def test_rounded_weights_of_a_dense_model() -> None:
     assert after < 0.7 * before
 
 
+def refitted(*layers: nn.Module, keep: float = 0.4) -> tuple[nn.Module, nn.Module, list[Tensor]]:
+    """A net, the same with every layer fitted to what those before it leave, and its data."""
+    torch.manual_seed(0)
+    net = nn.Sequential(*layers).double()
+    x = [drawn(200, 16, seed=n) * torch.arange(1, 17) / 8 for n in range(5)]
+    spec = tnc.Spec(
+        version=1,
+        round_to=1,
+        rules=[{"match": "*", "structure": "low-rank", "keep": keep}],
+        passes=[{"kind": "factorize", "refit": 0.01}],
+    )
+    return net, tnc.compile(net, spec, calibration=x).model.double(), x
+
+
+def test_toward_the_output_repairs_what_was_fitted_to_its_inputs() -> None:
+    net, small, x = refitted(
+        nn.Linear(16, 24), nn.Tanh(), nn.Linear(24, 24), nn.Tanh(), nn.Linear(24, 8)
+    )
+    rows = drawn(300, 16, seed=9) * torch.arange(1, 17) / 8
+
+    def error(model: nn.Module) -> float:
+        return float((model(rows) - net(rows)).detach().norm() / net(rows).detach().norm())
+
+    found = {
+        toward: error(
+            tnc.adapt(small, f"eora{{rank=2, toward={toward}}}", calibration=x, original=net).model
+        )
+        for toward in ("weight", "output")
+    }
+    assert found["output"] < 0.9 * error(small)
+    assert found["output"] < found["weight"]
+
+
+def test_toward_the_output_is_reduced_rank_regression_after_the_layers_before() -> None:
+    net, small, x = refitted(nn.Linear(16, 24), nn.Tanh(), nn.Linear(24, 8))
+    tuned = tnc.adapt(small, "eora{rank=2, toward=output}", calibration=x, original=net)
+    data = torch.cat(x)
+    with torch.no_grad():
+        wanted = net(data)
+        inputs = torch.tanh(tuned.model[0](data))  # with the first layer's delta
+        left = wanted - small[2](inputs)
+        whole = torch.linalg.lstsq(inputs, left).solution
+        tail = torch.linalg.svdvals(inputs @ whole)[2:]
+        least = ((left - inputs @ whole).square().sum() + tail.square().sum()).sqrt()
+        found = (wanted - tuned.model(data)).norm()
+    assert float(found) >= float(least) * (1 - 1e-9)
+    assert float(found) < 1.001 * float(least)
+
+
+def test_toward_the_output_refuses_what_is_no_one_layer() -> None:
+    net = nn.ModuleDict({"e": nn.Embedding(5, 4), "f": nn.Linear(4, 4)})
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.held = net
+
+        def forward(self, ids: Tensor) -> Tensor:
+            y: Tensor = self.held["f"](self.held["f"](self.held["e"](ids)))
+            return y
+
+    with pytest.raises(PlanError, match="called once"):
+        tnc.adapt(
+            Net(),
+            "eora{rank=1, toward=output}",
+            calibration=[torch.arange(5)],
+            original=Net(),
+        )
+
+
 def test_messages() -> None:
     base, x = compressed(), torch.ones(3, 12)
     with pytest.raises(PlanError, match="no original model"):

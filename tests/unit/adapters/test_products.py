@@ -49,12 +49,16 @@ def changed(weight: Tensor, pairs: list[Pair]) -> Tensor:
 
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("leading", LEADING)
-@pytest.mark.parametrize("way", ["fused", "spelled"])
-def test_equals_the_dense_formula(case: str, leading: str, way: str) -> None:
+@pytest.mark.parametrize("way", ["few", "fused", "spelled"])
+def test_equals_the_dense_formula(
+    case: str, leading: str, way: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if way == "fused":
+        monkeypatch.setattr(products, "FEW", 0)
     pairs = CASES[case]()
     weight, bias = drawn(6, 7, seed=9), drawn(6, seed=8, grad=True)
     x = drawn(*LEADING[leading], 7, seed=7, grad=True)
-    if way == "fused":
+    if way != "spelled":
         y = products.linear(x, weight, bias, pairs)
     else:
         y = products.added(nn.functional.linear(x, weight, bias), x, pairs)
@@ -69,12 +73,14 @@ def test_equals_the_dense_formula(case: str, leading: str, way: str) -> None:
         assert torch.allclose(products.linear(x, weight, bias, pairs), again, atol=1e-12)
 
 
-def test_second_derivatives() -> None:
+@pytest.mark.parametrize("few", [0, 64])
+def test_second_derivatives(few: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(products, "FEW", few)
     x, bias = drawn(3, 7, grad=True), drawn(6, grad=True)
     weight, (trained, frozen) = drawn(6, 7, seed=5), CASES["offset"]()
 
     def run(x: Tensor, down: Tensor, up: Tensor, bias: Tensor) -> Tensor:
-        return products.linear(x, weight, bias, [Pair(down, up, 0.5), frozen])
+        return products.linear(x, weight, bias, [Pair(down, up, 0.5), frozen][: 2 - (few > 0)])
 
     given = (x, trained.down, trained.up, bias)
     assert gradcheck(run, given)

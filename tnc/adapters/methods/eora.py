@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -13,6 +13,7 @@ from tnc.adapters.methods.lora import LoRA
 from tnc.decide.site import Site
 from tnc.fit import Moment
 from tnc.rewrite.compensating import residual_branch
+from tnc.rewrite.drift import is_one_layer
 
 
 @methods.register("eora")
@@ -29,12 +30,26 @@ class EoRA(LoRA):
     another. Of a convolution the matrix is (o, i kernel): A holds the kernel; of an embedding rows
     count as often as they are looked up. Trains r (o + i) parameters, if it is trained. (Liu et
     al., EoRA, 2024, equations 2 to 6.)
+
+    With `toward="output"` it minimises `E |W x + b - (W' + s B A) x' - b'|^2`, with x what the
+    layer reads in the original and x' what it reads now, after the deltas of the layers before it:
+    reduced-rank regression, one layer after another. A compressed model whose layers were fitted
+    to what their predecessors leave (`sequential` refits, distillation) needs this one: to bring W
+    back would undo its fit. For linear layers and convolutions that are called once.
     """
+
+    toward: Literal["weight", "output"] = "weight"
 
     needs: ClassVar[tuple[str, ...]] = ("moment", "original")
     offset: ClassVar[str] = "it starts nearer to the original model than its base is"
 
+    @property
+    def sequential(self) -> bool:
+        return self.toward == "output"
+
     def refuses(self, site: Site) -> str:
+        if self.sequential and not is_one_layer(site):
+            return "toward=output is for linear and convolution layers that are called once"
         return refuses_inputs(site) or super().refuses(site)
 
     def start(self, at: Start) -> Parts:
