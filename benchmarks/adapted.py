@@ -34,6 +34,15 @@ OPTIONS: Mapping[str, Mapping[str, Any]] = {
 """What short runs need beside the defaults: events within them, Adam for all, no decomposition."""
 
 
+VARIANTS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
+    "eora toward the output": ("eora", {"toward": "output"}),
+}
+"""Methods that are measured with other options too, under a name of their own."""
+
+RATED: Mapping[str, str] = {"lora-sb": "step"}
+"""Options that are the rate of a first step: what training is to take, as the authors take it."""
+
+
 @dataclass(frozen=True)
 class Sized:
     """A method of the size at which it trains the wanted number of parameters, or why it is out."""
@@ -54,8 +63,8 @@ def sized(
     chosen = [p for p in places(model, trace.sites) if fnmatchcase(p.site.path, match)]
     target = _count(methods.get("lora")(rank=RANK), model, chosen)  # type: ignore[call-arg]
     found: dict[str, Sized] = {}
-    for name in sorted(methods.all()):
-        missing = [need for need in methods.get(name).needs if need in without]
+    for name in sorted((*methods.all(), *VARIANTS)):
+        missing = [need for need in _kind(name).needs if need in without]
         if missing:
             found[name] = Sized(None, 0, f"starts from the {missing[0]}, which is not there")
             continue
@@ -66,9 +75,14 @@ def sized(
     return found
 
 
+def _kind(name: str) -> type[Method]:
+    return methods.get(VARIANTS[name][0] if name in VARIANTS else name)
+
+
 def _nearest(name: str, model: nn.Module, chosen: Sequence[Place], target: int) -> Sized:
     """Return a method at the size that trains nearest to `target` parameters."""
-    method = methods.get(name)(**OPTIONS.get(name, {}))
+    _, options = VARIANTS.get(name, (name, OPTIONS.get(name, {})))
+    method = _kind(name)(**options)
     if method.compressed and any(place.structured for place in chosen):
         return Sized(None, 0, method.compressed)
     refused = next((r for place in chosen if (r := method.refuses(place.site))), "")
@@ -100,6 +114,11 @@ def _nearest(name: str, model: nn.Module, chosen: Sequence[Place], target: int) 
 
 def _count(method: Any, model: nn.Module, chosen: Sequence[Place]) -> int:
     return sum(method.trained(place.site, partial(place.mapped, model)) for place in chosen)
+
+
+def at_rate(name: str, method: Method, rate: float) -> Method:
+    """Return a method for training at a rate."""
+    return replace(method, **{RATED[name]: rate}) if name in RATED else method  # type: ignore[type-var]
 
 
 def optimizer_for(method: Method, adapters: Adapters, rate: float) -> torch.optim.Optimizer:

@@ -7,7 +7,8 @@ sentences that are not used again, and frozen: all methods begin at its loss and
 the adapter. Sizes are such that as many parameters are trained as by LoRA of rank 4, or the most
 below. AdamW without decay, at a rate from a grid of five, chosen by the mean training loss of the
 last steps of a run with a seed of its own; then three seeds, of order and start. Loss is cross
-entropy on 160 held-out sentences, after 45 steps of 16 sentences, each seen once.
+entropy on 160 held-out sentences, after 45 steps of 16 sentences, each seen once. LoRA-SB's first
+step is of the rate that it trains at.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import tnc
-from benchmarks.adapted import Sized, sized, train
+from benchmarks.adapted import Sized, at_rate, sized, train
 from benchmarks.outcome import Arguments, Goal, Outcome, table
 from tnc.decide.spec import read_spec
 from tnc.errors import SourceError, TncError
@@ -125,15 +126,16 @@ class Runs:
         file = None if self.folder is None else self.folder / f"{name}-{rate:g}-{seed}.json"
         if file is not None and file.is_file():
             return json.loads(file.read_text(encoding="utf-8"))  # type: ignore[no-any-return]
-        found = self._curve(one, rate, seed)
+        found = self._curve(name, one, rate, seed)
         if file is not None:
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_text(json.dumps(found), encoding="utf-8")
         return found
 
-    def _curve(self, one: Sized, rate: float, seed: int) -> dict[str, Any]:
-        task, method = self.task, one.method
-        assert method is not None
+    def _curve(self, name: str, one: Sized, rate: float, seed: int) -> dict[str, Any]:
+        task = self.task
+        assert one.method is not None
+        method = at_rate(name, one.method, rate)
         batches = [task.batch(seed, step) for step in range(CALIBRATED)]
         adapters = tnc.adapt(
             task.model,

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import tnc
-from benchmarks.adapted import MOST, sized, train
+from benchmarks.adapted import MOST, VARIANTS, sized, train
 from tnc.adapters.method import methods
 
 
@@ -22,7 +22,7 @@ X = torch.randn(6, 32, generator=torch.Generator().manual_seed(1))
 
 def test_every_method_has_the_size_of_lora_or_a_reason(net: nn.Module) -> None:
     found = sized(net, X[:2], "*", without=("original",))
-    assert found.keys() == set(methods.all())
+    assert found.keys() == {*methods.all(), *VARIANTS}
     target = found["lora"].trained
     assert target == 2 * 4 * (32 + 48)
     for name, one in found.items():

@@ -336,3 +336,28 @@ def test_a_bias_of_two_layers_is_nobody_s_to_shift() -> None:
         made = tnc.compile(model, wish, calibration=batches).model
         assert made.a.bias is made.b.bias and torch.equal(made.a.bias, model.a.bias)
         assert gap(model, made, batches[0][0]) < 0.5
+
+
+class Odd(nn.Module):
+    """A layer that runs twice, and a transposed convolution: no plain layer's moments."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.mix = nn.ConvTranspose2d(4, 6, 3, padding=1), nn.Linear(6, 6)
+        self.into = nn.Conv2d(3, 4, 3, padding=1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.up(torch.relu(self.into(x))).mean((2, 3))
+        return self.mix(torch.tanh(self.mix(x)))
+
+
+def test_layers_that_run_twice_and_transposed_convolutions_are_compiled_with_data() -> None:
+    torch.manual_seed(0)
+    model = Odd().eval()
+    batches = [torch.randn(5, 3, 6, 6) for _ in range(4)]
+    rules = [{"match": "*", "structure": "low-rank", "keep": 0.8}]
+    made = tnc.compile(model, tnc.Spec(version=1, round_to=1, rules=rules), calibration=batches)
+    assert len(made.plan.entries) == 3
+    told = [line for record in made.records for line in record.edits]
+    assert "mix.weight: no sequential refit, it is not one plain layer" in told
+    assert not any("into.weight: no sequential refit" in line for line in told)
