@@ -18,7 +18,7 @@ from tnc.kernels.applied import readied, tuning
 from tnc.kernels.choose import Task, choose
 from tnc.kernels.device import CUDA, device_name
 from tnc.kernels.fused import BLOCKS, fused, refused
-from tnc.kernels.outcome import libraries
+from tnc.kernels.in_words import libraries
 from tnc.net import Structure, parse_network
 from tnc.nn import LinearView
 from tnc.nn.generated import kernels_of, plain_kernels

@@ -14,7 +14,7 @@ from tnc.kernels.choose import Choice, Task, choose
 from tnc.kernels.codec import choice_from, choice_to
 from tnc.kernels.compiled import Kernel
 from tnc.kernels.costs import Costs
-from tnc.kernels.outcome import differences, kept_share
+from tnc.kernels.in_words import differences, kept_share
 from tnc.kernels.program import Multiply, Program, operand_gradient, recomputed, written
 from tnc.kernels.search import search
 from tnc.kernels.sums import summed

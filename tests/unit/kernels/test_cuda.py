@@ -15,8 +15,9 @@ from tnc.kernels.choose import Task, choose
 from tnc.kernels.compiled import Kernel
 from tnc.kernels.cuda_table import estimated
 from tnc.kernels.device import CUDA, TF32, device_name
+from tnc.kernels.in_words import libraries, where
 from tnc.kernels.operands import lays
-from tnc.kernels.outcome import libraries, outcome, where
+from tnc.kernels.outcome import outcome
 from tnc.kernels.price import ITEM_BYTES, from_data
 from tnc.net import parse_network
 

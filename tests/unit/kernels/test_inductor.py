@@ -18,7 +18,8 @@ from tnc.kernels.codec import choice_from, choice_to
 from tnc.kernels.compiled import Kernel
 from tnc.kernels.emitters.einsum_source import emit
 from tnc.kernels.execute import execute
-from tnc.kernels.outcome import libraries, outcome
+from tnc.kernels.in_words import libraries
+from tnc.kernels.outcome import outcome
 from tnc.kernels.way import Way
 from tnc.net import Structure, parse_network
 from tnc.nn import LinearView

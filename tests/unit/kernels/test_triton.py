@@ -21,7 +21,8 @@ from tnc.kernels.codec import choice_from, choice_to
 from tnc.kernels.device import CUDA
 from tnc.kernels.emitters.triton_source import emit
 from tnc.kernels.fused import fused, least, refused
-from tnc.kernels.outcome import libraries, outcome
+from tnc.kernels.in_words import libraries
+from tnc.kernels.outcome import outcome
 from tnc.kernels.program import Program
 from tnc.kernels.way import Way
 from tnc.net import Network, parse_network

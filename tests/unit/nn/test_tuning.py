@@ -13,7 +13,8 @@ import tnc
 from tests.compiled import spec
 from tnc.errors import KernelError
 from tnc.kernels.choose import Task, choose
-from tnc.kernels.outcome import differences, libraries, outcome
+from tnc.kernels.in_words import differences, libraries
+from tnc.kernels.outcome import outcome
 from tnc.net import parse_network
 from tnc.nn.generated import kernels_of, plain_kernels
 from tnc.nn.given import Given
