@@ -24,6 +24,7 @@ from tnc.optim.following import LEFT, decay, warmed
 from tnc.optim.kinds import MOVING, Form, Group, Kind, State
 from tnc.optim.loading import mended
 from tnc.optim.options import NonNegative
+from tnc.optim.rule_form import RuleForm
 
 STEP = "step"
 
@@ -150,7 +151,7 @@ class Rule(Declared, torch.optim.Optimizer, ABC):
     @property
     def form(self) -> Form:
         """The kinds of the rule's slots, for binding."""
-        return _RuleForm(
+        return RuleForm(
             {STEP: Kind.SCALAR, "seed": Kind.SCALAR, **self.kinds},
             holds=self.holds,
             decoupled=lambda group: self.decoupled,
@@ -287,31 +288,3 @@ class Rule(Declared, torch.optim.Optimizer, ABC):
 def _called(group: dict[str, Any], place: int, number: int) -> str:
     names = group.get("param_names")
     return names[place] if names else f"parameter {place} of group {number}"
-
-
-class _RuleForm(Form):
-    """The form of a rule: a fresh state is what the rule starts with."""
-
-    def __init__(self, kinds: Mapping[str, Kind], *, rule: Rule, **given: Any) -> None:
-        super().__init__(kinds, **given)
-        object.__setattr__(self, "_rule", rule)
-
-    def initial(self, parameter: Tensor, group: Group) -> dict[str, Any]:
-        rule: Rule = self._rule  # type: ignore[attr-defined]
-        wide = torch.promote_types(parameter.dtype, torch.float32)
-        return rule.fresh(rule.reached(parameter.detach()).to(wide), group)
-
-    def read(self, state: State, parameter: Tensor, group: Group) -> dict[str, Tensor]:
-        rule: Rule = self._rule  # type: ignore[attr-defined]
-        return rule.read(state, parameter, group)
-
-    def write(self, moved: State, core: Tensor, group: Group) -> dict[str, Any]:
-        rule: Rule = self._rule  # type: ignore[attr-defined]
-        return rule.write(moved, core, group)
-
-    def grams(self, shape: tuple[int, ...], group: Group) -> Mapping[str, tuple[int, ...]]:
-        rule: Rule = self._rule  # type: ignore[attr-defined]
-        return rule.grams(shape, group)
-
-    def start(self, slot: str, parameter: Tensor, group: Group) -> Any:
-        return self.initial(parameter, group)[slot]
