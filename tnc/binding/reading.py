@@ -9,6 +9,7 @@ from torch import nn
 
 from tnc.binding.dense_state import DenseState, densified, lift_dense, nothing, read_dense
 from tnc.binding.draft import Draft, Spot
+from tnc.binding.new_parameters import place_new
 from tnc.binding.report import Line
 from tnc.binding.weights import Cored
 from tnc.errors import BindError
@@ -50,7 +51,7 @@ class Reading:
         for weight, _, _ in self.into:
             for name in weight.trainable:
                 core = weight.layer.cores[name]
-                found.setdefault(id(core), (_label(weight, name), core))
+                found.setdefault(id(core), (weight.label(name), core))
         return dict(found.values())
 
     def read(self) -> None:
@@ -78,7 +79,7 @@ class Reading:
                     parameter, spot, Line(name, name, "left", "not of the model"), state
                 )
         self._check_shared()
-        self._add_new()
+        place_new(self._draft, self._spots, self.into)
 
     def _all(self) -> Iterator[tuple[Spot, nn.Parameter, str]]:
         for number, group in enumerate(self._draft.optimizer.param_groups):
@@ -162,10 +163,10 @@ class Reading:
 
     def _from_cores(self, weight: Cored, spot: Spot) -> None:
         target, plain = (found.get(weight.name) for found in (self._after.cored, self._after.plain))
-        if isinstance(target, Cored) and _same(weight, target):
+        if isinstance(target, Cored) and weight.equals(target):
             for name, core in weight.cores.items():
                 if id(core) in self._spots and not self._draft.holds(target.layer.cores[name]):
-                    label = _label(target, name)
+                    label = target.label(name)
                     self._carry(core, target.layer.cores[name], label, self._spots[id(core)])
             return
         if target is None and plain is None:
@@ -218,7 +219,7 @@ class Reading:
             if name in weight.trainable or self._draft.holds(core) or not self._holds_frozen:
                 continue
             if not self._draft.form(spot.group).refuses(core, self._draft.options(spot.group)):
-                label = _label(weight, name)
+                label = weight.label(name)
                 self._draft.keep(core, spot, Line(label, weight.name, "new", "it is not trained"))
 
     def _into_checked(self, weight: Cored, spot: Spot) -> None:
@@ -229,12 +230,10 @@ class Reading:
                 raise BindError(
                     f"{type(self._draft.optimizer).__name__} cannot train a core of shape "
                     f"{tuple(core.shape)}: {reason}",
-                    where=_label(weight, name),
+                    where=weight.label(name),
                     hint="choose a structure whose cores are matrices (low-rank), or a rule of "
                     "tnc.optim that takes any core",
                 )
-
-    # ------------------------------------------------------------------------ what is new
 
     def _check_shared(self) -> None:
         """Refuse a shared core of weights that only in part are this optimizer's."""
@@ -247,45 +246,9 @@ class Reading:
             raise BindError(
                 f"core {shared[0]} is shared with weights of this optimizer, which does not hold "
                 f"{weight.name}: two optimizers would both train it",
-                where=_label(weight, shared[0]),
+                where=weight.label(shared[0]),
                 hint="hold weights that share a factor in one optimizer, or set shares: false",
             )
-
-    def _add_new(self) -> None:
-        """Hold parameters that a pass made, such as a bias, where their module's others are held.
-
-        An optimizer of all the model holds every one; one of some parameters those of its modules.
-        """
-        spots: dict[str, Spot] = {}
-        for name, parameter in self._before.plain.items():
-            if id(parameter) in self._spots:
-                spots.setdefault(name.rpartition(".")[0], self._spots[id(parameter)])
-        for weight, _, held in self.into:
-            spots.setdefault(weight.name.rpartition(".")[0], held)
-        old = [p for p in self._before.plain.values() if p.requires_grad]
-        whole = all(id(parameter) in self._spots for parameter in old)
-        known = self._before.order.keys()
-        for name, parameter in self._after.plain.items():
-            made = name not in self._before.plain and name not in self._before.cored
-            if not made or not parameter.requires_grad or id(parameter) in known:
-                continue
-            spot = _nearest(spots, name) or (Spot(0, 0) if whole else None)
-            if spot is None:
-                self._draft.notes.append(f"{name}: made by a pass; this optimizer does not hold it")
-            elif not self._draft.holds(parameter):
-                self._draft.keep(parameter, spot, Line(name, name, "new", "made by a pass"))
-
-
-def _nearest(spots: Mapping[str, Spot], name: str) -> Spot | None:
-    """Return the place of what is held of a parameter's module, or of the nearest around it."""
-    owner = name.rpartition(".")[0]
-    while owner and owner not in spots:
-        owner = owner.rpartition(".")[0]
-    return spots.get(owner)
-
-
-def _label(weight: Cored, name: str) -> str:
-    return f"{weight.path}.cores.{name}" if weight.path else f"cores.{name}"
 
 
 def _lost(*parameters: nn.Parameter) -> tuple[str, ...]:
@@ -301,13 +264,3 @@ def _change(old: nn.Parameter, new: nn.Parameter) -> str:
         return f"its shape was {tuple(old.shape)} and is {tuple(new.shape)}"
     here = old.detach().to(new.device, new.dtype)
     return "" if torch.equal(here, new.detach()) else "a pass changed its values"
-
-
-def _same(old: Cored, new: Cored) -> bool:
-    """Whether two weights have the same cores with the same values."""
-    if old.layer.structure != new.layer.structure:
-        return False
-    return all(
-        torch.equal(old.layer.cores[name].detach(), new.layer.cores[name].detach())
-        for name in old.layer.structure.shapes
-    )

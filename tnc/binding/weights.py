@@ -78,6 +78,19 @@ class Cored:
         shape = self.layer.structure.signature.shape
         return tuple(shape[self.order.index(axis)] for axis in range(len(shape)))
 
+    def label(self, name: str) -> str:
+        """Return the name of a core in the model."""
+        return f"{self.path}.cores.{name}" if self.path else f"cores.{name}"
+
+    def equals(self, other: Cored) -> bool:
+        """Whether another weight has the same cores with the same values."""
+        if self.layer.structure != other.layer.structure:
+            return False
+        return all(
+            torch.equal(self.layer.cores[name].detach(), other.layer.cores[name].detach())
+            for name in self.layer.structure.shapes
+        )
+
     @property
     def shares(self) -> Mapping[str, float]:
         """The share of its weight's decay that each trainable core takes.
