@@ -36,7 +36,7 @@ from tnc.kernels.operands import keep, lays
 from tnc.kernels.remembered import remembered
 from tnc.kernels.timing import torch_device
 from tnc.kernels.trainer import trained
-from tnc.kernels.turns import Run, Turns, block, clock, interleaved, typical
+from tnc.kernels.turns import Run, Turns, clock, fastest
 
 TURNS = Turns(seconds=0.004)
 FINALISTS = 5
@@ -110,15 +110,11 @@ def _backends(task: Task) -> tuple[str, ...]:
 def timed(task: Task, choices: Sequence[Choice]) -> tuple[Choice, ...]:
     """Time ways beside each other, in turns; those that are far behind at first sit out."""
     runs = [_runner(task, choice) for choice in choices]
+    compiled = {place for place, choice in enumerate(choices) if choice.compiling}
     now = clock(torch.get_num_threads(), task.device)
     with torch.no_grad():
-        guesses = [min(block(run, 1, now), block(run, 1, now)) for run in runs]
-        order = sorted(range(len(runs)), key=guesses.__getitem__)
-        order = [n for place, n in enumerate(order)
-                 if place < FINALISTS or choices[n].compiling]  # fmt: skip
-        first = [guesses[place] for place in order]
-        times = interleaved([runs[place] for place in order], first, now, TURNS)
-    found = [replace(choices[place], measured=typical(own)) for place, own in zip(order, times)]
+        seconds = fastest(runs, now, TURNS, FINALISTS, 2, compiled)
+    found = [replace(choices[place], measured=own) for place, own in seconds.items()]
     return tuple(sorted(found, key=lambda choice: handicapped(task, choice)))
 
 

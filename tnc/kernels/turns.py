@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from statistics import median
@@ -115,3 +115,23 @@ def interleaved(
 def typical(times: Sequence[float | None]) -> float:
     """Return the median seconds of a run over its blocks."""
     return median(t for t in times if t is not None)
+
+
+def fastest(
+    runs: Sequence[Run],
+    now: Clock,
+    turns: Turns,
+    most: int,
+    calls: int = 3,
+    always: Container[int] = (),
+) -> dict[int, float]:
+    """Return the typical seconds of runs by their place, timed in turns.
+
+    Those that the best of a few first `calls` puts behind the `most` fastest sit out, unless their
+    places are in `always`.
+    """
+    guesses = [min(block(run, 1, now) for _ in range(calls)) for run in runs]
+    order = sorted(range(len(runs)), key=guesses.__getitem__)
+    order = [place for rank, place in enumerate(order) if rank < most or place in always]
+    times = interleaved([runs[place] for place in order], [guesses[n] for n in order], now, turns)
+    return {place: typical(own) for place, own in zip(order, times)}

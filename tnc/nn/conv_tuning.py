@@ -15,7 +15,7 @@ from tnc.errors import KernelError
 from tnc.kernels.applied import DTYPES, measures
 from tnc.kernels.device import CPU
 from tnc.kernels.remembered import remembered
-from tnc.kernels.turns import Run, Turns, block, clock, interleaved, typical
+from tnc.kernels.turns import Run, Turns, clock, fastest
 from tnc.net import Structure
 from tnc.nn.conv import Options
 from tnc.nn.conv_choice import Asked, Choice, ConvTerm, ranked, varied
@@ -77,14 +77,10 @@ def contenders(task: ConvTask) -> list[Choice]:
 
 def timed(task: ConvTask, ways: list[Choice]) -> tuple[Choice, ...]:
     """Time ways beside each other, in turns; those that are far behind at first sit out."""
-    now = clock(task.threads)
     runs = [_runner(task, way) for way in ways]
     with torch.set_grad_enabled(task.training):
-        guesses = [min(block(run, 1, now) for _ in range(3)) for run in runs]
-        order = sorted(range(len(runs)), key=guesses.__getitem__)[:FINALISTS]
-        first = [guesses[place] for place in order]
-        times = interleaved([runs[place] for place in order], first, now, TURNS)
-    found = [replace(ways[place], measured=typical(own)) for place, own in zip(order, times)]
+        seconds = fastest(runs, clock(task.threads), TURNS, FINALISTS)
+    found = [replace(ways[place], measured=own) for place, own in seconds.items()]
     return tuple(sorted(found, key=lambda choice: choice.measured))
 
 

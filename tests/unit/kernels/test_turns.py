@@ -5,7 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from tnc.kernels.turns import Turns, block, calls_in, clock, interleaved, probe, typical
+from tnc.kernels.turns import (
+    Turns,
+    block,
+    calls_in,
+    clock,
+    fastest,
+    interleaved,
+    probe,
+    typical,
+)
 
 
 class Hours:
@@ -48,6 +57,14 @@ def test_rounds_start_with_another_run_and_slow_ones_sit_out() -> None:
     assert now.called == "aaa" + "b" + "c" + "b" + "aaa" + "c" + "aaa" + "b"
     assert held == [0, 1, 2, 1, 0, 2, 0, 1]
     assert [typical(times) for times in found] == [1.0, 2.0, 9.0]
+
+
+def test_what_is_behind_after_a_few_calls_sits_out() -> None:
+    now = Hours()
+    runs = [now.run("a", 3.0), now.run("b", 1.0), now.run("c", 2.0), now.run("d", 4.0)]
+    found = fastest(runs, now, Turns(1.0, blocks=1), 2, calls=2, always={3})
+    assert found == {1: 1.0, 2: 2.0, 3: 4.0} and list(found) == [1, 2, 3]
+    assert now.called == "aabbccdd" + "bcd"
 
 
 def test_one_thread_is_timed_by_what_the_processor_spends() -> None:

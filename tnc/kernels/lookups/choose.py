@@ -25,7 +25,7 @@ from tnc.kernels.operands import keep, lay
 from tnc.kernels.program import Copy, dimensions, extent
 from tnc.kernels.program import made as legs_made
 from tnc.kernels.remembered import remembered
-from tnc.kernels.turns import Run, Turns, block, clock, interleaved, typical
+from tnc.kernels.turns import Run, Turns, clock, fastest
 from tnc.net import Network
 
 LOOPED = 64
@@ -180,14 +180,10 @@ def measured(task: LookUpTask) -> tuple[LookUpChoice, ...]:
 def _timed(task: LookUpTask) -> tuple[LookUpChoice, ...]:
     ways = _short(task, made(task.dtype) if _may_loop(task) else None)
     every = [*ways, *(replace(way, backends=()) for way in ways if way.backends)]
-    now = clock(task.threads)
     runs = [_runner(task, way) for way in every]
     with torch.set_grad_enabled(task.training):
-        guesses = [min(block(run, 1, now) for _ in range(3)) for run in runs]
-        order = sorted(range(len(runs)), key=guesses.__getitem__)[:FINALISTS]
-        first = [guesses[place] for place in order]
-        times = interleaved([runs[place] for place in order], first, now, TURNS)
-    found = [replace(every[place], measured=typical(own)) for place, own in zip(order, times)]
+        seconds = fastest(runs, clock(task.threads), TURNS, FINALISTS)
+    found = [replace(every[place], measured=own) for place, own in seconds.items()]
     return tuple(sorted(found, key=lambda choice: choice.measured))
 
 
