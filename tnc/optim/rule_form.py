@@ -1,4 +1,4 @@
-"""A rule of `tnc.optim` as binding sees it: the kinds of its slots, and their way there and back."""
+"""A rule of `tnc.optim` as binding sees it: what its slots are and how they move."""
 
 from __future__ import annotations
 
