@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -56,14 +56,19 @@ class ZerothOrder(torch.optim.Optimizer):
         eps = float(self.param_groups[0]["eps"])
         held = self.parameters
         losses = []
-        for move in wandering(eps)[:2]:
-            for place, parameter in enumerate(held):
-                parameter.add_(direction(parameter, seed, place), alpha=move)
+        *there, back = wandering(eps)
+        for length in there:
+            move_(held, seed, length)
             losses.append(float(closure()))
-        for place, parameter in enumerate(held):
-            parameter.add_(direction(parameter, seed, place), alpha=wandering(eps)[2])
+        move_(held, seed, back)
         plus, minus = losses
         return (plus - minus) / (2 * eps), (plus + minus) / 2
+
+
+def move_(parameters: Sequence[Tensor], seed: int, length: float) -> None:
+    """Move parameters along the direction of a seed: `W <- W + length z`."""
+    for place, parameter in enumerate(parameters):
+        parameter.add_(direction(parameter, seed, place), alpha=length)
 
 
 def wandering(eps: float) -> tuple[float, float, float]:

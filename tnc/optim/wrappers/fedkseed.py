@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from tnc.errors import BindError
-from tnc.optim.seeds import Layout, direction, mixed
-from tnc.optim.zeroth import ZerothOrder
+from tnc.optim.seeds import Layout, mixed
+from tnc.optim.zeroth import ZerothOrder, move_
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,8 +36,7 @@ class Packet:
         self.layout.check(held)
         for number in torch.nonzero(self.lengths)[:, 0].tolist():
             seed, length = mixed(self.seed, number), float(self.lengths[number])
-            for place, parameter in enumerate(held):
-                parameter.add_(direction(parameter, seed, place), alpha=-length)
+            move_(held, seed, -length)
 
     def __add__(self, other: Packet) -> Packet:
         """Put one round after another."""
@@ -112,8 +111,7 @@ class FedKSeed(ZerothOrder):
         seed = mixed(int(group["seed"]), number)
         slope, loss = self.slope(closure, seed)
         length = float(group["lr"]) * slope
-        for place, parameter in enumerate(held):
-            parameter.add_(direction(parameter, seed, place), alpha=-length)
+        move_(held, seed, -length)
         self._lengths[number] += length
         return loss
 
