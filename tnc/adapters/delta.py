@@ -180,6 +180,16 @@ class Delta(nn.Module):
         return f"{self.method}, factor={self.factor:g}"
 
 
+def peers(model: nn.Module, delta: Delta) -> list[Delta]:
+    """Return every delta that shares the parameters: more than one where weights are tied."""
+    mine = {id(core) for core in delta.cores.values()}
+    return [
+        each
+        for each in model.modules()
+        if isinstance(each, Delta) and any(id(core) in mine for core in each.cores.values())
+    ]
+
+
 def _pair(route: Route, cores: Mapping[str, Tensor], scale: float) -> Pair:
     down, up = _laid(cores[route.down], route.down_order), _laid(cores[route.up], route.up_order)
     if route.middle:

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from tnc.adapters.delta import Delta
-from tnc.adapters.moment import Moment, peers
+from tnc.adapters.delta import Delta, peers
+from tnc.adapters.training_step import TrainingStep
 from tnc.errors import BindError
 from tnc.net import Structure
 from tnc.optim import Maps, form_of, move_, refusal
@@ -17,7 +17,7 @@ from tnc.optim.kinds import OURS
 
 @torch.no_grad()
 def exchange_(
-    at: Moment,
+    at: TrainingStep,
     delta: Delta,
     values: Mapping[str, Tensor],
     maps: Mapping[str, Maps],
@@ -59,7 +59,7 @@ def exchange_(
     return f"state dropped: {', '.join(dropped)}" if dropped else ""
 
 
-def _follow_(at: Moment, old: nn.Parameter, new: nn.Parameter, maps: Maps | None) -> str:
+def _follow_(at: TrainingStep, old: nn.Parameter, new: nn.Parameter, maps: Maps | None) -> str:
     """Move or drop the state of a core; say why it was dropped."""
     holder = at.holder(old)
     if holder is None:

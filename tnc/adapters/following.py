@@ -12,9 +12,9 @@ from torch.utils.hooks import RemovableHandle
 
 from tnc.adapters.adapters import Adapters
 from tnc.adapters.attach import generator_for
-from tnc.adapters.delta import Delta
+from tnc.adapters.delta import Delta, peers
 from tnc.adapters.method import Method
-from tnc.adapters.moment import Moment, peers
+from tnc.adapters.training_step import TrainingStep
 from tnc.errors import BindError
 
 Optimizer = torch.optim.Optimizer
@@ -121,10 +121,10 @@ class Followed:
             for name in delta.constants:  # moving a model to another device takes them apart
                 peer._buffers[name] = delta._buffers[name]
 
-    def _moment(self, delta: Delta, turn: list[Turn]) -> Moment:
+    def _step(self, delta: Delta, turn: list[Turn]) -> TrainingStep:
         deltas = tuple(each for _, each, _ in turn)
         model = self.adapters.model
-        return Moment(delta.steps + 1, deltas, self.optimizers, self.seed, model)
+        return TrainingStep(delta.steps + 1, deltas, self.optimizers, self.seed, model)
 
     def _turn(self) -> list[Turn]:
         """Return the deltas that are trained, with the numbers of all their optimizers."""
@@ -175,10 +175,10 @@ class Followed:
                 self._end(key, delta, turn)
             if key not in self._open:
                 self._open[key] = set()
-                self._adjust(delta, holding, self._moment(delta, turn))
+                self._adjust(delta, holding, self._step(delta, turn))
             self._open[key].add(number)
 
-    def _adjust(self, delta: Delta, holding: set[int], at: Moment) -> None:
+    def _adjust(self, delta: Delta, holding: set[int], at: TrainingStep) -> None:
         method = delta.method
         if acts(method, "penalty") or acts(method, "gradients_"):
             _check_whole(delta, holding)
@@ -206,7 +206,7 @@ class Followed:
     def _end(self, key: str, delta: Delta, turn: list[Turn]) -> None:
         self._open.pop(key, None)
         self._alike(delta)
-        at = self._moment(delta, turn)
+        at = self._step(delta, turn)
         delta.method.proximal_(delta, at)
         told = delta.method.event_(delta, at)
         delta.steps = at.number

@@ -26,7 +26,7 @@ from tnc.registry import Registry
 
 if TYPE_CHECKING:
     from tnc.adapters.delta import Delta
-    from tnc.adapters.moment import Moment
+    from tnc.adapters.training_step import TrainingStep
 
 NEEDS = ("gradient", "moment", "original")
 """What a start may be computed from beside the weight; see `Start`."""
@@ -323,17 +323,17 @@ class Method(ABC):
         """Return the bytes that training keeps in `delta.memory` beside the optimizer's state."""
         return 0
 
-    def gradients_(self, delta: Delta, at: Moment) -> None:  # noqa: B027
+    def gradients_(self, delta: Delta, at: TrainingStep) -> None:  # noqa: B027
         """Change the gradients of the delta's parameters, before the optimizer's step."""
 
-    def penalty(self, delta: Delta, at: Moment) -> Tensor | None:
+    def penalty(self, delta: Delta, at: TrainingStep) -> Tensor | None:
         """Return a term of the loss that depends on the delta alone; its gradient is added."""
         return None
 
-    def proximal_(self, delta: Delta, at: Moment) -> None:  # noqa: B027
+    def proximal_(self, delta: Delta, at: TrainingStep) -> None:  # noqa: B027
         """Change the delta's parameters after the optimizer's step."""
 
-    def event_(self, delta: Delta, at: Moment) -> str:
+    def event_(self, delta: Delta, at: TrainingStep) -> str:
         """Do what is to be done after so many steps; say what was done, or ''.
 
         Optimizer state of what changed is moved (`tnc.adapters.exchanging`), or dropped.

@@ -14,27 +14,27 @@ from tnc.adapters.delta import Delta
 from tnc.adapters.following import follow
 from tnc.adapters.methods.lora import LoRA
 from tnc.adapters.methods.lora_pro import LoRAPro
-from tnc.adapters.moment import Moment
+from tnc.adapters.training_step import TrainingStep
 from tnc.errors import BindError
 
 LOG: list[tuple[str, int]] = []
 ROUND = ["penalty", "gradients", "proximal", "event"]
 
 
-def _gradients(self: LoRA, delta: Delta, at: Moment) -> None:
+def _gradients(self: LoRA, delta: Delta, at: TrainingStep) -> None:
     LOG.append(("gradients", at.number))
 
 
-def _penalty(self: LoRA, delta: Delta, at: Moment) -> Tensor:
+def _penalty(self: LoRA, delta: Delta, at: TrainingStep) -> Tensor:
     LOG.append(("penalty", at.number))
     return delta.cores["B"].square().sum() * 0.5
 
 
-def _proximal(self: LoRA, delta: Delta, at: Moment) -> None:
+def _proximal(self: LoRA, delta: Delta, at: TrainingStep) -> None:
     LOG.append(("proximal", at.number))
 
 
-def _event(self: LoRA, delta: Delta, at: Moment) -> str:
+def _event(self: LoRA, delta: Delta, at: TrainingStep) -> str:
     LOG.append(("event", at.number))
     return ""
 

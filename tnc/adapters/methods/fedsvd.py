@@ -14,7 +14,7 @@ from tnc.adapters.exchanging import exchange_
 from tnc.adapters.factors import flat, pair
 from tnc.adapters.method import Parts, Start, methods
 from tnc.adapters.methods.lora import LoRA
-from tnc.adapters.moment import Moment
+from tnc.adapters.training_step import TrainingStep
 from tnc.decide.site import Site
 from tnc.errors import PlanError
 from tnc.net import Structure
@@ -50,7 +50,7 @@ class FedSVD(LoRA):
         basis, _ = torch.linalg.qr(flat(at.site.signature, drawn).mT)
         return Parts({"B": at.zeros("B"), "A": basis.mT.reshape(drawn.shape)})
 
-    def event_(self, delta: Delta, at: Moment) -> str:
+    def event_(self, delta: Delta, at: TrainingStep) -> str:
         if at.number % self.every:
             return ""
         b, a = pair(delta)

@@ -11,7 +11,7 @@ from tnc.adapters.delta import Delta
 from tnc.adapters.factors import bytes_of, pair, pair_gradients
 from tnc.adapters.method import Parts, Start, methods
 from tnc.adapters.methods.lora import LoRA
-from tnc.adapters.moment import Moment
+from tnc.adapters.training_step import TrainingStep
 from tnc.decide.site import Site
 from tnc.errors import PlanError
 from tnc.optim.seeds import mixed
@@ -53,7 +53,7 @@ class GGPO(LoRA):
         whole = site.signature.outputs
         return bytes_of(site.dtype) * torch.Size(whole).numel() if self.beta else 0
 
-    def gradients_(self, delta: Delta, at: Moment) -> None:
+    def gradients_(self, delta: Delta, at: TrainingStep) -> None:
         found = pair_gradients(delta)
         if found is None or not self.beta:
             return

@@ -13,8 +13,8 @@ from tnc.adapters.equations import chain, most
 from tnc.adapters.exchanging import exchange_
 from tnc.adapters.factors import flat, pair
 from tnc.adapters.method import Method, Parts, Start, methods, wide
-from tnc.adapters.moment import Moment
 from tnc.adapters.quantised import quantised, restored
+from tnc.adapters.training_step import TrainingStep
 from tnc.decide.site import Site
 from tnc.errors import PlanError
 from tnc.net import Structure
@@ -83,7 +83,7 @@ class LoQT(Method):
     def base(self, delta: Delta, weight: Tensor) -> Tensor:
         return self._restored(delta).permute(delta.site.unordered).to(weight.dtype)
 
-    def event_(self, delta: Delta, at: Moment) -> str:
+    def event_(self, delta: Delta, at: TrainingStep) -> str:
         told = ""
         if delta.probe is not None:
             gradient = delta.watched_()
@@ -103,7 +103,7 @@ class LoQT(Method):
             count += 1
         return place == step
 
-    def _merge_(self, delta: Delta, at: Moment, gradient: Tensor) -> str:
+    def _merge_(self, delta: Delta, at: TrainingStep, gradient: Tensor) -> str:
         site = delta.site
         b, a = (wide(factor) for factor in pair(delta))
         whole = wide(flat(site.signature, self._restored(delta))) + self.alpha * b @ a

@@ -11,7 +11,7 @@ from tnc.adapters.delta import Delta
 from tnc.adapters.factors import bytes_of, cutoff, inverse, pair, pair_gradients
 from tnc.adapters.method import methods
 from tnc.adapters.methods.lora import LoRA
-from tnc.adapters.moment import Moment
+from tnc.adapters.training_step import TrainingStep
 from tnc.decide.site import Site
 from tnc.errors import PlanError
 
@@ -52,7 +52,7 @@ class LoRAPro(LoRA):
     def memory_bytes(self, site: Site) -> int:
         return 2 * bytes_of(site.dtype) * site.signature.parameters if self.adam else 0
 
-    def gradients_(self, delta: Delta, at: Moment) -> None:
+    def gradients_(self, delta: Delta, at: TrainingStep) -> None:
         found = pair_gradients(delta)
         if found is None:
             return

@@ -14,7 +14,7 @@ from tnc.adapters.equations import chain, network
 from tnc.adapters.exchanging import exchange_
 from tnc.adapters.factors import flat
 from tnc.adapters.method import Method, Parts, Start, methods
-from tnc.adapters.moment import Moment
+from tnc.adapters.training_step import TrainingStep
 from tnc.decide.site import Site
 from tnc.errors import PlanError
 from tnc.net import Structure, parse_network
@@ -98,7 +98,7 @@ class SaRA(Method):
             structure=self.of_count(at.site, len(places)),
         )
 
-    def penalty(self, delta: Delta, at: Moment) -> Tensor | None:
+    def penalty(self, delta: Delta, at: TrainingStep) -> Tensor | None:
         if not self.nuclear or not at.drawn(delta):
             return None
         values = delta.constant("small") + delta.cores["S"]
@@ -108,7 +108,7 @@ class SaRA(Method):
         total: Tensor = torch.linalg.svdvals(matrix).sum()
         return total * self.nuclear
 
-    def event_(self, delta: Delta, at: Moment) -> str:
+    def event_(self, delta: Delta, at: TrainingStep) -> str:
         if not self.reselect_every or at.number % self.reselect_every:
             return ""
         values, small = delta.cores["S"], delta.constant("small")
@@ -122,7 +122,7 @@ class SaRA(Method):
         told = f"{len(kept)} of {len(inside)} entries are trained on"
         return told + (f"; {dropped}" if dropped else "")
 
-    def _exchange_(self, delta: Delta, at: Moment, kept: Tensor, left: Tensor) -> str:
+    def _exchange_(self, delta: Delta, at: TrainingStep, kept: Tensor, left: Tensor) -> str:
         """Leave the kept entries in S and put the others into the frozen core F."""
         places, values = delta.layer.positions, delta.cores["S"].detach()
         frozen, frozen_places = values[left], places["S"][left]

@@ -14,7 +14,7 @@ from tnc.adapters.equations import chain
 from tnc.adapters.exchanging import exchange_
 from tnc.adapters.method import Parts, Start, methods
 from tnc.adapters.methods.lora import LoRA
-from tnc.adapters.moment import Moment
+from tnc.adapters.training_step import TrainingStep
 from tnc.decide.site import Site
 from tnc.errors import PlanError
 from tnc.net import Structure
@@ -68,14 +68,14 @@ class SoRA(LoRA):
     def start(self, at: Start) -> Parts:
         return Parts({"B": at.zeros("B"), "g": at.normal("g"), "A": at.kaiming("A")})
 
-    def penalty(self, delta: Delta, at: Moment) -> Tensor | None:
+    def penalty(self, delta: Delta, at: TrainingStep) -> Tensor | None:
         if not self.penalty_weight:
             return None
         shapes = [each.method.structure(each.site).shapes["g"] for each in at.alike(delta)]
         gates = sum(prod(shape) for shape in shapes)
         return delta.cores["g"].abs().sum() * (self.penalty_weight / gates)
 
-    def proximal_(self, delta: Delta, at: Moment) -> None:
+    def proximal_(self, delta: Delta, at: TrainingStep) -> None:
         gate = delta.cores["g"]
         by = self.threshold_at(at.number) * (at.rate(gate) if self.by_rate else 1.0)
         gate.copy_(gate.sign() * (gate.abs() - by).clamp_min(0))
@@ -91,13 +91,13 @@ class SoRA(LoRA):
             share = log(1 + share * (e - 1))
         return self.threshold + (self.final - self.threshold) * share
 
-    def event_(self, delta: Delta, at: Moment) -> str:
+    def event_(self, delta: Delta, at: TrainingStep) -> str:
         if not self.prune_every or at.number % self.prune_every:
             return ""
         return prune_(delta, at)
 
 
-def prune_(delta: Delta, at: Moment) -> str:
+def prune_(delta: Delta, at: TrainingStep) -> str:
     """Cut out the ranks whose gates are zero; say how many are left, or ''."""
     method, gate = delta.method, delta.cores["g"]
     assert isinstance(method, SoRA)

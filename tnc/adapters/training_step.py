@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +14,7 @@ from tnc.optim.seeds import mixed
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Moment:
+class TrainingStep:
     """The `number`-th step of a delta, counted from 1, among all `deltas` that are trained.
 
     `seed` is that of the whole training, the same for every delta and in every process.
@@ -27,19 +28,17 @@ class Moment:
 
     def holder(self, parameter: Tensor) -> torch.optim.Optimizer | None:
         """Return the optimizer that trains a parameter."""
-        for optimizer in self.optimizers:
-            for group in optimizer.param_groups:
-                if any(p is parameter for p in group["params"]):
-                    return optimizer
-        return None
+        return next((optimizer for optimizer, _ in self._holding(parameter)), None)
 
     def rate(self, parameter: Tensor) -> float:
         """Return the learning rate of a parameter; 0 where no optimizer trains it."""
+        return next((float(group["lr"]) for _, group in self._holding(parameter)), 0.0)
+
+    def _holding(self, parameter: Tensor) -> Iterator[tuple[torch.optim.Optimizer, dict[str, Any]]]:
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
                 if any(p is parameter for p in group["params"]):
-                    return float(group["lr"])
-        return 0.0
+                    yield optimizer, group
 
     def alike(self, delta: Delta) -> list[Delta]:
         """Return the deltas of the same kind of method, in order."""
@@ -49,13 +48,3 @@ class Moment:
         """Whether this delta is the one that is drawn in this step among its like."""
         like = self.alike(delta)
         return like[mixed(self.seed, self.number) % len(like)] is delta
-
-
-def peers(model: nn.Module, delta: Delta) -> list[Delta]:
-    """Return every delta that shares the parameters: more than one where weights are tied."""
-    mine = {id(core) for core in delta.cores.values()}
-    return [
-        each
-        for each in model.modules()
-        if isinstance(each, Delta) and any(id(core) in mine for core in each.cores.values())
-    ]
