@@ -259,6 +259,29 @@ def test_mixes_exactly() -> None:
 
 
 @every
+@pytest.mark.parametrize("case", ["linear", "conv", "experts", "compressed"])
+def test_a_mix_is_what_the_shares_compute(method: str, case: str) -> None:
+    """Switched in by shares or mixed into one adapter: outputs, weights and merging agree."""
+    _, x, adapters = made(method, case)
+    moved(adapters)
+    adapt_(adapters.model, "lora{rank=1}", name="second", example=x)
+    moved(adapters)
+    shares = {"default": 0.3, "second": -1.5}
+    adapters.use(**shares)
+    y = adapters.model(x)
+    adapters.mix("mixed", shares)
+    adapters.merge()
+    assert torch.allclose(adapters.model(x), y, rtol=1e-7, atol=1e-8)
+    adapters.unmerge()
+    adapters.use("mixed")
+    assert torch.allclose(adapters.model(x), y, rtol=1e-7, atol=1e-8)
+    adapters.use(default=0.0)
+    with adapters.disabled():
+        base = adapters.model(x)
+    assert torch.allclose(adapters.model(x), base, rtol=1e-9, atol=1e-9)
+
+
+@every
 @cases
 def test_counts_what_it_trains(method: str, case: str) -> None:
     """A dry run and a budget count without values what is then trained."""

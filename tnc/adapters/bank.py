@@ -8,7 +8,7 @@ the weight itself, the weight is a property that gives it with what the adapters
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from tnc.adapters.applied import APPLIED, CHAINED
 from tnc.adapters.chain import Chain
+from tnc.adapters.combined import based, changed
 from tnc.adapters.delta import Delta
 from tnc.adapters.method import Call
 from tnc.adapters.products import Pair
@@ -27,6 +28,11 @@ from tnc.nn.rebuilt import disguised, forget_flat_, held, holding
 from tnc.optim.transport import Transport
 
 BANK = "adapters_"
+
+ARGUMENTS = ("output_size",)
+"""What a layer may be called with after its input, by place."""
+
+NOTHING: Mapping[str, Any] = {}
 
 
 class Bank(nn.Module):
@@ -90,17 +96,11 @@ class Bank(nn.Module):
         if parameter in self.merged:
             found = self.merged[parameter]
             return found.weight if isinstance(found, StructuredLayer) else found
-        total = weight = self.based(parameter, weight)
-        for delta, share in self.using(parameter):
-            change = delta.method.change(delta, weight)
-            total = total + (change if share == 1.0 else change * share).to(weight.dtype)
-        return total
+        return changed(self.using(parameter), weight)
 
     def based(self, parameter: str, weight: Tensor) -> Tensor:
         """Return what stands for a weight: itself, unless an active adapter has its own."""
-        for delta, _ in self.using(parameter):
-            weight = delta.method.base(delta, weight)
-        return weight
+        return based(self.using(parameter), weight)
 
     def read(self, parameter: str, weight: Tensor) -> Tensor:
         """Return a weight as forward passes read it: `changed`, and what training adds to that."""
@@ -155,14 +155,14 @@ class Bank(nn.Module):
         for delta, share in self.using("weight"):
             part = delta.method.added(delta, call)
             total = total + (part if share == 1.0 else part * share)
-        return self.stirred(total, call.x)
+        return self.stirred(total, call.x, call.rest)
 
-    def stirred(self, y: Tensor, x: Tensor) -> Tensor:
+    def stirred(self, y: Tensor, x: Tensor, rest: Mapping[str, Any] = NOTHING) -> Tensor:
         """Return a layer's output with what training alone adds to its weight."""
         for delta, _ in self.using("weight"):
             more = delta.stirred()
             if more is not None:
-                y = y + delta.product(x, more)
+                y = y + delta.product(x, more, **rest)
         return y
 
 
@@ -276,16 +276,25 @@ def _forward(base: type[nn.Module]) -> Callable[..., Any]:
             return apply(self, self._parameters.get("weight"), *args, **kwargs)
         own = self._parameters.get("weight")
         used = own if own is None else bank.based("weight", own)
-        x = args[0] if args else next(iter(kwargs.values()))
-        chain = bank.chain() if bank.kind in CHAINED else None
+        x, rest = (args[0], NOTHING) if len(args) == 1 and not kwargs else _split(args, kwargs)
+        chain = bank.chain() if bank.kind in CHAINED and not rest else None
         y = None if chain is None else CHAINED[bank.kind](self, used, chain, x)
         if y is not None:
             return bank.stirred(y, x)
         y = apply(self, used, *args, **kwargs)
         read = partial(base_weight, self, "weight") if used is own else partial(_given, used)
-        return bank.added(Call(x, y, self._parameters.get("bias"), read))
+        return bank.added(Call(x, y, self._parameters.get("bias"), read, rest))
 
     return forward
+
+
+def _split(args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[Tensor, Mapping[str, Any]]:
+    """Return the input of a call and its other arguments by name, those that say something."""
+    rest = dict(zip(ARGUMENTS, args[1:])) | dict(kwargs)
+    if not args and not {"input", "x"} & set(rest):
+        raise TypeError("forward() misses its input")
+    x = args[0] if args else rest.pop("input" if "input" in rest else "x")
+    return x, {name: value for name, value in rest.items() if value is not None}
 
 
 def _given(weight: Any) -> Tensor:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import reduce
 
 import torch
 from torch import Tensor, nn
 
 from tnc.adapters.attach import attach_
 from tnc.adapters.bank import bank_of, check_name
+from tnc.adapters.combined import Using, changed
 from tnc.adapters.delta import Delta
 from tnc.adapters.method import Parts, methods, wide
 from tnc.adapters.place import Place
@@ -73,7 +72,7 @@ def additive(delta: Delta) -> bool:
 
 
 def low_rank(
-    parts: Sequence[tuple[Delta, float]],
+    parts: Using,
     weight: Tensor,
     rank: int | None = None,
     energy: float | None = None,
@@ -88,18 +87,17 @@ def low_rank(
     if all(found):
         down, up, scale = stacked([pair for pairs in found for pair in pairs])
         return _of_pair(wide(up * scale), wide(down.flatten(1)), rank, energy)
-    dense = reduce(torch.add, (changed(delta, share, weight) for delta, share in parts))
+    dense = change_of(parts, weight)
     if dense.norm() <= 8 * torch.finfo(dense.dtype).eps * wide(weight).norm():
         dense = torch.zeros_like(dense)  # what is left when methods take the weight away again
     return _of_svd(torch.linalg.svd(dense, full_matrices=False), rank, energy)
 
 
-def changed(delta: Delta, share: float, weight: Tensor) -> Tensor:
-    """Return what a delta adds to its weight as a matrix, or one for each of a stack."""
+def change_of(parts: Using, weight: Tensor) -> Tensor:
+    """Return what deltas add to their weight as a matrix, or one for each of a stack."""
+    delta, weight = parts[0][0], wide(weight)
     with torch.no_grad():
-        weight = wide(weight)
-        base = delta.method.base(delta, weight)
-        change = wide(base + delta.method.change(delta, base) - weight) * share
+        change = wide(changed(parts, weight) - weight)
     outputs = delta.site.signature.outputs
     shape = (*outputs[:-1], outputs[-1], -1)
     return delta.mapped(change).reshape(shape)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -68,18 +68,21 @@ class Delta(nn.Module):
         assert found is not None
         return found
 
-    def applied(self, x: Tensor) -> Tensor:
-        """Return the product of the delta with the layer's input, times the factor."""
+    def applied(self, x: Tensor, output_size: Sequence[int] | None = None) -> Tensor:
+        """Return the product of the delta with the layer's input, times the factor.
+
+        An `output_size` is for transposed convolutions, as the library's.
+        """
         if self.training and self.dropout and x.is_floating_point():
             x = functional.dropout(x, self.dropout)
         first = next(iter(self.cores.values()))
         if x.is_floating_point() and x.dtype != first.dtype:
-            whole = self._product(x.to(first.dtype))
+            whole = self._product(x.to(first.dtype), output_size)
             return (whole * self.factor).to(x.dtype)
-        y: Tensor = self._product(x)
+        y: Tensor = self._product(x, output_size)
         return y if self.factor == 1.0 else y * self.factor
 
-    def product(self, x: Tensor, whole: Tensor) -> Tensor:
+    def product(self, x: Tensor, whole: Tensor, output_size: Sequence[int] | None = None) -> Tensor:
         """Apply a dense weight, given as a map, as the layer's weight is applied."""
         view = self.layer.view
         prepared = self.__dict__.get("_prepared")
@@ -87,6 +90,8 @@ class Delta(nn.Module):
             prepared = view.prepare(chain(self.site.signature, ("D", "o i")))
             self.__dict__["_prepared"] = prepared
         given = x.to(whole.dtype) if x.is_floating_point() else x
+        if output_size is not None:
+            prepared = view.resized(prepared, given, output_size)
         found = view.apply(prepared, {"D": whole}, None, given)
         return found.to(x.dtype) if x.is_floating_point() else found
 
@@ -167,8 +172,10 @@ class Delta(nn.Module):
         """Whether the method computes cores."""
         return type(self.method).tensors is not Method.tensors
 
-    def _product(self, x: Tensor) -> Tensor:
-        found: Tensor = self.layer.run(self.tensors(), x) if self._maps else self.layer(x)
+    def _product(self, x: Tensor, output_size: Sequence[int] | None) -> Tensor:
+        if self._maps:
+            return self.layer.run(self.tensors(), x, output_size)
+        found: Tensor = self.layer(x) if output_size is None else self.layer(x, output_size)
         return found
 
     def mapped(self, stored: Tensor) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Sequence
+from collections.abc import Callable, Container
 from dataclasses import dataclass
 from math import prod
 
@@ -11,15 +11,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from tnc.adapters.bank import Bank, base_weight
+from tnc.adapters.combined import Using
 from tnc.adapters.delta import Delta
 from tnc.adapters.equations import outermost
 from tnc.adapters.method import wide
 from tnc.errors import PlanError
 from tnc.net import Core, Equation, Network, Structure
 from tnc.nn import StructuredLayer
-
-Using = Sequence[tuple[Delta, float]]
-"""The deltas of one weight with their shares."""
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from math import prod
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Generator, Tensor
@@ -163,12 +163,14 @@ class Call:
     """One call of an adapted layer: its input and what the base made of it, its bias included.
 
     `read` returns the base weight in its stored layout; it is rebuilt where the base is structured.
+    `rest` are the call's other arguments by name, such as `output_size`.
     """
 
     x: Tensor
     y: Tensor
     bias: Tensor | None
     read: Callable[[], Tensor]
+    rest: Mapping[str, Any] = field(default_factory=dict)
 
 
 class Method(ABC):
@@ -275,13 +277,13 @@ class Method(ABC):
         """
         scaled = self.rows(delta, call.read()) if self.scales_rows() else None
         if scaled is None:
-            return delta.applied(call.x)
+            return delta.applied(call.x, **call.rest)
         y, bias = call.y, call.bias
         shape = [1] * y.dim()
         shape[-1 if delta.site.op == "linear" else -len(delta.site.signature.inputs)] = -1
         scaled = scaled.reshape(shape).to(y.dtype)
         plain = y if bias is None else y - bias.reshape(shape)
-        return (scaled - 1) * plain + scaled * delta.applied(call.x)
+        return (scaled - 1) * plain + scaled * delta.applied(call.x, **call.rest)
 
     def change(self, delta: Delta, weight: Tensor) -> Tensor:
         """Return what is added to the weight, in its stored layout: what merging adds."""

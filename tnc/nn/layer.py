@@ -145,9 +145,14 @@ class StructuredLayer(nn.Module):
             for name, shape in structure.shapes.items()
         }
 
-    def run(self, cores: Mapping[str, Tensor], x: Tensor) -> Tensor:
+    def run(
+        self, cores: Mapping[str, Tensor], x: Tensor, output_size: Sequence[int] | None = None
+    ) -> Tensor:
         """Apply the layer with other cores of the same shapes, such as masked ones."""
-        return self.view.apply(self._prepared, cores, self.bias, x)
+        prepared = self._prepared
+        if output_size is not None:
+            prepared = self.view.resized(prepared, x, output_size)
+        return self.view.apply(prepared, cores, self.bias, x)
 
     def dense(self, cores: Mapping[str, Tensor]) -> Tensor:
         """Return the dense weight of other cores, in the layout that `weight` has."""

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tnc.adapters.converting import changed, low_rank
+from tnc.adapters.converting import change_of, low_rank
 from tnc.adapters.method import wide
 from tnc.adapters.peft.factors import Pair, exact
 from tnc.adapters.peft.held import Held
@@ -92,7 +92,11 @@ def factored(held: Held, rank: int | None, energy: float | None, scalable: bool)
     delta = held.delta
     scales = delta.method.scales_rows()
     if not scales or scalable:
-        dense = delta.mapped(delta.dense()).flatten(1) if scales else changed(delta, 1.0, held.base)
+        dense = (
+            delta.mapped(delta.dense()).flatten(1)
+            if scales
+            else change_of([(delta, 1.0)], held.base)
+        )
         pair = exact(delta.layer.structure, delta.tensors())
         if pair is not None and pair.rank <= (rank or min(dense.shape[-2:])):
             gap = float((pair.dense().to(dense.dtype) * delta.factor - dense).norm())
