@@ -22,7 +22,7 @@ import tnc
 from benchmarks import peft_behaviours as asked
 from benchmarks.outcome import Arguments, Goal, Outcome, table
 from benchmarks.peft_models import MODELS, Model
-from tnc.adapters.bank import base_weight
+from tnc.adapters.base import base_weight
 
 NAME = "peft-differential"
 

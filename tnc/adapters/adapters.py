@@ -10,9 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from tnc.adapters.attach import shared_copy
-from tnc.adapters.bank import Bank, bank_of, base_weight, remove_bank_
+from tnc.adapters.bank import Bank, bank_of
+from tnc.adapters.base import base_weight
 from tnc.adapters.converting import Conversion, Line, check_asked, low_rank, put_low_rank_
 from tnc.adapters.delta import Delta, peers
+from tnc.adapters.installing import remove_bank_
 from tnc.adapters.merging import Drift, Summed, merged
 from tnc.adapters.place import place_of
 from tnc.errors import PlanError

@@ -12,8 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tnc.adapters.bank import bank_of, install_bank_
+from tnc.adapters.bank import bank_of
 from tnc.adapters.delta import Delta
+from tnc.adapters.installing import install_bank_
 from tnc.adapters.method import Method, Parts
 from tnc.adapters.place import Place
 from tnc.errors import CaptureError, PlanError

@@ -16,9 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from tnc.adapters.attach import attach_
-from tnc.adapters.bank import bank_of, remove_bank_
+from tnc.adapters.bank import bank_of
 from tnc.adapters.delta import Delta
 from tnc.adapters.equations import chain
+from tnc.adapters.installing import remove_bank_
 from tnc.adapters.method import Method, Parts, Start
 from tnc.adapters.place import Place
 from tnc.capture import measure

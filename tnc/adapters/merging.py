@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from tnc.adapters.bank import Bank, base_weight
+from tnc.adapters.bank import Bank
+from tnc.adapters.base import base_weight
 from tnc.adapters.combined import Using
 from tnc.adapters.delta import Delta
 from tnc.adapters.equations import outermost

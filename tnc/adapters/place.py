@@ -9,7 +9,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from tnc.adapters.applied import applied_kind
-from tnc.adapters.bank import BANK, bank_of, base_weight
+from tnc.adapters.bank import BANK, bank_of
+from tnc.adapters.base import base_weight
 from tnc.capture import layer_kind
 from tnc.decide.site import Site, Use
 from tnc.errors import PlanError

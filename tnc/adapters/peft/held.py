@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from tnc.adapters.adapters import Adapters
-from tnc.adapters.bank import bank_of, base_weight
+from tnc.adapters.bank import bank_of
+from tnc.adapters.base import base_weight
 from tnc.adapters.delta import Delta
 from tnc.adapters.peft.layers import PARAMETER, Found, Layer, layer_for
 from tnc.errors import ArtifactError

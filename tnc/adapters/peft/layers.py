@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from tnc.adapters.bank import base_class
+from tnc.adapters.base import base_class
 from tnc.adapters.peft.factors import Pair
 from tnc.decide.site import Site
 from tnc.errors import ArtifactError
