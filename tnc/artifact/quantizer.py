@@ -7,6 +7,7 @@ from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
+from transformers.quantizers import auto
 from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
@@ -110,3 +111,8 @@ def shapes_of(entries: Sequence[Mapping[str, Any]], dtype: torch.dtype) -> dict[
         for name, shape in shapes.items():
             found[name] = torch.empty(shape, dtype=dtype, device="meta")
     return found
+
+
+if METHOD not in auto.AUTO_QUANTIZER_MAPPING:
+    auto.register_quantization_config(METHOD)(TncConfig)
+    auto.register_quantizer(METHOD)(TncQuantizer)

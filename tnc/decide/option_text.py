@@ -9,6 +9,7 @@ One parser and one printer serve structures, passes and sources. Values are JSON
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -18,7 +19,8 @@ _WORD = re.compile(r"[A-Za-z_][\w.:/*-]*")
 _KEY = re.compile(r"[A-Za-z_]\w*")
 _SPACE = re.compile(r"\s*")
 SUM = "sum"
-_CONSTANTS = {"true": True, "false": False, "null": None}
+_CONSTANTS = {"true": True, "false": False, "null": None, "Infinity": math.inf, "NaN": math.nan}
+"""Words that are no strings: those that JSON, as Python writes it, has for values."""
 
 
 class OptionText(ValueError):

@@ -92,9 +92,9 @@ def test_transformers_alone_stops(made: Any) -> None:
     assert done.returncode and "no file named model.safetensors" in done.stderr
 
 
-@pytest.mark.parametrize("first", ["tnc", "transformers"])
+@pytest.mark.parametrize("first", ["tnc", "transformers", "tnc.artifact.quantizer"])
 def test_the_order_of_imports_does_not_matter(first: str) -> None:
-    second = {"tnc": "transformers", "transformers": "tnc"}[first]
+    second = "tnc" if first == "transformers" else "transformers"
     code = (
         f"import {first}\nimport {second}\n"
         "from transformers.quantizers.auto import AUTO_QUANTIZER_MAPPING as known\n"

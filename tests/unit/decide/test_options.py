@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from tnc.decide.option_text import OptionText, parse_form, print_form
@@ -48,6 +48,8 @@ keys = st.from_regex(r"[a-z_][a-z0-9_]*", fullmatch=True).filter(lambda key: key
 
 
 @given(names, st.dictionaries(keys, values, max_size=4))
+@example("a", {"high": float("inf"), "low": float("-inf"), "words": ["Infinity", float("inf")]})
+@example("a", {"word": "Infinity", "other": "NaN", "third": "-Infinity"})
 def test_text_form_round_trips(name: str, options: dict[str, object]) -> None:
     whole = {"kind": name, **options}
     assert parse_form(print_form(whole)) == whole
