@@ -15,6 +15,7 @@ from tnc.kernels.program import (
     Multiply,
     Program,
     Step,
+    called,
     dimensions,
     extent,
     input_gradient,
@@ -67,8 +68,7 @@ class Costs:
 
     def _key(self, step: Multiply, size: Mapping[str, int]) -> tuple[object, ...]:
         """Return what a product's costs depend on."""
-        roles = tuple(matrix.roles for matrix in (step.result, step.left, step.right))
-        return (dimensions(step, size), *roles)
+        return (dimensions(step, size), step.result.roles, step.left.roles, step.right.roles)
 
     def total(self, network: Network, program: Program, size: Mapping[str, int]) -> float:
         """Seconds of all steps, without merging where merged operands are kept."""
@@ -274,8 +274,7 @@ class Costs:
 
 def _wanted(step: Multiply, matrix: Matrix) -> tuple[str, str]:
     """Return the roles of a factor's rows and columns in the call of a product."""
-    rows, columns = (role for role in step.result.roles if role != "b")
-    summed = next(role for role in step.left.roles if role not in ("b", rows, columns))
+    rows, columns, summed = called(step.result.roles, step.left.roles)
     return (rows, summed) if rows in matrix.roles else (summed, columns)
 
 

@@ -9,12 +9,12 @@ from tnc.net import Axis
 
 def same_memory(one: Axis, other: Axis, size: Mapping[str, int]) -> bool:
     """Whether two orders of legs are one order of memory."""
-    return long_legs(one, size) == long_legs(other, size)
+    return one == other or long_legs(one, size) == long_legs(other, size)
 
 
 def long_legs(layout: Sequence[str], size: Mapping[str, int]) -> Axis:
     """Leave out legs of size 1: they have no place in memory."""
-    return tuple(name for name in layout if size[name] != 1)
+    return tuple([name for name in layout if size[name] != 1])
 
 
 def halves(before: Axis, after: Axis) -> tuple[Axis, Axis] | None:

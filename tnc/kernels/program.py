@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from functools import cache
 from math import prod
 
 from tnc.derive.dense import INPUT, ROWS
@@ -34,7 +35,7 @@ class Matrix:
     @property
     def layout(self) -> Axis:
         """All legs in the order of memory."""
-        return tuple(name for group in self.groups for name in group)
+        return tuple([name for group in self.groups for name in group])
 
     def group(self, role: str) -> Axis:
         """The legs of one role."""
@@ -163,13 +164,23 @@ def recomputed(
     return tuple(reversed(given)), tuple(reversed(again))
 
 
+@cache
+def called(result: str, left: str) -> tuple[str, str, str]:
+    """Return the roles of rows, of columns and of what is summed in the call of a product.
+
+    >>> called("bnm", "bkm")
+    ('n', 'm', 'k')
+    """
+    rows, columns = (role for role in result if role != "b")
+    return rows, columns, next(role for role in left if role not in ("b", rows, columns))
+
+
 def dimensions(step: Multiply, size: Mapping[str, int]) -> tuple[int, int, int, int]:
     """Return (batch, m, n, k) of the library's call that computes a product.
 
     m and n are rows and columns of the result as it lies in memory.
     """
-    rows, columns = (role for role in step.result.roles if role != "b")
-    summed = next(r for r in step.left.roles if r != "b" and r not in (rows, columns))
+    rows, columns, summed = called(step.result.roles, step.left.roles)
     batch = step.result if "b" in step.result.roles else step.left
     return (
         extent(batch.group("b"), size) if "b" in batch.roles else 1,

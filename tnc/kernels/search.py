@@ -11,8 +11,9 @@ backward.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import permutations
+from typing import NamedTuple
 
 from tnc.derive.dense import INPUT, ROWS
 from tnc.kernels.costs import Costs
@@ -45,10 +46,18 @@ class _State:
     operands: tuple[Operand, ...]
 
 
-Way = tuple[tuple[Step, ...], float, Axis, Axis]
-"""Steps, seconds, the activation's new layout, and the operand's layout."""
+class _Way(NamedTuple):
+    """One way to absorb an operand: its steps and seconds, and how result and operand lie after."""
 
-Ways = dict[tuple[object, ...], tuple[Way, ...]]
+    steps: tuple[Step, ...]
+    seconds: float
+    again: float
+    """By how much it is cheaper as the last of a program, whose result is not recomputed."""
+    layout: Axis
+    lies: Axis
+
+
+_Ways = dict[tuple[object, ...], tuple[_Way, ...]]
 
 
 def search(
@@ -58,7 +67,7 @@ def search(
     size = dict(network.sizes) | {ROWS: rows}
     found: list[Found] = []
     limit = float("inf")
-    ways: Ways = {}
+    ways: _Ways = {}
     for pieces, merging in _promising(network, size, costs, ways):
         for state in _walk(network, pieces, size, costs, beam, limit - merging, ways):
             limit = min(limit, SLACK * (state.seconds + merging))
@@ -75,7 +84,7 @@ def search(
 
 
 def _promising(
-    network: Network, size: dict[str, int], costs: Costs, known: Ways
+    network: Network, size: dict[str, int], costs: Costs, known: _Ways
 ) -> list[tuple[tuple[Piece, ...], float]]:
     """Return the ways to merge that look best, best first, with what merging costs."""
     ways = [(pieces, costs.merging(network, pieces)) for pieces in groupings(network)]
@@ -98,7 +107,7 @@ def _walk(
     costs: Costs,
     beam: int,
     limit: float,
-    ways: Ways,
+    ways: _Ways,
 ) -> list[_State]:
     """Return the best ends of walks; `ways` keeps how operands are absorbed, from walk to walk."""
     by_name = {name: (cores, legs) for name, cores, legs in pieces}
@@ -112,8 +121,9 @@ def _walk(
         _State(turned, every, costs.copy(copy, size), (copy,), ()),
     ]
     for depth in range(len(pieces)):
-        best: dict[tuple[frozenset[str], Axis], _State] = {}
+        best: dict[tuple[frozenset[str], Axis], tuple[float, _State, str, _Way]] = {}
         for state in states:
+            source = _last(state)
             for name in sorted(state.left):
                 cores, legs = by_name[name]
                 rest = state.left - {name}
@@ -121,26 +131,27 @@ def _walk(
                 if len(rest) and not set(legs) & set(state.layout):
                     continue
                 here = frozenset(needed.intersection((*state.layout, *legs)))
-                asked = (_last(state), state.layout, name, here, depth)
+                asked = (source, state.layout, name, here, depth, not rest)
                 if asked not in ways:
                     piece = (name, cores, legs)
-                    ways[asked] = tuple(_absorb(state, piece, here, size, costs, depth))
-                for steps, seconds, layout, lies in ways[asked]:
-                    key = (rest, layout)
-                    total = state.seconds + seconds
-                    if not rest:
-                        total -= costs.again(steps[-1], size)
-                    if total > limit:
-                        continue
-                    if key not in best or total < best[key].seconds:
-                        best[key] = _State(
-                            layout,
-                            rest,
-                            total,
-                            (*state.steps, *steps),
-                            (*state.operands, Operand(name, cores, lies)),
-                        )
-        states = sorted(best.values(), key=lambda state: state.seconds)[:beam]
+                    absorbing = _Absorbing(piece, state.layout, here, not rest, size, costs)
+                    ways[asked] = absorbing.ways(source, depth)
+                for way in ways[asked]:
+                    key = (rest, way.layout)
+                    total = state.seconds + way.seconds - way.again
+                    if total <= limit and (key not in best or total < best[key][0]):
+                        best[key] = (total, state, name, way)
+        nearest = sorted(best.items(), key=lambda item: item[1][0])[:beam]
+        states = [
+            _State(
+                layout,
+                rest,
+                total,
+                (*state.steps, *way.steps),
+                (*state.operands, Operand(name, by_name[name][0], way.lies)),
+            )
+            for (rest, layout), (total, state, name, way) in nearest
+        ]
     wanted = (ROWS, *outputs)
     done = []
     for state in states:
@@ -161,64 +172,93 @@ def _last(state: _State) -> str:
     return step.result if isinstance(step, Copy) else step.result.value
 
 
-def _absorb(
-    state: _State,
-    piece: Piece,
-    needed: frozenset[str],
-    size: dict[str, int],
-    costs: Costs,
-    depth: int,
-) -> Iterator[Way]:
-    name, cores, legs = piece
-    layout = state.layout
-    own = set(legs)
-    kinds = {n: "m" if n not in own else "b" if n in needed else "k" for n in layout}
-    fresh = tuple(n for n in legs if n not in kinds)
-    before: tuple[Step, ...] = ()
-    source, spent = _last(state), 0.0
-    for lies, roles, groups in _readable(layout, kinds):
-        steps, seconds = before, spent
-        value = source
-        if lies != layout:
-            copy = Copy(f"t{depth}c", source, layout, lies)
-            steps, seconds, value = (*before, copy), spent + costs.copy(copy, size), copy.result
-        left = Matrix(value, groups, roles)
-        grouped = any(kind == "b" for kind in kinds.values())
-        for brought in _orders(fresh):
-            for result_roles in _results(roles):
+@dataclass
+class _Absorbing:
+    """The ways in which an activation that lies as `layout` absorbs an operand.
+
+    There are hundreds for an operand of many legs, and a search asks for thousands of operands. So
+    each is priced by what prices depend on, sizes by roles, and only the cheapest into each order
+    of the result is spelled out.
+    """
+
+    piece: Piece
+    layout: Axis
+    needed: frozenset[str]
+    last: bool
+    size: dict[str, int]
+    costs: Costs
+    _operands: dict[tuple[Axis, bool], tuple[str, bool]] = field(default_factory=dict)
+    _prices: dict[tuple[object, ...], tuple[str, float, float]] = field(default_factory=dict)
+    _laid: dict[tuple[Axis, str], tuple[Matrix, float]] = field(default_factory=dict)
+
+    def ways(self, source: str, depth: int) -> tuple[_Way, ...]:
+        """Return the cheapest way into each order of the result; the activation is `source`."""
+        legs = self.piece[2]
+        kinds = {n: "m" if n not in legs else "b" if n in self.needed else "k" for n in self.layout}
+        fresh = tuple(n for n in legs if n not in kinds)
+        grouped = "b" in kinds.values()
+        best: dict[Axis, _Way] = {}
+        for lies, roles, groups in _readable(self.layout, kinds):
+            before: tuple[Step, ...] = ()
+            spent, left = 0.0, Matrix(source, groups, roles)
+            if lies != self.layout:
+                copy = Copy(f"t{depth}c", source, self.layout, lies)
+                before, spent = (copy,), self.costs.copy(copy, self.size)
+                left = Matrix(copy.result, groups, roles)
+            for brought in _orders(fresh):
                 given = {"n": brought, **dict(zip(roles, groups))}
-                result = Matrix(
-                    f"t{depth}", tuple(given[role] for role in result_roles), result_roles
-                )
-                right = _operand(name, legs, given, grouped, result_roles, size)
-                step = costs.turned(Multiply(result, left, right), legs, size)
-                right = step.right
-                laying = 0.0
-                if len(cores) == 1 and not same_memory(right.layout, legs, size):
-                    laying = costs.laying(legs, size)
-                yield (
-                    (*steps, step),
-                    seconds + laying + costs.product(step, size),
-                    result.layout,
-                    right.layout,
-                )
+                for result in _results(roles):
+                    right_roles, product, again = self._priced(left, given, result, grouped)
+                    right, laying = self._lay(right_roles, given)
+                    layout = tuple([name for role in result for name in given[role]])
+                    seconds = spent + laying + product
+                    known = best.get(layout)
+                    if known is None or seconds - again < known.seconds - known.again:
+                        step = Multiply(_matrix(f"t{depth}", result, given), left, right)
+                        best[layout] = _Way((*before, step), seconds, again, layout, right.layout)
+        return tuple(best.values())
+
+    def _priced(
+        self, left: Matrix, given: dict[str, Axis], result: str, grouped: bool
+    ) -> tuple[str, float, float]:
+        """Return how the operand lies, by roles, the product's seconds, and those to repeat it."""
+        brought, first = given["n"], result.index("m") < result.index("n")
+        if (brought, first) not in self._operands:
+            self._operands[brought, first] = self._operand(given, first, grouped)
+        roles, lies = self._operands[brought, first]
+        key = (left.roles, result, roles, lies)
+        if key not in self._prices:
+            product = _matrix("", result, given)
+            step = Multiply(product, left, _matrix(self.piece[0], roles, given))
+            step = self.costs.turned(step, self.piece[2], self.size)
+            again = self.costs.again(step, self.size) if self.last else 0.0
+            self._prices[key] = step.right.roles, self.costs.product(step, self.size), again
+        return self._prices[key]
+
+    def _operand(self, given: dict[str, Axis], first: bool, grouped: bool) -> tuple[str, bool]:
+        """Return in which order of roles an operand is taken, and whether it lies so already.
+
+        If a product cannot take it as it lies, it is turned for it.
+        """
+        for roles in ("bkn", "bnk", "kbn", "nbk") if grouped else ("kn", "nk"):
+            legs = tuple([name for role in roles for name in given[role]])
+            if same_memory(legs, self.piece[2], self.size):
+                return roles, True
+        return ("b" if grouped else "") + ("kn" if first else "nk"), False
+
+    def _lay(self, roles: str, given: dict[str, Axis]) -> tuple[Matrix, float]:
+        """Return the operand in an order of roles, and the seconds of writing it so."""
+        key = (given["n"], roles)
+        if key not in self._laid:
+            name, cores, legs = self.piece
+            right = _matrix(name, roles, given)
+            copied = len(cores) == 1 and not same_memory(right.layout, legs, self.size)
+            self._laid[key] = right, self.costs.laying(legs, self.size) if copied else 0.0
+        return self._laid[key]
 
 
-def _operand(
-    name: str,
-    legs: Axis,
-    given: dict[str, Axis],
-    grouped: bool,
-    result: str,
-    size: dict[str, int],
-) -> Matrix:
-    """Return the operand as it lies already if a product can take it so, else turned for it."""
-    for roles in ("bkn", "bnk", "kbn", "nbk") if grouped else ("kn", "nk"):
-        groups = tuple(given[role] for role in roles)
-        if same_memory(tuple(n for group in groups for n in group), legs, size):
-            return Matrix(name, groups, roles)
-    roles = ("b" if grouped else "") + ("kn" if result.index("m") < result.index("n") else "nk")
-    return Matrix(name, tuple(given[role] for role in roles), roles)
+def _matrix(value: str, roles: str, given: dict[str, Axis]) -> Matrix:
+    return Matrix(value, tuple([given[role] for role in roles]), roles)
 
 
 def _results(roles: str) -> tuple[str, ...]:
