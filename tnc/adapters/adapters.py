@@ -10,15 +10,15 @@ import torch
 from torch import Tensor, nn
 
 from tnc.adapters.attach import shared_copy
-from tnc.adapters.bank import Bank, bank_of
+from tnc.adapters.bank import Bank, banks_of
 from tnc.adapters.base import base_weight
 from tnc.adapters.converting import Conversion, Line, check_asked, low_rank, put_low_rank_
 from tnc.adapters.delta import Delta, peers
 from tnc.adapters.installing import remove_bank_
-from tnc.adapters.merging import Drift, Summed, merged
+from tnc.adapters.merging import Drift
 from tnc.adapters.place import place_of
+from tnc.adapters.unloading import merge_, unload_
 from tnc.errors import PlanError
-from tnc.nn import StructuredLayer
 
 
 @dataclass(frozen=True, eq=False)
@@ -153,21 +153,7 @@ class Adapters:
         PlanError, with nothing changed, where a merged weight is not finite.
         """
         self.check_unmerged()
-        found: dict[int, dict[str, Tensor | Summed]] = {}
-        drifts: dict[str, Drift] = {}
-        for _, module, bank in self._adapted():
-            found[id(bank)] = {}
-            for name in _parameters_of(bank):
-                if bank.using(name):
-                    made, drift = merged(module, bank, name)
-                    found[id(bank)][name] = made
-                    drifts[drift.weight] = drift
-        for bank in self._banks():
-            bank.merged = {
-                name: made.layer if isinstance(made, Summed) else made
-                for name, made in found[id(bank)].items()
-            }
-        return tuple(drifts.values())
+        return merge_(self.model)
 
     def unmerge(self) -> None:
         """Go back to base and deltas: exactly what was before `merge`."""
@@ -178,7 +164,7 @@ class Adapters:
         """Take an adapter away; the last one leaves plain modules."""
         self._known((adapter,))
         self.check_unmerged()
-        for _, module, bank in list(self._adapted()):
+        for module, bank in list(banks_of(self.model)):
             bank.drop(adapter)
             if not bank.names:
                 remove_bank_(module)
@@ -192,30 +178,7 @@ class Adapters:
         own. Raises PlanError, with nothing changed, where a merged weight is not finite.
         """
         self.unmerge()
-        found: dict[tuple[int, ...], Tensor | Summed] = {}
-        takers: list[tuple[nn.Module, str, Tensor | Summed]] = []
-        for _, module, bank in self._adapted():
-            for name in _parameters_of(bank) if merge else ():
-                if not bank.using(name):
-                    continue
-                held = (id(p) for delta, _ in bank.using(name) for p in delta.parameters())
-                key = (*_weight_key(module, name), *held)
-                if key not in found:
-                    made, _ = merged(module, bank, name)
-                    if isinstance(made, Tensor):
-                        trains = base_weight(module, name).requires_grad
-                        made = nn.Parameter(made, requires_grad=trains)
-                    found[key] = made
-                takers.append((module, name, found[key]))
-        for module, name, made in takers:
-            if isinstance(made, Summed):
-                assert isinstance(module, StructuredLayer)
-                module.restructure_(made.structure, made.cores, made.positions)
-            else:
-                module._parameters[name] = made  # type: ignore[assignment]
-        for _, module, _ in list(self._adapted()):
-            remove_bank_(module)
-        return self.model
+        return unload_(self.model, merge)
 
     def unloaded(self) -> nn.Module:
         """Return a copy of the model with what the active adapters add, as `unload` leaves it.
@@ -280,21 +243,15 @@ class Adapters:
 
     def weight(self, name: str) -> Tensor:
         """Return a weight with what the active adapters add, in its stored layout."""
-        for _, module, bank in self._adapted():
+        for module, bank in banks_of(self.model):
             for adapter in bank.names:
                 for parameter, delta in bank.held(adapter).items():
                     if name in delta.site.aliases:
                         return bank.changed(parameter, base_weight(module, parameter))
         raise PlanError(f"no weight {name!r} has an adapter")
 
-    def _adapted(self) -> Iterator[tuple[str, nn.Module, Bank]]:
-        for path, module in self.model.named_modules():
-            bank = bank_of(module)
-            if bank is not None:
-                yield path, module, bank
-
     def _banks(self) -> Iterator[Bank]:
-        for _, _, bank in self._adapted():
+        for _, bank in banks_of(self.model):
             yield bank
 
     def _one(self, adapter: str | None) -> str:
@@ -322,14 +279,3 @@ class Adapters:
 def of(model: nn.Module) -> Adapters:
     """Return the adapters of a model that has some."""
     return Adapters(model)
-
-
-def _weight_key(module: nn.Module, name: str) -> tuple[int, ...]:
-    """Return what is equal for the owners of one tied weight: tied deltas keep it tied."""
-    if isinstance(module, StructuredLayer):
-        return tuple(id(core) for core in module.cores.values())
-    return (id(base_weight(module, name)),)
-
-
-def _parameters_of(bank: Bank) -> Mapping[str, None]:
-    return dict.fromkeys(name for adapter in bank.names for name in bank.held(adapter))

@@ -55,6 +55,12 @@ class Bank(nn.Module):
         """The adapters that have a delta here."""
         return tuple(self._modules)
 
+    @property
+    def parameters_used(self) -> tuple[str, ...]:
+        """The parameters that active adapters have deltas of."""
+        named = (n for adapter in self.names for n in self.held(adapter) if self.using(n))
+        return tuple(dict.fromkeys(named))
+
     def put(self, adapter: str, parameter: str, delta: Delta) -> None:
         """Add a delta. Raises PlanError for a name that is taken."""
         deltas = self._modules.get(adapter)
@@ -184,3 +190,11 @@ def bank_of(module: nn.Module) -> Bank | None:
     """Return a module's bank, where it has one."""
     found = module._modules.get(BANK)
     return found if isinstance(found, Bank) else None
+
+
+def banks_of(model: nn.Module) -> Iterator[tuple[nn.Module, Bank]]:
+    """Yield the adapted modules of a model with their banks."""
+    for module in model.modules():
+        bank = bank_of(module)
+        if bank is not None:
+            yield module, bank

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from tnc.adapters.attach import attach_
-from tnc.adapters.bank import bank_of
+from tnc.adapters.bank import bank_of, banks_of
 from tnc.adapters.delta import Delta
 from tnc.adapters.equations import chain
 from tnc.adapters.installing import remove_bank_
@@ -212,9 +212,7 @@ def _recurrent_backward(model: nn.Module) -> Iterator[None]:
 
 
 def _detach_(model: nn.Module) -> None:
-    for module in list(model.modules()):
-        bank = bank_of(module)
-        if bank is not None:
-            bank.drop(PROBE)
-            if not bank.names:
-                remove_bank_(module)
+    for module, bank in list(banks_of(model)):
+        bank.drop(PROBE)
+        if not bank.names:
+            remove_bank_(module)
