@@ -222,6 +222,12 @@ def told(path: Path, overrides: tuple[str, ...] = ()) -> str:
     return str(caught.value).replace(f"{path.parent}/", "")
 
 
+MISSING = (
+    "missing key 'rules'; they say what `tnc compile` does; a spec for `tnc adapt` alone may have "
+    "`adapters` instead, such as adapters: lora{rank=8}"
+)
+
+
 @pytest.mark.parametrize(("text", "message"), CASES.values(), ids=CASES)
 def test_message(text: str, message: str, tmp_path: Path) -> None:
     path = tmp_path / "s.yaml"
@@ -243,8 +249,19 @@ def test_all_errors_are_told_root_causes_first(tmp_path: Path) -> None:
         "s.yaml:3:10: budget.flop: unknown key 'flop'; did you mean 'flops'?",
         "s.yaml:4:1: objectiv: unknown key 'objectiv'; did you mean 'objective'?",
         "s.yaml:2:7: seed: expected greater than or equal to 0, got -1",
-        "s.yaml:1:1: rules: missing key 'rules'",
+        f"s.yaml:1:1: rules: {MISSING}",
     ]
+
+
+def test_a_spec_without_rules_is_told_of_adapters(tmp_path: Path) -> None:
+    path = tmp_path / "s.yaml"
+    path.write_text("version: 1\nseed: 1\n")
+    assert told(path).startswith(f"s.yaml:1:1: rules: {MISSING}\n")
+    remedy = MISSING.partition("such as ")[2]
+    path.write_text(f"version: 1\nseed: 1\n{remedy}\n")
+    assert read_spec(path).spec.adapters
+    with pytest.raises(SpecError, match="instead, such as adapters"):
+        Spec(version=1)
 
 
 def test_an_error_in_a_base_names_the_base(tmp_path: Path) -> None:

@@ -57,6 +57,10 @@ _SENSITIVITY = (
     "from sample to sample. none: each error is relative to its own layer. auto: outputs with "
     "metric both, else none."
 )
+_RULES_OR_ADAPTERS = (
+    "they say what `tnc compile` does; a spec for `tnc adapt` alone may have `adapters` instead, "
+    "such as adapters: lora{rank=8}"
+)
 _EXTENDS = "Files beside this one, or recipes, that it is laid over; resolved on reading."
 
 
@@ -112,7 +116,7 @@ class Spec(Part):
         if value or info.data.get("adapters", True) is not None:
             return value
         if value == ():
-            raise problem("missing", "missing key 'rules'")
+            raise problem("missing", f"missing key 'rules'; {_RULES_OR_ADAPTERS}")
         return not_empty(tuple(value)) if isinstance(value, list) else value
 
     @model_validator(mode="after")
