@@ -166,12 +166,12 @@ def run(
     from tnc.adapters import storing
 
     spec, clock = resolved.spec, Clock(progress)
+    if peft is not None:
+        _check_peft(spec, peft, force)
     clock("load", 0, 1)
     subject = subject_of(resolved, base)
     inputs = subject.inputs
     _check(resolved, subject)
-    if peft is not None:
-        _check_peft(spec, peft, force)
     given = subject.given | {"locations": resolved.locations}
     clock("plan", 0, 1)
     decided = adapters.plan(subject.base, spec, **given)

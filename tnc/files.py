@@ -47,6 +47,16 @@ def check_place(path: Path, kind: Refusal) -> None:
         raise kind(f"cannot write {path}: {parent} is {reason}", hint="choose another place")
 
 
+def check_no_home(path: Path, kind: Refusal) -> None:
+    """Raise an error of `kind` where a folder would be replaced that holds the one we are in."""
+    here = Path.cwd()
+    if path.resolve() in (here, *here.parents):
+        raise kind(
+            f"cannot replace {path}: it is the folder that you are in, or holds it",
+            hint="name a folder in it",
+        )
+
+
 def write_text(path: Path, text: str) -> None:
     """Write a text file in one step, as `write_bytes` does."""
     write_bytes(path, text.encode())

@@ -657,7 +657,7 @@ ARTIFACTS = {
     ),
     "a folder that is no artifact, with force": two(
         text(),
-        "no artifact, so it is not replaced",
+        "{folder}/out is there already and is no artifact",
         "try: choose",
         words=(*COMPILE, "--force"),
         prepare=full_out,

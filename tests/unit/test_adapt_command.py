@@ -119,6 +119,21 @@ def test_adapters_are_written_and_load(spec, tmp_path: Path, capsys: Capture) ->
     assert held["folder"] == str(out) and (out / "spec.yaml").is_file()
 
 
+@pytest.mark.parametrize("force", [False, True])
+def test_a_folder_of_other_things_is_not_replaced_for_peft(
+    force: bool, spec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    monkeypatch.setattr("tnc.adapt_recipe.subject_of", lambda *_: pytest.fail("it worked first"))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "notes.txt").write_text("mine")
+    given = ["adapt", spec(LORA), *(["--force"] if force else [])]
+    for place, told in (("other", "holds no adapter"), (".", "the folder that you are in")):
+        assert main([*given, "--peft", place]) == 2
+        assert told in capsys.readouterr().err
+    assert (tmp_path / "other" / "notes.txt").is_file()
+
+
 def test_json_is_one_document(spec, tmp_path: Path, capsys: Capture) -> None:
     out = tmp_path / "a"
     assert main(["adapt", spec(LORA), "--out", str(out), "--json"]) == 0

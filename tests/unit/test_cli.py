@@ -123,6 +123,29 @@ def test_compile_refuses_a_full_folder_before_it_works(spec: str, runs: list[Any
     assert "is there already" in capsys.readouterr().err and not runs
 
 
+@pytest.mark.parametrize("out", [".", "..", "{folder}"])
+@pytest.mark.parametrize("force", [False, True])
+def test_the_folder_that_one_is_in_is_not_replaced(
+    out: str, force: bool, spec: str, runs: list[Any], tmp_path: Path, monkeypatch, capsys
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "tnc.json").write_text("{}")
+    given = [spec, "--out", out.format(folder=tmp_path), *(["--force"] if force else [])]
+    for command in ("compile", "adapt"):
+        assert main([command, *given]) == 2 and not runs
+        assert "is the folder that you are in, or holds it" in capsys.readouterr().err
+    assert main(["merge", "none", "none", *given[1:]]) == 2
+    assert "name a folder in it" in capsys.readouterr().err
+    assert (tmp_path / "tnc.json").is_file()
+
+
+def test_force_replaces_artifacts_alone(spec: str, runs: list[Any], tmp_path: Path, capsys) -> None:
+    (tmp_path / "notes.txt").write_text("mine")
+    assert main(["compile", spec, "--out", str(tmp_path), "--force"]) == 2
+    assert "is there already and is no artifact" in capsys.readouterr().err and not runs
+    assert (tmp_path / "notes.txt").is_file()
+
+
 @pytest.mark.parametrize(
     ("place", "told"),
     [

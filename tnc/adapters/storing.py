@@ -23,7 +23,7 @@ from tnc.adapters.place import Owner, Place, place_of, site_from_json, site_to_j
 from tnc.artifact.probing import Probe, probe_data, probe_inputs
 from tnc.decide.options import as_mapping, build
 from tnc.errors import ArtifactError
-from tnc.files import replaced_folder, writing
+from tnc.files import check_no_home, replaced_folder, writing
 from tnc.net import from_json, to_json
 from tnc.nn import view_from_json
 
@@ -90,6 +90,7 @@ def save(
 
 def check_free(folder: Path, force: bool) -> None:
     """Raise ArtifactError where a folder is in the way of adapters."""
+    check_no_home(folder, ArtifactError)
     held = folder.is_file() or (folder.is_dir() and any(folder.iterdir()))
     whole = (folder / MANIFEST).is_file()
     if held and not (force and whole):

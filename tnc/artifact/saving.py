@@ -21,7 +21,7 @@ from tnc.artifact.modules import describe_modules
 from tnc.artifact.probing import probe_data
 from tnc.decide.spec_parts import Kernels
 from tnc.errors import ArtifactError
-from tnc.files import replaced_folder, writing
+from tnc.files import check_no_home, replaced_folder, writing
 from tnc.nn.adapted import has_deltas
 from tnc.rewrite.compiled import Compiled
 from tnc.rewrite.contract import outputs_of
@@ -169,6 +169,7 @@ def check_plain(model: nn.Module) -> None:
 
 def check_free(path: Path, force: bool) -> None:
     """Raise ArtifactError where a folder is in the way of an artifact."""
+    check_no_home(path, ArtifactError)
     if path.is_file() or (path.exists() and not (path / NAME).is_file() and any(path.iterdir())):
         raise ArtifactError(
             f"{path} exists and is no artifact, so it is not replaced", hint="choose another folder"

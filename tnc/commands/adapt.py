@@ -37,8 +37,6 @@ def adapt(
     resolved = read_spec(spec, set_ or ())
     if out is not None:
         check_place(out, ArtifactError)
-        if out.name in ("", ".."):
-            raise ArtifactError(f"cannot replace {out}", where="--out", hint="name a folder in it")
         _check_free(out, force)
     if peft is not None:
         check_place(peft, ArtifactError)

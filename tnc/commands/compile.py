@@ -21,7 +21,7 @@ from tnc.commands.terminal import (
     working,
 )
 from tnc.errors import ArtifactError, Interrupted, QualityGate
-from tnc.files import check_place
+from tnc.files import check_no_home, check_place
 
 if TYPE_CHECKING:
     from tnc.decide.plan import Plan
@@ -114,8 +114,9 @@ def _check_free(out: Path, force: bool) -> None:
     from tnc.artifact.manifest import NAME
 
     check_place(out, ArtifactError)
-    if out.is_file() or (out.is_dir() and any(out.iterdir()) and not force):
-        whole = (out / NAME).is_file()
+    check_no_home(out, ArtifactError)
+    whole = (out / NAME).is_file()
+    if out.is_file() or (out.is_dir() and any(out.iterdir()) and not (force and whole)):
         raise ArtifactError(
             f"{out} is there already" + ("" if whole else " and is no artifact"),
             hint="choose another --out" + (", or replace it with --force" if whole else ""),

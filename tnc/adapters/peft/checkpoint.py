@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from tnc.errors import ArtifactError
-from tnc.files import replaced_folder, writing
+from tnc.files import check_no_home, replaced_folder, writing
 
 CONFIG = "adapter_config.json"
 TENSORS = "adapter_model.safetensors"
@@ -37,11 +37,13 @@ def is_checkpoint(folder: Path) -> bool:
 
 def check_free(folder: Path, force: bool) -> None:
     """Raise ArtifactError where a folder is in the way of a checkpoint."""
-    empty = not folder.exists() or (folder.is_dir() and not any(folder.iterdir()))
-    if not empty and not force and not (folder / CONFIG).exists():
+    check_no_home(folder, ArtifactError)
+    held = folder.is_file() or (folder.is_dir() and any(folder.iterdir()))
+    whole = (folder / CONFIG).is_file()
+    if held and not (force and whole):
         raise ArtifactError(
-            f"{folder} exists and holds no adapter",
-            hint="choose another place, or --force, force=True",
+            f"{folder} already holds an adapter" if whole else f"{folder} exists and holds no adapter",
+            hint="choose another place" + (", or replace it: --force, force=True" if whole else ""),
         )
 
 
