@@ -42,7 +42,7 @@ def check_free(folder: Path, force: bool) -> None:
     whole = (folder / CONFIG).is_file()
     if held and not (force and whole):
         raise ArtifactError(
-            f"{folder} already holds an adapter" if whole else f"{folder} exists and holds no adapter",
+            f"{folder} already holds an adapter" if whole else f"{folder} holds no adapter",
             hint="choose another place" + (", or replace it: --force, force=True" if whole else ""),
         )
 
