@@ -9,9 +9,9 @@ _PUBLIC = {
     "AdapterPlan": "tnc.decide.adapter_plan",
     "Adapters": "tnc.adapters.adapters",
     "Method": "tnc.adapters.method",
-    "Parts": "tnc.adapters.method",
+    "Parts": "tnc.adapters.start",
     "Rule": "tnc.adapters.rules",
-    "Start": "tnc.adapters.method",
+    "Start": "tnc.adapters.start",
     "adapt": "tnc.adapters.adapting",
     "adapt_": "tnc.adapters.adapting",
     "export_peft": "tnc.adapters.peft.exporting",
@@ -35,12 +35,12 @@ if TYPE_CHECKING:
     from tnc.adapters.adapting import plan as plan
     from tnc.adapters.following import follow as follow
     from tnc.adapters.method import Method as Method
-    from tnc.adapters.method import Parts as Parts
-    from tnc.adapters.method import Start as Start
     from tnc.adapters.peft.exporting import export_peft as export_peft
     from tnc.adapters.peft.importing import import_peft as import_peft
     from tnc.adapters.peft.importing import import_peft_ as import_peft_
     from tnc.adapters.rules import Rule as Rule
+    from tnc.adapters.start import Parts as Parts
+    from tnc.adapters.start import Start as Start
     from tnc.adapters.storing import load as load
     from tnc.adapters.storing import load_ as load_
     from tnc.adapters.storing import save as save

@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from tnc.adapters.bank import bank_of
 from tnc.adapters.delta import Delta
 from tnc.adapters.installing import install_bank_
-from tnc.adapters.method import Method, Parts
+from tnc.adapters.method import Method
 from tnc.adapters.place import Place
+from tnc.adapters.start import Parts
 from tnc.errors import CaptureError, PlanError
 from tnc.net import Structure
 

@@ -20,8 +20,9 @@ from tnc.adapters.bank import bank_of, banks_of
 from tnc.adapters.delta import Delta
 from tnc.adapters.equations import chain
 from tnc.adapters.installing import remove_bank_
-from tnc.adapters.method import Method, Parts, Start
+from tnc.adapters.method import Method
 from tnc.adapters.place import Place
+from tnc.adapters.start import Parts, Start
 from tnc.capture import measure
 from tnc.capture.batches import call
 from tnc.capture.undisturbed import evaluating

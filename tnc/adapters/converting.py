@@ -11,9 +11,10 @@ from tnc.adapters.attach import attach_
 from tnc.adapters.bank import bank_of, check_name
 from tnc.adapters.combined import Using, changed
 from tnc.adapters.delta import Delta
-from tnc.adapters.method import Parts, methods, wide
+from tnc.adapters.method import methods
 from tnc.adapters.place import Place
 from tnc.adapters.products import stacked
+from tnc.adapters.start import Parts, wide
 from tnc.errors import PlanError
 
 

@@ -11,10 +11,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from tnc.adapters.equations import chain
-from tnc.adapters.method import Method, Parts, wide
+from tnc.adapters.method import Method
 from tnc.adapters.norms import row_norms
 from tnc.adapters.products import Pair
 from tnc.adapters.routes import Route, routes
+from tnc.adapters.start import Parts, wide
 from tnc.decide.site import Site
 from tnc.net import Structure
 from tnc.nn import StructuredLayer, View

@@ -15,7 +15,7 @@ from tnc.adapters.base import base_weight
 from tnc.adapters.combined import Using
 from tnc.adapters.delta import Delta
 from tnc.adapters.equations import outermost
-from tnc.adapters.method import wide
+from tnc.adapters.start import wide
 from tnc.errors import PlanError
 from tnc.net import Core, Equation, Network, Structure
 from tnc.nn import StructuredLayer

@@ -66,7 +66,8 @@ def wishes(
         for stage in found:
             path = held[stage[0].name].owners[0].path
             moments = moments_at(inputs, model, stage[0], batches, path)[0]
-            shared = replace(moments, **{n: averaged(getattr(moments, n)) for n in SUMS})
+            means: dict[str, Any] = {name: averaged(getattr(moments, name)) for name in SUMS}
+            shared = replace(moments, **means)
             for site in stage:
                 place = held[site.name]
                 yield place, _wish(model, original, place, site, shared)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from tnc.adapters.choosing import Choice, Chosen
 from tnc.adapters.given import Given
-from tnc.adapters.method import wide
+from tnc.adapters.start import wide
 from tnc.decide.allocation import Choice as Candidate
 from tnc.decide.allocation import allocate
 from tnc.errors import PlanError

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from tnc.adapters.attach import attach_, generator_for, shared_copy
 from tnc.adapters.choosing import Choice, Chosen
 from tnc.adapters.given import Figures, Given
-from tnc.adapters.method import Method, Parts, Start
+from tnc.adapters.method import Method
+from tnc.adapters.start import Parts, Start
 from tnc.decide.site import Site
 from tnc.net import Structure
 

@@ -18,8 +18,9 @@ from tnc.adapters.attach import Pool, attach_, shared_copy
 from tnc.adapters.attach import check_free as check_free_place
 from tnc.adapters.bank import bank_of
 from tnc.adapters.delta import Delta
-from tnc.adapters.method import Parts, methods
+from tnc.adapters.method import methods
 from tnc.adapters.place import Owner, Place, place_of, site_from_json, site_to_json
+from tnc.adapters.start import Parts
 from tnc.artifact.probing import Probe, probe_data, probe_inputs
 from tnc.decide.options import as_mapping, build
 from tnc.errors import ArtifactError

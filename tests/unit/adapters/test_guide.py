@@ -9,7 +9,8 @@ from types import ModuleType
 
 import pytest
 
-from tnc.adapters.method import NEEDS, methods
+from tnc.adapters.method import methods
+from tnc.adapters.start import NEEDS
 
 GUIDE = Path(__file__).parents[3] / "docs" / "guides" / "adapters.md"
 COLUMNS = ("method", "formula", "trains", "start", "needs", "export", "source")

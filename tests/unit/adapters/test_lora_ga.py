@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 import tnc
 from tests.unit.adapters.starts import best, drawn, near, parts_of, site_of
-from tnc.adapters.method import Parts
 from tnc.adapters.methods.lora_ga import LoRAGA
+from tnc.adapters.start import Parts
 from tnc.errors import PlanError
 
 DIRECTIONS = ("ArB2r", "A2rBr", "ArBr", "random")

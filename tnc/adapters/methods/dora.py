@@ -9,8 +9,9 @@ from math import prod
 from torch import Tensor
 
 from tnc.adapters.delta import Delta
-from tnc.adapters.method import Parts, Start, methods, refuses_rows
+from tnc.adapters.method import methods, refuses_rows
 from tnc.adapters.methods.lora import LoRA
+from tnc.adapters.start import Parts, Start
 from tnc.decide.site import Site
 
 

@@ -8,8 +8,9 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from tnc.adapters.method import Parts, Start, methods, refuses_inputs
+from tnc.adapters.method import methods, refuses_inputs
 from tnc.adapters.methods.lora import LoRA
+from tnc.adapters.start import Parts, Start
 from tnc.decide.site import Site
 from tnc.fit import Moment
 from tnc.rewrite.compensating import residual_branch

@@ -7,8 +7,9 @@ from typing import ClassVar
 
 import torch
 
-from tnc.adapters.method import Parts, Start, methods, refuses_inputs
+from tnc.adapters.method import methods, refuses_inputs
 from tnc.adapters.methods.lora import LoRA
+from tnc.adapters.start import Parts, Start
 from tnc.decide.site import Site
 
 

@@ -12,8 +12,9 @@ from tnc.adapters.delta import Delta
 from tnc.adapters.equations import chain
 from tnc.adapters.exchanging import exchange_
 from tnc.adapters.factors import flat, pair
-from tnc.adapters.method import Parts, Start, methods
+from tnc.adapters.method import methods
 from tnc.adapters.methods.lora import LoRA
+from tnc.adapters.start import Parts, Start
 from tnc.adapters.training_step import TrainingStep
 from tnc.decide.site import Site
 from tnc.errors import PlanError

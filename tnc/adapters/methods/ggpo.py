@@ -9,8 +9,9 @@ from torch import Tensor
 
 from tnc.adapters.delta import Delta
 from tnc.adapters.factors import bytes_of, pair, pair_gradients
-from tnc.adapters.method import Parts, Start, methods
+from tnc.adapters.method import methods
 from tnc.adapters.methods.lora import LoRA
+from tnc.adapters.start import Parts, Start
 from tnc.adapters.training_step import TrainingStep
 from tnc.decide.site import Site
 from tnc.errors import PlanError

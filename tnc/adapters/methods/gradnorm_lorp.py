@@ -11,7 +11,8 @@ from torch import Tensor
 
 from tnc.adapters.delta import Delta
 from tnc.adapters.equations import chain
-from tnc.adapters.method import Method, Parts, Start, methods, refuses_rows, wide
+from tnc.adapters.method import Method, methods, refuses_rows
+from tnc.adapters.start import Parts, Start, wide
 from tnc.decide.site import Site
 from tnc.net import Structure
 

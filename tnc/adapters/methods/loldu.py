@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from tnc.adapters.equations import chain
-from tnc.adapters.method import Parts, Start, methods
+from tnc.adapters.method import methods
 from tnc.adapters.methods.lora import LoRA
+from tnc.adapters.start import Parts, Start
 from tnc.adapters.triangular import completely, in_rows
 from tnc.decide.site import Site
 from tnc.net import Structure

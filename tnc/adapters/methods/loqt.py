@@ -12,8 +12,9 @@ from tnc.adapters.delta import Delta
 from tnc.adapters.equations import chain, most
 from tnc.adapters.exchanging import exchange_
 from tnc.adapters.factors import flat, pair
-from tnc.adapters.method import Method, Parts, Start, methods, wide
+from tnc.adapters.method import Method, methods
 from tnc.adapters.quantised import quantised, restored
+from tnc.adapters.start import Parts, Start, wide
 from tnc.adapters.training_step import TrainingStep
 from tnc.decide.site import Site
 from tnc.errors import PlanError

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from tnc.adapters.equations import chain, most
-from tnc.adapters.method import Method, Parts, Start, methods
+from tnc.adapters.method import Method, methods
+from tnc.adapters.start import Parts, Start
 from tnc.decide.site import Site
 from tnc.errors import PlanError
 from tnc.net import Structure

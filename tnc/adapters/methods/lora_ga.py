@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from tnc.adapters.equations import most, with_start
-from tnc.adapters.method import Parts, Start, methods
+from tnc.adapters.method import methods
 from tnc.adapters.methods.lora import LoRA
 from tnc.adapters.spectra import leading
+from tnc.adapters.start import Parts, Start
 from tnc.decide.site import Site
 from tnc.errors import PlanError
 from tnc.net import Structure

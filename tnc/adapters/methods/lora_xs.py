@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from tnc.adapters.equations import chain
-from tnc.adapters.method import Parts, Start, methods
+from tnc.adapters.method import methods
 from tnc.adapters.methods.lora import LoRA
 from tnc.adapters.spectra import leading
+from tnc.adapters.start import Parts, Start
 from tnc.decide.site import Site
 from tnc.errors import PlanError
 from tnc.net import Structure

@@ -11,7 +11,8 @@ import torch
 from torch import Generator, Tensor
 
 from tnc.adapters.equations import legs
-from tnc.adapters.method import Method, Parts, Start, methods
+from tnc.adapters.method import Method, methods
+from tnc.adapters.start import Parts, Start
 from tnc.decide.site import Site
 from tnc.errors import PlanError
 from tnc.net import Signature, Structure, parse_network

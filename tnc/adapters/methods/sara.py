@@ -13,7 +13,8 @@ from tnc.adapters.delta import Delta
 from tnc.adapters.equations import chain, network
 from tnc.adapters.exchanging import exchange_
 from tnc.adapters.factors import flat
-from tnc.adapters.method import Method, Parts, Start, methods
+from tnc.adapters.method import Method, methods
+from tnc.adapters.start import Parts, Start
 from tnc.adapters.training_step import TrainingStep
 from tnc.decide.site import Site
 from tnc.errors import PlanError

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from tnc.adapters.equations import outermost, spread
-from tnc.adapters.method import Method, Parts, Start, methods
+from tnc.adapters.method import Method, methods
+from tnc.adapters.start import Parts, Start
 from tnc.decide.site import Site
 from tnc.errors import PlanError, TncError
 from tnc.net import Signature, Structure

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from tnc.adapters.delta import Delta
 from tnc.adapters.equations import spread
-from tnc.adapters.method import Method, Parts, Start, methods
+from tnc.adapters.method import Method, methods
+from tnc.adapters.start import Parts, Start
 from tnc.decide.site import Site
 from tnc.errors import PlanError
 from tnc.net import Structure, parse_network

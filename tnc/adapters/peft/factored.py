@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from tnc.adapters.converting import change_of, low_rank
-from tnc.adapters.method import wide
 from tnc.adapters.peft.factors import Pair, exact
 from tnc.adapters.peft.held import Held
 from tnc.adapters.peft.layers import EMBEDDING, PARAMETER, Tensors
+from tnc.adapters.start import wide
 from tnc.errors import ArtifactError
 
 EXACT = 1e-5

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 
 from tnc.adapters.equations import with_start
-from tnc.adapters.method import Parts, wide
 from tnc.adapters.methods.dora import DoRA
 from tnc.adapters.methods.lora import LoRA
 from tnc.adapters.peft.checkpoint import Checkpoint
@@ -24,6 +23,7 @@ from tnc.adapters.peft.places import place_at
 from tnc.adapters.peft.read import Loaded, Read
 from tnc.adapters.peft.settings import check_known
 from tnc.adapters.place import Place
+from tnc.adapters.start import Parts, wide
 from tnc.errors import ArtifactError
 from tnc.nn import StructuredLayer
 

@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tnc.adapters.method import Parts
 from tnc.adapters.methods.randlora import RandLoRA
 from tnc.adapters.peft.checkpoint import Checkpoint
 from tnc.adapters.peft.factored import Row, Wrapped
@@ -19,6 +18,7 @@ from tnc.adapters.peft.naming import PREFIX
 from tnc.adapters.peft.places import place_at
 from tnc.adapters.peft.read import Loaded, Read
 from tnc.adapters.peft.settings import KNOWN, RANDLORA, check_known
+from tnc.adapters.start import Parts
 from tnc.decide.site import Site
 from tnc.errors import ArtifactError
 

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from tnc.adapters.method import Method, Parts
+from tnc.adapters.method import Method
 from tnc.adapters.place import Place
+from tnc.adapters.start import Parts
 
 
 @dataclass(frozen=True, eq=False)
