@@ -15,7 +15,7 @@ from tnc.adapters.base import base_weight
 from tnc.adapters.converting import Conversion, Line, check_asked, low_rank, put_low_rank_
 from tnc.adapters.delta import Delta, peers
 from tnc.adapters.installing import remove_bank_
-from tnc.adapters.merging import Drift
+from tnc.adapters.merging import Drift, merge_again_
 from tnc.adapters.place import place_of
 from tnc.adapters.unloading import merge_, unload_
 from tnc.errors import PlanError
@@ -135,14 +135,16 @@ class Adapters:
     @contextmanager
     def disabled(self) -> Iterator[nn.Module]:
         """Compute as the base model does within a `with` block."""
-        saved = [(bank, bank.active, bank.merged) for bank in self._banks()]
+        saved = [(*own, own[1].active, own[1].merged, own[1].loads) for own in banks_of(self.model)]
         try:
-            for bank, _, _ in saved:
+            for _, bank, *_ in saved:
                 bank.active, bank.merged = {}, {}
             yield self.model
         finally:
-            for bank, active, merged in saved:
+            for module, bank, active, merged, loads in saved:
                 bank.active, bank.merged = active, merged
+                if bank.loads != loads:
+                    merge_again_(module)
 
     @torch.no_grad()
     def merge(self) -> tuple[Drift, ...]:
@@ -150,7 +152,8 @@ class Adapters:
 
         A structured weight becomes the sum of its networks and the deltas'. Sums are made in
         float32 or wider and rounded once, to the base's type: what that costs is returned. Raises
-        PlanError, with nothing changed, where a merged weight is not finite.
+        PlanError, with nothing changed, where a merged weight is not finite. A state that is loaded
+        meanwhile, of base weights, deltas or both, is merged at once.
         """
         self.check_unmerged()
         return merge_(self.model)

@@ -29,7 +29,8 @@ class Bank(nn.Module):
     """The deltas of one module: `bank[adapter][parameter]`.
 
     `kind` names how the module applies its weight; it is empty where the weights are read by code.
-    `active` are the adapters in use with their weights, `merged` weights that stand for the base.
+    `active` are the adapters in use with their weights, `merged` weights that stand for the base,
+    `loads` counts the states that were loaded into the module.
     """
 
     def __init__(self, kind: str) -> None:
@@ -37,6 +38,7 @@ class Bank(nn.Module):
         self.kind = kind
         self.active: dict[str, float] = {}
         self.merged: dict[str, Tensor | StructuredLayer] = {}
+        self.loads = 0
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Bank:
         """Move what is merged too: it is no buffer, so that it is not saved."""

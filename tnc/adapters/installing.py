@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from tnc.adapters.applied import APPLIED, CHAINED
 from tnc.adapters.bank import BANK, NOTHING, Bank, bank_of
 from tnc.adapters.base import adapted_names, base_class, base_weight
+from tnc.adapters.merging import after_loading_
 from tnc.adapters.method import Call
 from tnc.errors import PlanError
 from tnc.nn.adapted import ADAPTED
@@ -35,6 +36,7 @@ def install_bank_(module: nn.Module, kind: str, name: str) -> Bank:
         bank = Bank(kind)
         bank.train(module.training)
         module.add_module(BANK, bank)
+        module.register_load_state_dict_post_hook(after_loading_)
     names = adapted_names(module)
     if name not in names:
         module.__class__ = adapted_class(base_class(type(module)), tuple(sorted((*names, name))))
@@ -46,6 +48,9 @@ def remove_bank_(module: nn.Module) -> None:
     """Undo `install_bank_`: the module is as it was."""
     module.__class__ = base_class(type(module))
     del module._modules[BANK]
+    hooks = module._load_state_dict_post_hooks
+    for key in [key for key, hook in hooks.items() if hook is after_loading_]:
+        del hooks[key]
     if isinstance(module, nn.RNNBase):
         module._init_flat_weights()
 

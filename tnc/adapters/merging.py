@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from tnc.adapters.bank import Bank
+from tnc.adapters.bank import Bank, bank_of
 from tnc.adapters.base import base_weight
 from tnc.adapters.combined import Using
 from tnc.adapters.delta import Delta
@@ -42,6 +42,32 @@ def merged(module: nn.Module, bank: Bank, name: str) -> tuple[Tensor | Summed, D
         found = summed(site, module, using)
         return found, found.drift
     return merged_dense(site, base_weight(module, name), lambda base: bank.changed(name, base))
+
+
+@torch.no_grad()
+def merge_again_(module: nn.Module) -> None:
+    """Merge the weights of a module anew, those that are merged: base or deltas have changed.
+
+    Raises PlanError where one is not finite; the module is then not merged.
+    """
+    bank = bank_of(module)
+    assert bank is not None
+    names, bank.merged = tuple(bank.merged), {}
+    made = {name: merged(module, bank, name)[0] for name in names}
+    bank.merged = {name: acting(each) for name, each in made.items()}
+
+
+def acting(made: Tensor | Summed) -> Tensor | StructuredLayer:
+    """Return what stands for a base while it is merged."""
+    return made.layer if isinstance(made, Summed) else made
+
+
+def after_loading_(module: nn.Module, keys: object) -> None:
+    """Let a merged module compute with a state that was loaded: a hook of torch's, for one."""
+    bank = bank_of(module)
+    if bank is not None:
+        bank.loads += 1
+        merge_again_(module)
 
 
 def merged_dense(

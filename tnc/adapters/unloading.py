@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from tnc.adapters.bank import banks_of
 from tnc.adapters.base import base_weight
 from tnc.adapters.installing import remove_bank_
-from tnc.adapters.merging import Drift, Summed, merged
+from tnc.adapters.merging import Drift, Summed, acting, merged
 from tnc.nn import StructuredLayer
 
 
@@ -22,7 +22,7 @@ def merge_(model: nn.Module) -> tuple[Drift, ...]:
         own: dict[str, Tensor | StructuredLayer] = {}
         for name in bank.parameters_used:
             made, drift = merged(module, bank, name)
-            own[name] = made.layer if isinstance(made, Summed) else made
+            own[name] = acting(made)
             drifts[drift.weight] = drift
         found.append((bank, own))
     for bank, own in found:

@@ -5,12 +5,14 @@ The oracle is the dense weight of base and deltas, worked out by einsum from the
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from torch import Tensor, nn
 
 import tnc
-from tests.laws.adapters_data import Tied
+from tests.laws.adapters_data import CASES, Tied
 from tnc.adapters import Adapters, adapt_
 from tnc.errors import PlanError
 from tnc.nn import StructuredLayer
@@ -94,6 +96,52 @@ def test_rows_fold_into_one_core_or_become_one() -> None:
         found = tuned.unload()[0]
         assert len(found.cores) == before + 2 + more
         assert ("M" in found.cores) == bool(more)
+
+
+@pytest.mark.parametrize("kind", ["dense", "structured", "tied", "attention"])
+def test_a_state_loaded_while_merged_is_merged(kind: str) -> None:
+    """Merged or not, a model computes the same after a state was loaded: of bases, of deltas."""
+    case = {"structured": "compressed", "dense": "linear"}.get(kind, kind)
+    made = []
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        model = CASES[case].make().double().eval()
+        x = CASES[case].draw()
+        x = x.double() if x.is_floating_point() else x
+        tuned = tnc.adapt(model, "dora{rank=2}" if kind == "dense" else "lora{rank=2}", example=x)
+        stirred(tuned)
+        made.append(tuned)
+    first, second = made
+    wanted = first.model(x)
+    state = copy.deepcopy(first.model.state_dict())
+    second.merge()
+    twin = copy.deepcopy(second.model)
+    for model in (second.model, twin):
+        assert not torch.allclose(model(x), wanted)
+        model.load_state_dict(state)
+        assert torch.allclose(model(x), wanted, rtol=1e-9, atol=1e-10)
+    second.unmerge()
+    assert torch.allclose(second.model(x), wanted, rtol=1e-9, atol=1e-10)
+    second.merge()
+    deltas = {name: v * 2 for name, v in state.items() if name.endswith("cores.B")}
+    with second.disabled():
+        second.model.load_state_dict(deltas, strict=False)
+    changed = second.model(x)
+    second.unmerge()
+    assert torch.allclose(second.model(x), changed, rtol=1e-9, atol=1e-10)
+    assert not torch.allclose(changed, wanted)
+    plain = second.unload()
+    assert not any(module._load_state_dict_post_hooks for module in plain.modules())
+
+
+def test_a_state_that_cannot_be_merged_is_refused() -> None:
+    tuned = tnc.adapt(nn.Sequential(nn.Linear(4, 4)), "lora{rank=2}", example=torch.ones(1, 4))
+    state = copy.deepcopy(tuned.model.state_dict())
+    tuned.merge()
+    state["0.weight"][0, 0] = torch.nan
+    with pytest.raises(PlanError, match=r"merged weight 0\.weight is not finite"):
+        tuned.model.load_state_dict(state)
+    assert tuned.model(torch.ones(1, 4)).isnan().any(), "it computes with what was loaded"
 
 
 def test_ties_stay_and_the_base_is_left_alone() -> None:
