@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from tnc.adapters.attach import shared_copy
+from tnc.adapters.attach import shared_copy, train_
 from tnc.adapters.bank import Bank, banks_of
 from tnc.adapters.base import base_weight
 from tnc.adapters.converting import Conversion, Line, check_asked, low_rank, put_low_rank_
@@ -178,7 +178,8 @@ class Adapters:
 
         The model is changed in place; merged weights are new parameters, so the base model that it
         was made from stays as it is. Of a structured layer the deltas become networks beside its
-        own. Raises PlanError, with nothing changed, where a merged weight is not finite.
+        own. What was frozen is frozen, what is trained beside the adapters still is. Raises
+        PlanError, with nothing changed, where a merged weight is not finite.
         """
         self.unmerge()
         return unload_(self.model, merge)
@@ -187,9 +188,14 @@ class Adapters:
         """Return a copy of the model with what the active adapters add, as `unload` leaves it.
 
         This model stays as it is: `tnc.bind(adapters.model, adapters.unloaded(), optimizer)` hands
-        the optimizer's state on to the merged weights. All but these share memory, and is frozen.
+        the optimizer's state on to the merged weights. What was frozen is frozen, and shares memory
+        but where it was merged; what is trained beside the adapters still is, in memory of its own.
         """
-        return Adapters(shared_copy(self.model)).unload()
+        copied = shared_copy(self.model)
+        inside = {id(p) for bank in self._banks() for p in bank.parameters()}
+        own = self.model.named_parameters()
+        train_(copied, [n for n, p in own if p.requires_grad and id(p) not in inside])
+        return Adapters(copied).unload()
 
     @torch.no_grad()
     def to_lora(

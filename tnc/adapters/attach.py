@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from fnmatch import fnmatchcase
 from types import FunctionType
 from typing import Any
@@ -74,11 +74,16 @@ def train_also_(model: nn.Module, patterns: Sequence[str]) -> tuple[str, ...]:
                 f"no parameter matches {pattern!r}", where="train", hint=f"such as {names[0]!r}"
             )
         chosen += [n for n in found if n not in chosen]
+    train_(model, chosen)
+    return tuple(chosen)
+
+
+def train_(model: nn.Module, names: Iterable[str]) -> None:
+    """Give parameters memory of their own and let them be trained."""
     own = dict(model.named_parameters())
-    for name in chosen:
+    for name in names:
         own[name].data = own[name].detach().clone()
         own[name].requires_grad_(True)
-    return tuple(chosen)
 
 
 def _owner(name: str) -> str:

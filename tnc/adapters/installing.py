@@ -36,7 +36,7 @@ def install_bank_(module: nn.Module, kind: str, name: str) -> Bank:
         bank = Bank(kind)
         bank.train(module.training)
         module.add_module(BANK, bank)
-        module.register_load_state_dict_post_hook(after_loading_)
+        module.register_load_state_dict_post_hook(after_loading_)  # type: ignore[no-untyped-call]
     names = adapted_names(module)
     if name not in names:
         module.__class__ = adapted_class(base_class(type(module)), tuple(sorted((*names, name))))

@@ -200,9 +200,12 @@ class _Sum:
                 self.positions[names[core.name]] = positions[core.name].to(self._like.device)
 
     def _keep(self, name: str, kind: str, value: Tensor) -> None:
+        trains = self._trains and kind == "trainable"
         if not isinstance(value, nn.Parameter) or value.dtype != self._like.dtype:
             made = value.detach().to(self._like).clone(memory_format=torch.contiguous_format)
-            value = nn.Parameter(made, requires_grad=self._trains and kind == "trainable")
+            value = nn.Parameter(made, requires_grad=trains)
+        elif value.requires_grad and not trains:  # a delta's beside a frozen base
+            value = nn.Parameter(value.detach(), requires_grad=False)
         self.cores[name] = value
 
 

@@ -92,6 +92,27 @@ def test_what_was_trained_beside_is_checked_and_saved_whatever_its_name(tmp_path
         tnc.adapters.load(model, tmp_path / "a")
 
 
+@pytest.mark.parametrize("compressed", [False, True])
+def test_what_is_trained_beside_is_trained_after_unloading(compressed: bool) -> None:
+    """As of PEFT's modules_to_save: merged weights are frozen, as the base was, heads are not."""
+    model = net()
+    if compressed:
+        rules = [{"match": "0", "structure": "low-rank", "keep": 0.5}]
+        model = tnc.compile(model, tnc.Spec(version=1, round_to=1, rules=rules), example=X).model
+    tuned = adapted(model, match="0", train="2.*")
+    y = tuned.model(X).detach()
+    plain = tuned.unloaded()
+    flags = {name: p.requires_grad for name, p in plain.named_parameters()}
+    assert {name for name, trains in flags.items() if trains} == {"2.weight", "2.bias"}
+    with torch.no_grad():
+        for parameter in plain.parameters():
+            if parameter.requires_grad:
+                parameter.zero_()
+    assert torch.equal(tuned.model(X), y), "the adapted model is another one"
+    again = {name: p.requires_grad for name, p in tuned.unload().named_parameters()}
+    assert again == flags
+
+
 def test_a_forward_that_a_copy_would_share_is_refused() -> None:
     model = net()
     old = model[0].forward
