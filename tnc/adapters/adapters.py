@@ -134,7 +134,10 @@ class Adapters:
 
     @contextmanager
     def disabled(self) -> Iterator[nn.Module]:
-        """Compute as the base model does within a `with` block."""
+        """Compute as the base model does within a `with` block.
+
+        What is trained beside adapters, such as a head, is the model's own: it stays as it is.
+        """
         saved = [(*own, own[1].active, own[1].merged, own[1].loads) for own in banks_of(self.model)]
         try:
             for _, bank, *_ in saved:

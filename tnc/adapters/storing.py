@@ -8,6 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -121,7 +122,11 @@ def load(model: nn.Module, folder: str | Path) -> Adapters:
 
 
 def load_(model: nn.Module, folder: str | Path) -> Adapters:
-    """Put the adapters of a folder beside a model's own weights; see `load`."""
+    """Put the adapters of a folder beside a model's own weights; see `load`.
+
+    What was trained beside them comes along. Raises ArtifactError where the model has adapters with
+    such a parameter of another value.
+    """
     place = Path(folder)
     manifest, tensors = _read(place)
     Adapters(model).check_unmerged()
@@ -143,6 +148,8 @@ def load_(model: nn.Module, folder: str | Path) -> Adapters:
                 where=str(place),
                 hint="adapters belong to the model that they were made for",
             )
+    trained = {name: tensors[f"beside/{name}"] for name in manifest.get("beside", ())}
+    check_beside(model, trained, str(place))
     pool = Pool()
     for name, weight, data, where in wanted:
         key = f"{data['key']}/"
@@ -172,6 +179,23 @@ def load_(model: nn.Module, folder: str | Path) -> Adapters:
         own[name].data = tensors[f"{kind}/{name}"].to(own[name])
         own[name].requires_grad_(kind == "beside")
     return Adapters(model)
+
+
+def check_beside(model: nn.Module, values: Mapping[str, Tensor], where: str) -> None:
+    """Raise ArtifactError where values would replace what is trained beside other adapters."""
+    if not Adapters(model).names:
+        return
+    own = dict(model.named_parameters(remove_duplicate=False))
+    for name, value in values.items():
+        held = own.get(name)
+        if held is not None and held.requires_grad and not torch.equal(held, value.to(held)):
+            raise ArtifactError(
+                f"{name} is trained beside the adapters that are there, and another one was trained"
+                " beside those that are loaded",
+                where=where,
+                hint="load them into a copy of the base of their own: adapters of one model share "
+                "what is trained beside them",
+            )
 
 
 def outside_of(model: nn.Module) -> dict[str, Tensor]:

@@ -92,6 +92,44 @@ def test_what_was_trained_beside_is_checked_and_saved_whatever_its_name(tmp_path
         tnc.adapters.load(model, tmp_path / "a")
 
 
+@pytest.mark.parametrize("form", ["tnc", "peft"])
+def test_another_head_is_not_replaced_in_silence(form: str, tmp_path: Path) -> None:
+    """Heads are saved, loaded and exchanged with PEFT; two of them do not fit one model."""
+    from tnc.adapters.peft.importing import import_peft_
+
+    def stored(found: tnc.adapters.Adapters, name: str) -> None:
+        if form == "peft":
+            tnc.adapters.export_peft(found, tmp_path / name)
+        else:
+            tnc.adapters.save(found, tmp_path / name)
+
+    def put(model: nn.Module, name: str) -> tnc.adapters.Adapters:
+        if form == "peft":
+            return import_peft_(model, tmp_path / name, name)
+        return tnc.adapters.load_(model, tmp_path / name)
+
+    model, outputs = net(), {}
+    for name in ("a", "b", "c"):
+        tuned = adapted(model, match="0", train=() if name == "c" else "2", name=name)
+        if name == "b":
+            with torch.no_grad():
+                tuned.model[2].bias += 1
+        stored(tuned, name)
+        outputs[name] = tuned.model(X)
+    held = put(copy.deepcopy(model), "a")
+    assert torch.allclose(held.model(X), outputs["a"], atol=1e-6)
+    trained = [name for name, _ in held.named_parameters() if name.startswith("2.")]
+    assert trained == ["2.weight", "2.bias"]
+    before = copy.deepcopy(held.model.state_dict())
+    with pytest.raises(ArtifactError, match=r"2.* is trained beside the adapters that are there"):
+        put(held.model, "b")
+    after = held.model.state_dict()
+    assert before.keys() == after.keys() and all(torch.equal(before[k], after[k]) for k in before)
+    both = put(held.model, "c")
+    both.use("a")
+    assert torch.allclose(both.model(X), outputs["a"], atol=1e-6)
+
+
 @pytest.mark.parametrize("compressed", [False, True])
 def test_what_is_trained_beside_is_trained_after_unloading(compressed: bool) -> None:
     """As of PEFT's modules_to_save: merged weights are frozen, as the base was, heads are not."""

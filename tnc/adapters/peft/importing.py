@@ -20,6 +20,7 @@ from tnc.adapters.peft.naming import check_targets
 from tnc.adapters.peft.places import joined
 from tnc.adapters.peft.randlora import read_randlora
 from tnc.adapters.peft.read import Loaded, Read
+from tnc.adapters.storing import check_beside
 from tnc.errors import ArtifactError
 
 Reader = Callable[[nn.Module, Checkpoint, str, Checkpoint | None, int | None], Read]
@@ -78,6 +79,7 @@ def import_peft_(
     read = reader(model, found, place, start, out_proj_times)
     check_targets(model, found.config, read.targets, place)
     values = read_beside(model, found.config, read, place)
+    check_beside(model, values, place)
     pool = Pool()
     for each in _tied(model, read.loaded):
         structure = each.parts.structure or each.method.structure(each.place.site)
