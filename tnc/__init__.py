@@ -25,12 +25,12 @@ _PUBLIC = {
     "compile": "tnc.api",
     "densify": "tnc.api",
     "distill": "tnc.distilling",
-    "export": "tnc.api",
+    "export": "tnc.artifact",
     "load": "tnc.artifact",
     "load_optimizer": "tnc.artifact",
     "measure": "tnc.api",
     "plan": "tnc.api",
-    "save": "tnc.api",
+    "save": "tnc.artifact",
     "search": "tnc.searching.api",
     "trace": "tnc.api",
     "tune": "tnc.nn.tuning",
@@ -54,13 +54,13 @@ if TYPE_CHECKING:
     from tnc.api import compensate as compensate
     from tnc.api import compile as compile
     from tnc.api import densify as densify
-    from tnc.api import export as export
     from tnc.api import measure as measure
     from tnc.api import plan as plan
-    from tnc.api import save as save
     from tnc.api import trace as trace
+    from tnc.artifact import export as export
     from tnc.artifact import load as load
     from tnc.artifact import load_optimizer as load_optimizer
+    from tnc.artifact import save as save
     from tnc.artifact import verify as verify
     from tnc.binding.bind import bind as bind
     from tnc.binding.resuming import follow as follow

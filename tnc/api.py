@@ -1,4 +1,4 @@
-"""The compile-a-model API: capture, measure, plan, compile, save, densify.
+"""The compile-a-model API: capture, measure, plan, compile, densify.
 
 Models are run by plain kernels here: what is decided does not depend on the machine.
 """
@@ -8,12 +8,10 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
-from tnc.artifact import verify
 from tnc.artifact.loading import guard_saving_
 from tnc.artifact.modules import classes_of
 from tnc.capture import Measurements, Trace, capture
@@ -32,12 +30,9 @@ __all__ = [
     "compensate",
     "compile",
     "densify",
-    "export",
     "measure",
     "plan",
-    "save",
     "trace",
-    "verify",
 ]
 
 
@@ -191,17 +186,3 @@ def densify(model: nn.Module) -> nn.Module:
     densify_(dense)
     guard_saving_(dense, False)
     return dense
-
-
-def save(compiled: Compiled, out: str | Path, **options: Any) -> Path:
-    """Save a compiled model as an artifact folder; see `tnc.artifact.save`."""
-    from tnc.artifact import save as write
-
-    return write(compiled, out, **options)
-
-
-def export(folder: str | Path, to: str, out: str | Path, model: nn.Module | None = None) -> Path:
-    """Export an artifact to 'torch-export', 'onnx' or 'dense'; see `tnc.artifact.export`."""
-    from tnc.artifact import export as write
-
-    return write(folder, to, out, model)

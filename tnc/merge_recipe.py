@@ -89,14 +89,15 @@ def merge(
     )
     if out is None:
         return report
-    from tnc.artifact.saving import write
+    from tnc.artifact.saving import Contents, write
 
     clock("save", 0, 1)
     reason = f"merged with {', '.join(used)}"
     plan = _plan(merged, manifest, weights, beside, reason, probe)
     report = replace(report, folder=str(out))
     made = _compiled(merged, plan, probe, classes or classes_of(loaded.model))
-    write(made, out, source=source, files=files, report=report.as_json(), force=force)
+    contents = Contents(source, tuple(files), report=report.as_json())
+    write(made, out, contents, force=force)
     return report
 
 

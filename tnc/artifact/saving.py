@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,17 @@ from tnc.rewrite.compiled import Compiled
 from tnc.rewrite.contract import outputs_of
 
 SHARD_BYTES = 2 << 30
+
+
+@dataclass(frozen=True, eq=False)
+class Contents:
+    """What an artifact holds beside tensors and plan; see `save`."""
+
+    source: Mapping[str, Any] | None = None
+    files: tuple[Path, ...] = ()
+    spec: str = ""
+    report: Mapping[str, Any] | None = None
+    kernels: Kernels | None = None
 
 
 def save(
@@ -53,29 +65,15 @@ def save(
     """
     check_plain(compiled.model)
     check_savings(compiled)
-    return write(
-        compiled,
-        out,
-        source=source,
-        files=files,
-        spec=spec,
-        report=report,
-        kernels=kernels,
-        force=force,
-        shard_bytes=shard_bytes,
-        optimizer=optimizer,
-    )
+    contents = Contents(source, tuple(files), spec, report, kernels)
+    return write(compiled, out, contents, force=force, shard_bytes=shard_bytes, optimizer=optimizer)
 
 
 def write(
     compiled: Compiled,
     out: str | Path,
+    contents: Contents,
     *,
-    source: Mapping[str, Any] | None = None,
-    files: Iterable[Path] = (),
-    spec: str = "",
-    report: Mapping[str, Any] | None = None,
-    kernels: Kernels | None = None,
     force: bool = False,
     shard_bytes: int = SHARD_BYTES,
     optimizer: torch.optim.Optimizer | None = None,
@@ -91,18 +89,7 @@ def write(
 
             write_optimizer(folder, compiled.model, optimizer)
         outputs = outputs_of(compiled.model, compiled.probe)
-        complete(
-            folder,
-            compiled,
-            tensors,
-            tied,
-            outputs,
-            source=source,
-            files=files,
-            spec=spec,
-            report=report,
-            kernels=kernels,
-        )
+        complete(folder, compiled, tensors, tied, outputs, contents)
     return path
 
 
@@ -112,12 +99,7 @@ def complete(
     tensors: Mapping[str, str],
     tied: tuple[tuple[str, ...], ...],
     outputs: tuple[Tensor, ...],
-    *,
-    source: Mapping[str, Any] | None = None,
-    files: Iterable[Path] = (),
-    spec: str = "",
-    report: Mapping[str, Any] | None = None,
-    kernels: Kernels | None = None,
+    contents: Contents,
 ) -> None:
     """Write everything but the tensors into a folder that holds them; the manifest comes last.
 
@@ -126,17 +108,17 @@ def complete(
     """
     form, held = probe_data(compiled.probe, outputs)
     save_file(held, folder / PROBE)
-    for file in files:
+    for file in contents.files:
         shutil.copy(file, folder / Path(file).name)
     modules = describe_modules(compiled.model, compiled.classes)
     describe_for_transformers(folder, modules, tensors, tied)
-    (folder / "README.md").write_text(_card(compiled, source, report), encoding="utf-8")
+    (folder / "README.md").write_text(_card(compiled, contents), encoding="utf-8")
     compiled.plan.save(folder / "plan.json")
-    if spec:
-        (folder / "spec.yaml").write_text(spec, encoding="utf-8")
+    if contents.spec:
+        (folder / "spec.yaml").write_text(contents.spec, encoding="utf-8")
     found = (p for p in folder.iterdir() if p.is_file() and not p.name.startswith("."))
     names = sorted(p.name for p in found)
-    names += write_kernels(folder, compiled.model, kernels)
+    names += write_kernels(folder, compiled.model, contents.kernels)
     manifest = Manifest(
         plan=compiled.plan.to_json(),
         modules=modules,
@@ -144,9 +126,9 @@ def complete(
         tied=tied,
         frozen=tuple(n for n, p in compiled.model.named_parameters() if not p.requires_grad),
         files={name: checksum(folder / name) for name in names},
-        source=source,
-        spec=spec,
-        metrics=dict(report or {}),
+        source=contents.source,
+        spec=contents.spec,
+        metrics=dict(contents.report or {}),
         versions={"tnc": tnc.__version__, "torch": version("torch")},
         training=compiled.model.training,
         modes=_modes(compiled.model),
@@ -230,16 +212,15 @@ def _modes(model: nn.Module) -> tuple[str, ...]:
     )
 
 
-def _card(
-    compiled: Compiled, source: Mapping[str, Any] | None, report: Mapping[str, Any] | None
-) -> str:
+def _card(compiled: Compiled, contents: Contents) -> str:
+    source = contents.source
     total, (before, after) = compiled.plan.total, sizes(compiled)
     call = 'tnc.load("path/to/this/folder"'
     verify = "`tnc verify DIR`" if source else "`tnc.verify(DIR, model=YourModel())`"
     call += ")" if source else ", model=YourModel())  # any weights; a copy is filled in"
     rows = "\n".join(
         f"| {key} | {value} |"
-        for key, value in sorted((report or {}).items())
+        for key, value in sorted((contents.report or {}).items())
         if isinstance(value, (int, float, str))
     )
     return (

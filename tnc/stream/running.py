@@ -18,7 +18,7 @@ import tnc
 from tnc.artifact.claims import check_savings
 from tnc.artifact.manifest import checksum, file_state
 from tnc.artifact.modules import classes_of
-from tnc.artifact.saving import check_free, complete, distinct_state
+from tnc.artifact.saving import Contents, check_free, complete, distinct_state
 from tnc.decide.options import as_mapping
 from tnc.decide.plan import Plan
 from tnc.decide.spec import Resolved, Spec
@@ -255,18 +255,14 @@ def _finish(
     )
     check_savings(done)
     _, tied = distinct_state(compiled.model)
-    complete(
-        folder,
-        done,
-        tensors,
-        tied,
-        (),
-        source=as_mapping(models, resolved.spec.model),
-        files=streamed.files,
-        spec=resolved.text,
-        report=_lasting(report),
-        kernels=resolved.spec.kernels,
+    contents = Contents(
+        as_mapping(models, resolved.spec.model),
+        tuple(streamed.files),
+        resolved.text,
+        _lasting(report),
+        resolved.spec.kernels,
     )
+    complete(folder, done, tensors, tied, (), contents)
 
 
 def _lasting(report: RunReport) -> dict[str, Any]:
