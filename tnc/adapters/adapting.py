@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -26,6 +27,17 @@ from tnc.decide.options import as_mapping
 from tnc.decide.plan import Skip
 from tnc.decide.spec import Spec
 from tnc.planner.preparing import Example, example_of
+
+
+@dataclass(frozen=True, eq=False)
+class _Asked:
+    """What is asked for: adapters, and what they are computed from; see `adapt`."""
+
+    wanted: tuple[Wanted, ...]
+    given: Given
+    example: Example | Tensor | None
+    train: str | Sequence[str]
+    seed: int
 
 
 def adapt(
@@ -64,10 +76,10 @@ def adapt(
     >>> tuned.reasons
     (('2.weight', 'no rule matches it'),)
     """
-    asked = read(settings, match, name, locations)
+    wanted = read(settings, match, name, locations)
     given = Given(tuple(calibration or ()), loss, original, limit)
-    copied = shared_copy(model)
-    return _adapted_(copied, asked, given, example, train, _seed(settings, seed), progress)
+    asked = _Asked(wanted, given, example, train, _seed(settings, seed))
+    return _adapted_(shared_copy(model), asked, progress)
 
 
 def adapt_(
@@ -91,9 +103,9 @@ def adapt_(
     it was.
     """
     Adapters(model).check_unmerged()
-    asked = read(settings, match, name, locations)
+    wanted = read(settings, match, name, locations)
     given = Given(tuple(calibration or ()), loss, original, limit)
-    return _adapted_(model, asked, given, example, (), _seed(settings, seed), progress)
+    return _adapted_(model, _Asked(wanted, given, example, (), _seed(settings, seed)), progress)
 
 
 def plan(
@@ -119,15 +131,16 @@ def plan(
     >>> [(entry.weight, entry.trained) for entry in made.entries], made.skips[0][1].reason
     ([('0.weight', 64)], 'rank 4 is above 2, the most that 2 <- 8 has')
     """
-    asked = read(settings, match, name, locations)
+    wanted = read(settings, match, name, locations)
     given = Given(tuple(calibration or ()), loss, original, limit)
+    asked = _Asked(wanted, given, example, train, _seed(settings, seed))
     copied = shared_copy(model)
     whole = sum(parameter.numel() for parameter in model.parameters())
-    choices, trace, beside = _chosen(copied, asked, given, example, train)
+    choices, trace, beside = _chosen(copied, asked)
     held = dict(copied.named_parameters())
     return AdapterPlan(
         fingerprint=trace.fingerprint,
-        seed=_seed(settings, seed),
+        seed=asked.seed,
         entries=tuple(_entry(copied, choice, each) for choice in choices for each in choice.chosen),
         skips=tuple((c.wanted.name, Skip(*pair)) for c in choices for pair in c.reasons),
         model_params=whole,
@@ -135,18 +148,10 @@ def plan(
     )
 
 
-def _adapted_(
-    model: nn.Module,
-    asked: tuple[Wanted, ...],
-    given: Given,
-    example: Example | Tensor | None,
-    train: str | Sequence[str],
-    seed: int,
-    report: Report | None,
-) -> Adapters:
+def _adapted_(model: nn.Module, asked: _Asked, report: Report | None) -> Adapters:
     """Decide about every adapter and compute all first values, then attach: none sees another."""
-    choices, _, _ = _chosen(model, asked, given, example, train)
-    made = [(choice, started(model, choice, given, seed, report)) for choice in choices]
+    choices, _, _ = _chosen(model, asked)
+    made = [(choice, started(model, choice, asked.given, asked.seed, report)) for choice in choices]
     for choice, parts in made:
         for each in parts:
             check_free(model, each.chosen.place, choice.wanted.name)
@@ -158,25 +163,19 @@ def _adapted_(
     return Adapters(model, tuple(dict.fromkeys(pair for c in choices for pair in c.reasons)))
 
 
-def _chosen(
-    model: nn.Module,
-    asked: tuple[Wanted, ...],
-    given: Given,
-    example: Example | Tensor | None,
-    train: str | Sequence[str],
-) -> tuple[tuple[Choice, ...], Trace, tuple[str, ...]]:
+def _chosen(model: nn.Module, asked: _Asked) -> tuple[tuple[Choice, ...], Trace, tuple[str, ...]]:
     """Return the weights of each adapter with sizes, the trace, and what is trained beside them."""
-    probe = example_of(example, tuple(given.batches))
-    patterns = [train] if isinstance(train, str) else list(train)
-    for wanted in asked:
+    probe = example_of(asked.example, tuple(asked.given.batches))
+    patterns = [asked.train] if isinstance(asked.train, str) else list(asked.train)
+    for wanted in asked.wanted:
         patterns += [pattern for pattern in wanted.train if pattern not in patterns]
-    for wanted in asked:
+    for wanted in asked.wanted:
         check_name(wanted.name, "adapters")
     beside = train_also_(model, patterns)
     with Adapters(model).disabled():  # what adapters compute beside a weight is no other use of it
         trace = capture(model, *probe, graph=False)
-    choices = [choose(model, trace, wanted, beside) for wanted in asked]
-    return tuple(sized(model, choice, given) for choice in choices), trace, beside
+    choices = [choose(model, trace, wanted, beside) for wanted in asked.wanted]
+    return tuple(sized(model, choice, asked.given) for choice in choices), trace, beside
 
 
 def _entry(model: nn.Module, choice: Choice, each: Chosen) -> AdapterEntry:
