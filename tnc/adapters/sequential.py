@@ -8,7 +8,7 @@ regressed on the layer's inputs of now, x', while x are the original's on the sa
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -65,15 +65,22 @@ def wishes(
         inputs = Originals(original, [stage[0].path for stage in found], batches, room)
         for stage in found:
             path = held[stage[0].name].owners[0].path
-            moments = moments_at(inputs, model, stage[0], batches, path)[0]
-            means: dict[str, Any] = {name: averaged(getattr(moments, name)) for name in SUMS}
-            shared = replace(moments, **means)
+            shared = _shared(moments_at(inputs, model, stage[0], batches, path)[0])
             for site in stage:
                 place = held[site.name]
                 yield place, _wish(model, original, place, site, shared)
 
 
-SUMS = ("was", "cross", "now", "mean_was", "mean_now")
+def _shared(moments: Moments) -> Moments:
+    """Return the moments of all members of the process group, where there is one."""
+    return Moments(
+        averaged(moments.was),
+        averaged(moments.cross),
+        averaged(moments.now),
+        averaged(moments.mean_was),
+        averaged(moments.mean_now),
+        moments.rows,
+    )
 
 
 def _sites(original: nn.Module, batches: Sequence[Any]) -> tuple[Site, ...]:
