@@ -90,7 +90,7 @@ def test_lora_rite_is_the_formula() -> None:
             turned = p @ second @ p.mT
             gap = torch.linalg.eigvalsh(second) - torch.linalg.eigvalsh(turned)
             lost = 0.999 * (lost + gap.abs().max())
-            second = 0.999 * turned + 0.001 * small.mT @ small
+            second = 0.999 * turned + 0.001 * small.mT @ small / len(small)
             level = (second + lost * torch.eye(3)) / (1 - 0.999**t)
             values_, vectors = torch.linalg.eigh(level)
             root = vectors @ torch.diag(values_**-0.5) @ vectors.mT

@@ -35,7 +35,7 @@ class LoraRite(Moments, FactorRule):
     For a factor A of `A B^T` with `B = Q R`: `g = G_A R^+` is the gradient with respect to `A R^T`,
     and `P = Q^T Q_old` takes what was known of the last column space to this one:
 
-        V   <- b2 P V P^T + (1 - b2) g^T g
+        V   <- b2 P V P^T + (1 - b2) g^T g / n
         rho <- b2 (rho + max |eigenvalues(V) - eigenvalues(P V P^T)|)
         M   <- b1 M P^T + (1 - b1) g (V_hat + rho_hat)^(-1/2)
         A   <- A - lr M_hat R^+^T
@@ -78,7 +78,7 @@ class LoraRite(Moments, FactorRule):
         turned = turn @ state["second"] @ turn.mT
         lost = (torch.linalg.eigvalsh(state["second"]) - torch.linalg.eigvalsh(turned)).abs()
         state["escaped"].add_(lost.amax(-1)).mul_(second)
-        state["second"].copy_(turned).lerp_(plain.mT @ plain, 1 - second)
+        state["second"].copy_(turned).lerp_(plain.mT @ plain / plain.shape[1], 1 - second)
         whole = state["second"] / (1 - second**steps)
         escaped = state["escaped"] / (1 - second**steps)
         step = plain @ inverse_root(whole, escaped, group["eps"])
