@@ -13,6 +13,7 @@ all of the calibration data. LoRA-SB's first step is of the rate that it trains 
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -27,6 +28,8 @@ import tnc
 from benchmarks.adapted import Sized, at_rate, sized, train
 from benchmarks.outcome import Arguments, Goal, Outcome, table
 from benchmarks.sentences import training
+from tnc.adapters import Adapters, of
+from tnc.adapters.method import Method
 from tnc.decide.spec import read_spec
 from tnc.errors import TncError
 from tnc.inputs import Inputs, load
@@ -58,6 +61,18 @@ class Task:
         evaluation = self.inputs.evaluation
         found = evaluation.features(output, batch)
         return evaluation.distance(found, self.answers[id(batch["input_ids"])]).mean()
+
+    def adapted(self, method: Method) -> Adapters:
+        """Return the compressed model with first values of a method."""
+        return tnc.adapt(
+            self.compressed,
+            method,
+            match=MATCH,
+            example=((), self.batches[0]),
+            calibration=self.inputs.calibration,
+            loss=self.loss,
+            original=self.inputs.loaded.model,
+        )
 
     def error(self, model: nn.Module) -> float:
         """Return the mean (1 - cosine) on held-out sentences."""
@@ -120,20 +135,15 @@ def recovered(
 def _recovered(task: Task, name: str, one: Sized, rates: Sequence[float]) -> dict[str, Any]:
     assert one.method is not None
     best: dict[str, Any] = {}
+    started: dict[Method, Adapters] = {}
     start = float("nan")
     for rate in rates:
         method = at_rate(name, one.method, rate)
-        adapters = tnc.adapt(
-            task.compressed,
-            method,
-            match=MATCH,
-            example=((), task.batches[0]),
-            calibration=task.inputs.calibration,
-            loss=task.loss,
-            original=task.inputs.loaded.model,
-        )
+        if method not in started:
+            started[method] = task.adapted(method)
         if rate == rates[0]:
-            start = task.error(adapters.model)
+            start = task.error(started[method].model)
+        adapters = of(copy.deepcopy(started[method].model))
 
         def loss(step: int, model: nn.Module = adapters.model) -> Tensor:
             batch = task.batches[step]
