@@ -16,6 +16,7 @@ from tnc.adapters.delta import Delta, peers
 from tnc.adapters.method import Method
 from tnc.adapters.training_step import TrainingStep
 from tnc.errors import BindError
+from tnc.nn.rebuilt import is_sharded
 
 Optimizer = torch.optim.Optimizer
 Turn = tuple[str, Delta, set[int]]
@@ -256,6 +257,12 @@ def _check_fit(path: str, delta: Delta, optimizer: Optimizer) -> None:
     reason = delta.method.unfit(optimizer)
     if reason:
         raise BindError(f"{path}: {reason}", where=path)
+    if delta.method.divided() and any(is_sharded(p) for p in delta.trained.values()):
+        raise BindError(
+            f"{path}: it is sharded, and {delta.method.divided()}",
+            where=path,
+            hint="leave the adapted layers out of fully_shard, or take DistributedDataParallel",
+        )
 
 
 def _check_whole(delta: Delta, holding: set[int]) -> None:

@@ -21,7 +21,7 @@ from tnc.adapters.merging import after_loading_
 from tnc.adapters.method import Call
 from tnc.errors import PlanError
 from tnc.nn.adapted import ADAPTED
-from tnc.nn.rebuilt import disguised, forget_flat_, held, holding
+from tnc.nn.rebuilt import disguised, forget_flat_, held, holding, is_running, is_sharded
 
 ARGUMENTS = ("output_size",)
 """What a layer may be called with after its input, by place."""
@@ -72,6 +72,9 @@ def _reader(base: type[nn.Module], name: str) -> Callable[[nn.Module], Tensor]:
     def read(self: nn.Module) -> Tensor:
         bank = self._modules[BANK]
         assert isinstance(bank, Bank)
+        own = self._parameters.get(name)
+        if own is not None and is_sharded(own) and not is_running(self):
+            return own  # FSDP takes what it reads here for the parameter itself
         return held(self, f"{name}+", lambda: bank.read(name, base_weight(self, name)))
 
     return read

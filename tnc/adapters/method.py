@@ -195,6 +195,10 @@ class Method(ABC):
         """Say why an optimizer cannot train the delta; empty when it can."""
         return ""
 
+    def divided(self) -> str:
+        """Say why deltas cannot be divided between processes (FSDP); empty when they can."""
+        return ""
+
     def memory_bytes(self, site: Site) -> int:
         """Return the bytes that training keeps in `delta.memory` beside the optimizer's state."""
         return 0

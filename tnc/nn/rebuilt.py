@@ -101,6 +101,16 @@ def holding(base: type[nn.Module]) -> Any:
     return forward
 
 
+def is_sharded(tensor: Tensor) -> bool:
+    """Whether a tensor is a DTensor, of which a process holds a part."""
+    return hasattr(tensor, "full_tensor")
+
+
+def is_running(module: nn.Module) -> bool:
+    """Whether the forward of a module that `holding` wraps is running in this thread."""
+    return id(module) in _HELD.by_module
+
+
 def held(module: nn.Module, name: str, make: Callable[[], Tensor]) -> Tensor:
     """Return what `make` makes, once within one forward of the module (see `holding`)."""
     known = None if torch.compiler.is_compiling() else _HELD.by_module.get(id(module))

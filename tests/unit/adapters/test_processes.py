@@ -12,6 +12,8 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, distributed, nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+from torch.distributed.fsdp import fully_shard
 from torch.multiprocessing import get_context
 
 import tnc
@@ -30,6 +32,13 @@ METHODS = (
     "sora{rank=2, threshold=0.2}",
     "ggpo{rank=2, beta=0.1}",
     "gradnorm-lorp",
+)
+SHARDED = ("lora{rank=2}", "dora{rank=2}", "lora-pro{rank=2}", "fedsvd{rank=2, every=2}")
+WHOLE = (
+    "lora-pro{rank=2, adam=true}",
+    "loqt{rank=2, gap=2}",
+    "sara{share=0.4}",
+    "ggpo{rank=2, beta=0.1}",
 )
 STEPS = 4
 
@@ -76,6 +85,37 @@ def pruning_is_refused() -> None:
         train(adapters, parallel, slice(0, 4))
 
 
+def stirred(method: str, part: slice) -> Adapters:
+    """Adapters that have been trained: their deltas are not zero."""
+    adapters = adapted(method, part)
+    generator = torch.Generator().manual_seed(5)
+    with torch.no_grad():
+        for p in adapters.parameters():
+            p.add_(torch.randn(p.shape, generator=generator, dtype=p.dtype) * 0.1)
+    return adapters
+
+
+def sharded(method: str, part: slice) -> Adapters:
+    adapters = stirred(method, part)
+    fully_shard(adapters.model[0])
+    fully_shard(adapters.model[2])
+    fully_shard(adapters.model)
+    return adapters
+
+
+def trained_sharded(method: str, part: slice) -> dict[str, Tensor]:
+    adapters = sharded(method, part)
+    train(adapters, adapters.model, part)
+    return get_model_state_dict(adapters.model, options=StateDictOptions(full_state_dict=True))
+
+
+def what_needs_whole_deltas_is_refused(part: slice) -> None:
+    for method in WHOLE:
+        adapters = sharded(method, part)
+        with pytest.raises(BindError, match="it is sharded, and"):
+            follow(adapters, torch.optim.SGD(adapters.parameters(), lr=0.05))
+
+
 def member(rank: int, folder: str) -> None:
     torch.set_num_threads(1)
     store = distributed.FileStore(f"{folder}/store", 2)
@@ -92,6 +132,9 @@ def member(rank: int, folder: str) -> None:
             followed = train(adapters, parallel, part)
             found[method] = (start, values(adapters), followed.events)
         torch.save(found, f"{folder}/{rank}.pt")
+        shares = {method: trained_sharded(method, part) for method in SHARDED}
+        torch.save(shares, f"{folder}/sharded-{rank}.pt")
+        what_needs_whole_deltas_is_refused(part)
         pruning_is_refused()
         distributed.barrier()
     except BaseException:
@@ -124,3 +167,11 @@ def test_two_processes_train_as_one(tmp_path: Path) -> None:
             assert torch.equal(a, b), method
             assert torch.allclose(a, c, rtol=1e-6, atol=1e-7), method
         assert [e[:2] for e in ours[2]] == [e[:2] for e in followed.events]
+    gathered = torch.load(tmp_path / "sharded-0.pt")
+    for method in SHARDED:
+        alone = stirred(method, slice(0, 8))
+        train(alone, alone.model, slice(0, 8))
+        own = alone.model.state_dict()
+        assert gathered[method].keys() == own.keys()
+        for name, value in own.items():
+            assert torch.allclose(gathered[method][name], value, rtol=1e-9, atol=1e-10), name

@@ -50,6 +50,9 @@ class GGPO(LoRA):
         rows = at.weight.flatten(len(at.site.signature.outputs)).norm(dim=-1)
         return Parts(parts.cores, constants={"rows": rows.mean()})
 
+    def divided(self) -> str:
+        return "its perturbation is drawn for whole weights"
+
     def memory_bytes(self, site: Site) -> int:
         whole = site.signature.outputs
         return bytes_of(site.dtype) * torch.Size(whole).numel() if self.beta else 0

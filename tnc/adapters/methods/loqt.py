@@ -84,6 +84,9 @@ class LoQT(Method):
     def base(self, delta: Delta, weight: Tensor) -> Tensor:
         return self._restored(delta).permute(delta.site.unordered).to(weight.dtype)
 
+    def divided(self) -> str:
+        return "it quantises whole weights anew at every merge"
+
     def event_(self, delta: Delta, at: TrainingStep) -> str:
         told = ""
         if delta.probe is not None:

@@ -49,6 +49,9 @@ class LoRAPro(LoRA):
             return f"lora-pro with adam normalises gradients itself, {name} would do it again"
         return ""
 
+    def divided(self) -> str:
+        return "its moments are of the whole weight" if self.adam else ""
+
     def memory_bytes(self, site: Site) -> int:
         return 2 * bytes_of(site.dtype) * site.signature.parameters if self.adam else 0
 

@@ -99,6 +99,9 @@ class SaRA(Method):
             structure=self.of_count(at.site, len(places)),
         )
 
+    def divided(self) -> str:
+        return "its penalty and its selection look at all entries of a weight"
+
     def penalty(self, delta: Delta, at: TrainingStep) -> Tensor | None:
         if not self.nuclear or not at.drawn(delta):
             return None
