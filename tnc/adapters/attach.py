@@ -159,7 +159,7 @@ def attach_(
             delta = Delta(method, place.site, structure, view, made)
             first = delta
         bank.put(adapter, owner.attribute, delta)
-        bank.active.setdefault(adapter, 1.0)
+        bank.switch(adapter, bank.active.get(adapter, 1.0))
     assert first is not None
     return first
 

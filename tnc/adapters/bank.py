@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
@@ -29,14 +29,16 @@ class Bank(nn.Module):
     """The deltas of one module: `bank[adapter][parameter]`.
 
     `kind` names how the module applies its weight; it is empty where the weights are read by code.
-    `active` are the adapters in use with their weights, `merged` weights that stand for the base,
-    `loads` counts the states that were loaded into the module.
+    `merged` are weights that stand for the base, `loads` counts the states that were loaded.
     """
+
+    changes: ClassVar[int] = 0
+    """How often any bank got, lost or switched adapters: what was read of banks before is old."""
 
     def __init__(self, kind: str) -> None:
         super().__init__()
         self.kind = kind
-        self.active: dict[str, float] = {}
+        self.active = {}
         self.merged: dict[str, Tensor | StructuredLayer] = {}
         self.loads = 0
 
@@ -46,6 +48,16 @@ class Bank(nn.Module):
         for name, merged in self.merged.items():
             self.merged[name] = fn(merged) if isinstance(merged, Tensor) else merged._apply(fn)
         return self
+
+    @property
+    def active(self) -> Mapping[str, float]:
+        """The adapters in use with their weights."""
+        return self._active
+
+    @active.setter
+    def active(self, shares: Mapping[str, float]) -> None:
+        self._active = dict(shares)
+        Bank.changes += 1
 
     def held(self, adapter: str) -> Mapping[str, Delta]:
         """Return the deltas of an adapter by parameter; none where it has none here."""
@@ -74,16 +86,22 @@ class Bank(nn.Module):
             raise PlanError(f"{parameter} has an adapter named {adapter!r}", hint="choose a name")
         deltas[parameter] = delta
         delta.train(self.training)
+        Bank.changes += 1
 
     def drop(self, adapter: str) -> None:
         """Remove an adapter."""
         self._modules.pop(adapter, None)
-        self.active.pop(adapter, None)
+        self.switch(adapter, None)
+
+    def switch(self, adapter: str, share: float | None) -> None:
+        """Use an adapter times a share from now on, or, with None, no longer."""
+        others = {name: own for name, own in self._active.items() if name != adapter}
+        self.active = others if share is None else {**others, adapter: share}
 
     def using(self, parameter: str) -> list[tuple[Delta, float]]:
         """Return the active deltas of a parameter with their weights."""
         found = []
-        for name, weight in self.active.items():
+        for name, weight in self._active.items():
             held = self._modules.get(name)
             if held is not None and parameter in held:  # type: ignore[operator]
                 found.append((held[parameter], weight))  # type: ignore[index]

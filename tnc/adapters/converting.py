@@ -147,7 +147,7 @@ def put_low_rank_(model: nn.Module, place: Place, adapter: str, found: LowRank) 
     for owner in place.owners:
         bank = bank_of(model.get_submodule(owner.path))
         assert bank is not None
-        bank.active.pop(adapter, None)
+        bank.switch(adapter, None)
     return delta
 
 

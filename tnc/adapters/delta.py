@@ -198,6 +198,20 @@ def peers(model: nn.Module, delta: Delta) -> list[Delta]:
     ]
 
 
+def grouped(model: nn.Module) -> dict[int, list[Delta]]:
+    """Return the peers of every delta of a model by the delta's id; see `peers`."""
+    found = [each for each in model.modules() if isinstance(each, Delta)]
+    owners: dict[int, list[Delta]] = {}
+    for each in found:
+        for core in each.cores.values():
+            owners.setdefault(id(core), []).append(each)
+    groups = {}
+    for each in found:
+        own = {id(other): other for core in each.cores.values() for other in owners[id(core)]}
+        groups[id(each)] = list(own.values())
+    return groups
+
+
 def _pair(route: Route, cores: Mapping[str, Tensor], scale: float) -> Pair:
     down, up = _laid(cores[route.down], route.down_order), _laid(cores[route.up], route.up_order)
     if route.middle:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from itertools import chain
 from typing import Any
 
 import torch
@@ -12,7 +13,8 @@ from torch.utils.hooks import RemovableHandle
 
 from tnc.adapters.adapters import Adapters
 from tnc.adapters.attach import generator_for
-from tnc.adapters.delta import Delta, peers
+from tnc.adapters.bank import Bank
+from tnc.adapters.delta import Delta, grouped
 from tnc.adapters.method import Method
 from tnc.adapters.training_step import TrainingStep
 from tnc.errors import BindError
@@ -47,6 +49,8 @@ class Followed:
                 optimizer.register_step_post_hook(self._after(number)),
             )
         self._peers: dict[int, list[Delta]] = {}
+        self._known: tuple[int, list[tuple[str, Delta]]] = (-1, [])
+        self._turns: tuple[tuple[int, ...], list[Turn]] = ((), [])
         for key, delta in self._deltas():
             self._seed(key, delta)
 
@@ -100,10 +104,17 @@ class Followed:
             self._seed(key, delta)
             self._share(delta)
 
-    def _deltas(self) -> Iterator[tuple[str, Delta]]:
-        for name in self.adapters.active:
-            for path, delta in self.adapters.deltas(name).items():
-                yield f"{name}/{path}", delta
+    def _deltas(self) -> list[tuple[str, Delta]]:
+        """Return the active deltas; the model is searched for them when adapters have changed."""
+        if self._known[0] != Bank.changes:
+            found = [
+                (f"{name}/{path}", delta)
+                for name in self.adapters.active
+                for path, delta in self.adapters.deltas(name).items()
+            ]
+            self._known = (Bank.changes, found)
+            self._peers = grouped(self.adapters.model)
+        return self._known[1]
 
     def _seed(self, key: str, delta: Delta) -> None:
         adapter, _, path = key.partition("/")
@@ -111,8 +122,7 @@ class Followed:
             peer.seed = generator_for(self.seed, adapter, path).initial_seed()
 
     def _alike(self, delta: Delta) -> list[Delta]:
-        if id(delta) not in self._peers:
-            self._peers[id(delta)] = peers(self.adapters.model, delta)
+        self._deltas()
         return self._peers[id(delta)]
 
     def _share(self, delta: Delta) -> None:
@@ -129,12 +139,21 @@ class Followed:
 
     def _turn(self) -> list[Turn]:
         """Return the deltas that are trained, with the numbers of all their optimizers."""
-        owners = [
-            {id(p) for group in optimizer.param_groups for p in group["params"]}
+        listed = [
+            [id(p) for group in optimizer.param_groups for p in group["params"]]
             for optimizer in self.optimizers
         ]
+        deltas = self._deltas()
+        state = (Bank.changes, *chain.from_iterable((*own, 0) for own in listed))
+        if self._turns[0] != state:
+            self._turns = (state, self._holding([set(own) for own in listed], deltas))
+        return self._turns[1]
+
+    def _holding(
+        self, owners: Sequence[set[int]], deltas: Sequence[tuple[str, Delta]]
+    ) -> list[Turn]:
         found = []
-        for key, delta in self._deltas():
+        for key, delta in deltas:
             mine = {id(p) for p in delta.trained.values()}
             holding = {k for k, own in enumerate(owners) if own & mine}
             if holding:

@@ -48,6 +48,7 @@ def remove_bank_(module: nn.Module) -> None:
     """Undo `install_bank_`: the module is as it was."""
     module.__class__ = base_class(type(module))
     del module._modules[BANK]
+    Bank.changes += 1
     hooks = module._load_state_dict_post_hooks
     for key in [key for key, hook in hooks.items() if hook is after_loading_]:
         del hooks[key]

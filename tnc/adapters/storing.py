@@ -172,9 +172,7 @@ def load_(model: nn.Module, folder: str | Path) -> Adapters:
         for owner in where.owners:
             bank = bank_of(model.get_submodule(owner.path))
             assert bank is not None
-            bank.active[name] = weight
-            if not weight:
-                del bank.active[name]
+            bank.switch(name, weight or None)
     for kind, name in kept:
         own[name].data = tensors[f"{kind}/{name}"].to(own[name])
         own[name].requires_grad_(kind == "beside")

@@ -184,3 +184,53 @@ def test_refusals() -> None:
     adapt_(one.adapters.model, "lora{rank=1}", name="second", example=one.x)
     with pytest.raises(BindError, match="'second/weight' is on one side alone"):
         followed.load_state_dict(state)
+
+
+@pytest.mark.usefixtures("counted")
+def test_the_model_is_searched_when_adapters_change_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Steps cost nothing for modules without adapters; what is switched in between is followed."""
+    one = single(LoRA(rank=2))
+    optimizer = torch.optim.SGD(one.adapters.parameters(), lr=0.01)
+    followed = follow(one.adapters, optimizer)
+    searched = []
+    search = torch.nn.Module.named_modules
+
+    def counting(self: torch.nn.Module, *args: Any, **kwargs: Any) -> Any:
+        if self is one.adapters.model:
+            searched.append(1)
+        return search(self, *args, **kwargs)
+
+    monkeypatch.setattr(torch.nn.Module, "named_modules", counting)
+
+    def step(count: int = 1) -> int:
+        LOG.clear()
+        found = 0
+        for _ in range(count):
+            one.backward()
+            searched.clear()
+            optimizer.step()
+            found += len(searched)
+        return found
+
+    assert step(3) == 0 and hooks(3) == LOG
+    adapt_(one.adapters.model, LoRA(rank=1), name="second", example=one.x)
+    optimizer.add_param_group({"params": list(one.adapters.parameters("second"))})
+    assert step() > 0 and hooks(1) == sorted([e for e in LOG if e[1] == 1], key=_order)
+    assert sorted(e for e in LOG if e[1] == 4) == sorted((what, 4) for what in ROUND)
+    one.adapters.use("second")
+    assert step() > 0 and [e for e in LOG if e[1] != 2] == []
+    assert step(3) == 0 and len(LOG) == 3 * len(ROUND)
+    with one.adapters.disabled():
+        one.adapters.model(one.x)
+    assert step() > 0 and len(LOG) == len(ROUND), "the hooks are there again"
+    one.adapters.use("default")
+    one.adapters.remove("second")
+    assert step() > 0 and [number for _, number in LOG] == [5] * len(ROUND)
+    optimizer.param_groups[0]["params"].clear()
+    optimizer.add_param_group({"params": [torch.nn.Parameter(torch.zeros(1))]})
+    assert step() == 0 and not LOG, "the optimizer trains no delta any more"
+    followed.close()
+
+
+def _order(entry: tuple[str, int]) -> int:
+    return ROUND.index(entry[0])
