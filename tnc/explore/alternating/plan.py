@@ -11,8 +11,7 @@ A node S of the tree holds
 so that at a leaf the normal equations are `G N = M`, and one walk down and up the tree solves every
 core once with everything else up to date. Where bonds are so many that N costs more than the
 contracted cores outside of S, E_S of d(outside) o(S) entries, these are made in the place of D and
-N, and N at the leaves alone. The tree is the cheapest of all (dynamic programming over sets of
-vertices) up to `EXACT` vertices, greedy above.
+N, and N at the leaves alone. See `trees` for how the tree is chosen, `schedule` for the order.
 
 Everything is integers: a step is a row of `WORDS` numbers with places in one flat array of float64,
 and `tables` says where rows, columns and summed entries of its operands lie. So one compiled
@@ -24,8 +23,9 @@ from __future__ import annotations
 import numpy as np
 
 from tnc.explore.alternating.compiled import compiled
+from tnc.explore.alternating.schedule import schedule
+from tnc.explore.alternating.trees import tree
 
-EXACT = 12
 SOLVE, OUTER, INNER, OTHER = range(4)
 """Kinds of steps: a core is solved; products that give M, that give P, and all others."""
 WORDS = 13
@@ -33,106 +33,6 @@ WORDS = 13
 (k, n), then how x and y lie: 1 as a matrix (m k; k n), 2 as its transpose, 0 neither.
 Of a solve: kind, places of core, N, M, then modes, bonds, -, places of N (bonds, bonds), M (modes,
 bonds)."""
-
-
-@compiled
-def split_best(modes, bonds, outside):
-    """Return the half of every set of vertices that makes the cheapest tree, and its cost.
-
-    Multiply-adds of a sweep, and 60 for each product; `outside` counts E in the place of D and N.
-    """
-    count = len(modes)
-    sets = 1 << count
-    inside = np.ones(sets)
-    leaving = np.ones(sets)
-    cost = np.zeros(sets)
-    half = np.zeros(sets, np.int64)
-    for s in range(1, sets):
-        for v in range(count):
-            if s >> v & 1:
-                inside[s] *= modes[v]
-        for b in range(len(bonds)):
-            if (s >> bonds[b, 0] ^ s >> bonds[b, 1]) & 1:
-                leaving[s] *= bonds[b, 2]
-    dense = inside[sets - 1]
-    for s in range(1, sets):
-        part = (s - 1) & s
-        if part == 0:
-            if outside:
-                cost[s] = leaving[s] * leaving[s] * dense / inside[s]
-            continue
-        least = np.inf
-        while part > s ^ part:
-            rest = s ^ part
-            joint = np.sqrt(leaving[part] * leaving[rest] / leaving[s])
-            both = joint * leaving[s]
-            total = cost[part] + cost[rest] + 3.0 * both * inside[s] + 60.0
-            if not outside:
-                total += 3.0 * both * both
-            elif s != sets - 1:
-                total += dense / inside[s] * both * (inside[part] + inside[rest])
-            if total < least:
-                least = total
-                half[s] = part
-            part = (part - 1) & s
-        cost[s] = least
-    return half, cost[sets - 1]
-
-
-@compiled
-def tree_of(half, count, children):
-    """Write the children of every node: leaves are the vertices, the root is last."""
-    nodes = 2 * count - 1
-    sets = np.zeros(nodes, np.int64)
-    sets[nodes - 1] = len(half) - 1
-    free = nodes - 2
-    for node in range(nodes - 1, count - 1, -1):
-        for side in range(2):
-            part = half[sets[node]]
-            if side == 1:
-                part = sets[node] ^ part
-            if part & (part - 1) == 0:
-                leaf = 0
-                while part >> leaf & 1 == 0:
-                    leaf += 1
-                children[node, side] = leaf
-            else:
-                sets[free] = part
-                children[node, side] = free
-                free -= 1
-
-
-@compiled
-def tree_greedy(modes, bonds, children):
-    """Write the children of a tree that joins, again and again, the two that grow the least."""
-    count = len(modes)
-    group = np.arange(count)
-    gone = np.zeros(2 * count, np.int64)
-    for node in range(count, 2 * count - 1):
-        least = np.inf
-        for a in range(node):
-            for b in range(a):
-                if gone[a] or gone[b]:
-                    continue
-                grown = 0.0
-                for v in range(count):
-                    if group[v] == a or group[v] == b:
-                        grown += np.log(modes[v])
-                for k in range(len(bonds)):
-                    first = group[bonds[k, 0]] == a or group[bonds[k, 0]] == b
-                    second = group[bonds[k, 1]] == a or group[bonds[k, 1]] == b
-                    if first != second:
-                        grown += np.log(bonds[k, 2])
-                    elif first and group[bonds[k, 0]] != group[bonds[k, 1]]:
-                        grown -= np.log(bonds[k, 2])
-                if grown < least:
-                    least = grown
-                    children[node, 0], children[node, 1] = a, b
-        for side in range(2):
-            gone[children[node, side]] = 1
-            for v in range(count):
-                if group[v] == children[node, side]:
-                    group[v] = node
 
 
 @compiled
@@ -260,71 +160,6 @@ def shared(size, legs, held, x, y):
     return total
 
 
-@compiled
-def schedule(children, count, root, outside, work):
-    """Write the products of the first way up, of a sweep and of the rebuilding, in order.
-
-    Rows of `work` are (what, x, y, out), tensors by kind and node: 0 the given tensor, then P, D,
-    M, N, E and the primed P of every node. `what` is 0 for a join, 1 for a solve, 2 for a second
-    name with primed bonds, 3 for a second name. Return the numbers before, in a sweep and of all.
-    """
-    nodes = 2 * count - 1
-    p, d, m, n, e, primed = 1, 1 + nodes, 1 + 2 * nodes, 1 + 3 * nodes, 1 + 4 * nodes, 1 + 5 * nodes
-    stack = np.zeros((2 * count + 2, 2), np.int64)
-    used, before, swept = np.int64(0), np.int64(0), np.int64(0)
-    for walk in range(2):
-        top = 1
-        stack[0, 0], stack[0, 1] = root, 0
-        while top:
-            node, stage = stack[top - 1, 0], stack[top - 1, 1]
-            if node < count:
-                top -= 1
-                if walk and outside:
-                    used = put(work, used, 2, e + node, 0, primed + node)
-                    used = put(work, used, 0, e + node, primed + node, n + node)
-                if walk:
-                    used = put(work, used, 1, n + node, m + node, p + node)
-                if not outside:
-                    used = put(work, used, 2, p + node, 0, primed + node)
-                    used = put(work, used, 0, p + node, primed + node, d + node)
-            elif stage < 2:
-                child, sibling = children[node, stage], children[node, 1 - stage]
-                stack[top - 1, 1] += 1
-                stack[top, 0], stack[top, 1] = child, 0
-                top += 1
-                if walk == 0:
-                    continue
-                used = put(work, used, 0, 0 if node == root else m + node, p + sibling, m + child)
-                if node == root:
-                    x, out = (p + sibling, e + child) if outside else (d + sibling, n + child)
-                    used = put(work, used, 3, x, 0, out)
-                elif outside:
-                    used = put(work, used, 0, e + node, p + sibling, e + child)
-                else:
-                    used = put(work, used, 0, n + node, d + sibling, n + child)
-            else:
-                top -= 1
-                a, b = children[node, 0], children[node, 1]
-                if node == root and walk == 0:
-                    continue
-                if node == root:
-                    swept = used
-                used = put(work, used, 0, p + a, p + b, p + node)
-                if node != root and not outside:
-                    used = put(work, used, 0, d + a, d + b, d + node)
-        if walk == 0:
-            before = used
-    return before, swept, used
-
-
-@compiled
-def put(work, used, what, x, y, out):
-    """Write one row of work; return the next."""
-    work[used, 0], work[used, 1], work[used, 2], work[used, 3] = what, x, y, out
-    return used + 1
-
-
-@compiled
 def plan(modes, bonds, most):
     """Return all that `sweeps` needs to know of a topology.
 
@@ -335,18 +170,15 @@ def plan(modes, bonds, most):
     the modes of the given tensor and of the rebuilt one; the place of every core, and of their end.
     A plan whose length comes to more than `most` is left unfinished.
     """
+    children, outside = tree(modes, bonds)
+    return laid_out(modes, bonds, most, *schedule(children, outside))
+
+
+@compiled
+def laid_out(modes, bonds, most, work, before, swept, todo):
+    """Return what `plan` does, of products in order: where all that they read and write lies."""
     count, edges = len(modes), len(bonds)
     nodes = 2 * count - 1
-    children = np.zeros((nodes, 2), np.int64)
-    outside = False
-    if count <= EXACT:
-        half, cost = split_best(modes, bonds, False)
-        other, least = split_best(modes, bonds, True)
-        if least < cost:
-            half, outside = other, True
-        tree_of(half, count, children)
-    else:
-        tree_greedy(modes, bonds, children)
     size = np.ones(count + 2 * edges, np.int64)
     for v in range(count):
         size[v] = modes[v]
@@ -356,8 +188,6 @@ def plan(modes, bonds, most):
     legs = np.full((kinds, count + 2 * edges + 1), -1, np.int64)
     held = np.zeros(kinds, np.int64)
     offset = np.full(kinds, -1, np.int64)
-    work = np.zeros((40 * count, 4), np.int64)
-    before, swept, todo = schedule(children, count, nodes - 1, outside, work)
     order = np.empty(count, np.int64)
     found = 0
     for k in range(before, swept):

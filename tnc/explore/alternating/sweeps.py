@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 
+from tnc.explore.alternating import by_numpy
 from tnc.explore.alternating.compiled import NUMBA, compiled
 from tnc.explore.alternating.plan import INNER, OTHER, OUTER, SOLVE
 
@@ -58,13 +61,6 @@ def _multiply(room, step, tables, scratch):
             for k in range(q):
                 into[k] = row[deep[k]]
     np.dot(x.reshape(m, q), y.reshape(q, n), out.reshape(m, n))
-
-
-def _multiply_by_numpy(room, step, tables, scratch):
-    _, out, x, y, m, q, n, tm, tk, uk, un, _, _ = (int(word) for word in step)
-    left = room[x + tables[tm : tm + m, None] + tables[tk : tk + q]]
-    right = room[y + tables[uk : uk + q, None] + tables[un : un + n]]
-    room[out : out + m * n] = (left @ right).reshape(-1)
 
 
 def _solve(room, step, tables, scratch, norm, shrink):
@@ -137,30 +133,10 @@ def _solve(room, step, tables, scratch, norm, shrink):
     return 0.0 if error < 0.0 else error / norm
 
 
-def _solve_by_numpy(room, step, tables, scratch, norm, shrink):
-    _, core, gram, right, m, q, _, tn, tp, tm, tb, _, _ = (int(word) for word in step)
-    n = room[gram + tables[tn : tn + q, None] + tables[tp : tp + q]]
-    b = room[right + tables[tm : tm + m, None] + tables[tb : tb + q]]
-    hold, ridge = HOLD * np.trace(n) / q + 1e-300, shrink * np.trace(n) / q
-    while True:
-        if not 0.0 < hold <= MOST:
-            return np.nan
-        try:
-            factor = np.linalg.cholesky(n + (hold + ridge) * np.eye(q))
-            break
-        except np.linalg.LinAlgError:
-            hold *= 100.0
-    rhs = b + hold * room[core : core + m * q].reshape(m, q)
-    g = np.linalg.solve(factor.T, np.linalg.solve(factor, rhs.T)).T
-    error = norm + float((g * (g @ n - 2.0 * b)).sum())
-    room[core : core + m * q] = g.reshape(-1)
-    return 0.0 if error < 0.0 else error / norm
-
-
 if NUMBA:
     multiply, solve = compiled(_multiply), compiled(_solve)
 else:
-    multiply, solve = _multiply_by_numpy, _solve_by_numpy
+    multiply, solve = by_numpy.multiply, partial(by_numpy.solve, HOLD, MOST)
 
 
 @compiled
