@@ -80,7 +80,29 @@ def test_forms_of_lora(form: str, tmp_path: Path) -> None:
     assert torch.allclose(plain(X), y, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("bases", ["uniform", "sparse"])
+@pytest.mark.parametrize("bases", ["sparse", "very-sparse"])
+def test_random_bases_are_drawn_as_peft_draws_them(bases: str, tmp_path: Path) -> None:
+    """The share and the size of entries, also where the layers have other shapes."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(900, 64), nn.Linear(64, 100))
+    config = peft.RandLoraConfig(
+        r=16, target_modules=["0", "1"], sparse=bases == "sparse", very_sparse=bases != "sparse"
+    )
+    theirs = peft.get_peft_model(copy.deepcopy(model), config)
+    own = theirs.base_model.randlora_A["default"], theirs.base_model.randlora_B["default"]
+    method = f"randlora{{rank=16, order=peft, bases={bases}}}"
+    deltas = tnc.adapt(model, method, example=torch.randn(2, 900)).deltas()
+    ours = [deltas["0.weight"].cores[name].detach() for name in "AB"]
+    for peer, mine in zip(own, ours):
+        shares = [float((bases != 0).float().mean()) for bases in (peer, mine)]
+        assert shares[1] == pytest.approx(shares[0], rel=0.2)
+        assert float(mine.max()) == pytest.approx(float(peer.max()), rel=0.1)
+    theirs.save_pretrained(tmp_path)
+    again = import_peft(model, tmp_path)
+    assert {delta.method.bases for delta in again.deltas().values()} == {bases}
+
+
+@pytest.mark.parametrize("bases", ["uniform", "sparse", "very-sparse"])
 def test_randlora_both_ways(bases: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(10, 20), nn.Tanh(), nn.Linear(20, 7)).eval()

@@ -32,10 +32,11 @@ class RandLoRA(Method):
     serve all weights with the same options: each reads its first rows and columns. Entries are
     uniform, or +1 and -1 with a chance of 1/6 each, or of `1 / (2 sqrt(D))`, else 0; all are
     divided by their deviation. `s = alpha / (r sqrt(n))`; with `order` `peft` it is `alpha / r`,
-    and a B that is drawn as (D, n, r) is read as (D, r, n), as PEFT and the authors' code multiply:
-    this exchanges adapters with them. `alpha` is 20 r where it is not given. Of a convolution i
-    stands for channels and kernel; experts have L and G of their own. Trains n (r + d) parameters:
-    a larger rank has fewer. (Albert et al., RandLoRA, ICLR 2025, equation 4.)
+    the chance is `1 / (2 sqrt(d))` with d the smaller of the largest outputs and inputs, and a B
+    that is drawn as (D, n, r) is read as (D, r, n), as PEFT and the authors' code multiply: this
+    exchanges adapters with them. `alpha` is 20 r where it is not given. Of a convolution i stands
+    for channels and kernel; experts have L and G of their own. Trains n (r + d) parameters: a
+    larger rank has fewer. (Albert et al., RandLoRA, ICLR 2025, equation 4.)
     """
 
     sized_by: ClassVar[str] = ""
@@ -75,8 +76,11 @@ class RandLoRA(Method):
         sides = [_sides(site.signature) for site in sites]
         small, large = max(map(min, sides)), max(map(max, sides))
         counts = sorted({ceil(min(pair) / self.rank) for pair in sides})
-        a = self._drawn((self.rank, small), large, generator)
-        b = self._drawn((large, counts[-1], self.rank), large, generator)
+        common = large
+        if self.order == "peft":
+            common = min(max(_sides(site.signature)[side] for site in sites) for side in (0, 1))
+        a = self._drawn((self.rank, small), common, generator)
+        b = self._drawn((large, counts[-1], self.rank), common, generator)
         if self.order == "paper":
             return {"A": a, "B": b}
         read = {f"B{n}": b[:, :n].reshape(large, self.rank, n) for n in counts}
@@ -104,10 +108,10 @@ class RandLoRA(Method):
             return alpha / self.rank
         return float(alpha / (self.rank * ceil(min(_sides(site.signature)) / self.rank) ** 0.5))
 
-    def _drawn(self, shape: tuple[int, ...], large: int, generator: Generator) -> Tensor:
+    def _drawn(self, shape: tuple[int, ...], common: int, generator: Generator) -> Tensor:
         drawn = 2 * torch.rand(shape, generator=generator) - 1
         if self.bases != "uniform":
-            share = 1 / 3 if self.bases == "sparse" else float(large) ** -0.5
+            share = 1 / 3 if self.bases == "sparse" else float(common) ** -0.5
             drawn = drawn.sgn() * (drawn.abs() < share)
         return drawn / drawn.std().clamp_min(1e-12)
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tnc.adapters.methods.randlora import RandLoRA
+from tnc.adapters.methods.randlora import Bases, RandLoRA
 from tnc.adapters.peft.checkpoint import Checkpoint
 from tnc.adapters.peft.factored import Row, Wrapped
 from tnc.adapters.peft.held import Held
@@ -119,6 +119,7 @@ def read_randlora(
     method = RandLoRA(
         rank=int(config["r"]),
         alpha=float(config["randlora_alpha"]),
+        bases=_bases_of(config),
         order="peft",
         dropout=float(config.get("randlora_dropout") or 0.0),
     )
@@ -148,6 +149,12 @@ def read_randlora(
         loaded.append(Loaded(place, method, Parts(cores, shared=("A", "B"))))
     paths = {path: path for path in layers}
     return Read(loaded, rest, paths, frozenset(layers))
+
+
+def _bases_of(config: Mapping[str, Any]) -> Bases:
+    if config.get("very_sparse"):
+        return "very-sparse"
+    return "sparse" if config.get("sparse") else "uniform"
 
 
 def _layers(found: Checkpoint, where: str) -> tuple[dict[str, Tensors], dict[str, Tensor]]:
