@@ -23,7 +23,7 @@ import tnc
 from benchmarks.peft_models import Model
 from tnc.adapters import Adapters, export_peft, import_peft, import_peft_
 from tnc.adapters.bank import bank_of
-from tnc.adapters.peft.factors import Pair
+from tnc.adapters.low_rank import LowRank
 from tnc.adapters.peft.layers import layer_for
 from tnc.errors import TncError
 
@@ -182,7 +182,7 @@ def gradients(t: Trial) -> float:
                 continue
             layer = layer_for(ours.model, path, attribute, bank.kind, delta.layer.view).layer
             stacked = len(delta.site.signature.outputs) > 1
-            pair = Pair(
+            pair = LowRank(
                 delta.cores["B"].grad.flatten(2 if stacked else 1),
                 delta.cores["A"].grad.flatten(2 if stacked else 1),
             )

@@ -248,9 +248,9 @@ class Adapters:
         for path in sorted({path for held in deltas.values() for path in held}):
             using = [(deltas[a][path], share) for a, share in shares.items() if path in deltas[a]]
             place = place_of(self.model, next(a for a in shares if path in deltas[a]), path)
-            found = low_rank(using, place.weight(self.model), rank, energy)
+            found, norm = low_rank(using, place.weight(self.model), rank, energy)
             put_low_rank_(self.model, place, name, found)
-            lines.append(Line(path, found.rank, found.error, found.norm))
+            lines.append(Line(path, found.rank, found.error, norm))
         return Conversion(name, tuple(lines))
 
     def weight(self, name: str) -> Tensor:

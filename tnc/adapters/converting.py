@@ -11,29 +11,12 @@ from tnc.adapters.attach import attach_
 from tnc.adapters.bank import bank_of, check_name
 from tnc.adapters.combined import Using, changed
 from tnc.adapters.delta import Delta
+from tnc.adapters.low_rank import LowRank, nearest, nearest_of_product
 from tnc.adapters.method import methods
 from tnc.adapters.place import Place
 from tnc.adapters.products import stacked
 from tnc.adapters.start import Parts, wide
 from tnc.errors import PlanError
-
-
-@dataclass(frozen=True, eq=False)
-class LowRank:
-    """A change of a weight as `B A`, and what is lost: `|change - B A|` over `|change|`.
-
-    B is `(.., outputs, r)`, A `(.., r, inputs)`; a stack of experts has one of each.
-    """
-
-    b: Tensor
-    a: Tensor
-    error: float
-    norm: float
-
-    @property
-    def rank(self) -> int:
-        """The size of the bond."""
-        return self.a.shape[-2]
 
 
 @dataclass(frozen=True)
@@ -77,8 +60,8 @@ def low_rank(
     weight: Tensor,
     rank: int | None = None,
     energy: float | None = None,
-) -> LowRank:
-    """Return what deltas of one weight add, each times its share, as the best `B A`.
+) -> tuple[LowRank, float]:
+    """Return what deltas of one weight add, each times its share, as the best `B A`; and its norm.
 
     `weight` is the base in its stored layout. `rank` is the largest, `energy` the least share of
     the squared norm to be kept; without either the result is exact to rounding, that of the
@@ -87,11 +70,11 @@ def low_rank(
     found = [delta.pairs(share) if additive(delta) else () for delta, share in parts]
     if all(found):
         down, up, scale = stacked([pair for pairs in found for pair in pairs])
-        return _of_pair(wide(up * scale), wide(down.flatten(1)), rank, energy)
+        return nearest_of_product(wide(up * scale), wide(down.flatten(1)), rank, energy)
     dense = change_of(parts, weight)
     if dense.norm() <= 8 * torch.finfo(dense.dtype).eps * wide(weight).norm():
         dense = torch.zeros_like(dense)  # what is left when methods take the weight away again
-    return _of_svd(torch.linalg.svd(dense, full_matrices=False), rank, energy)
+    return nearest(dense, rank, energy)
 
 
 def change_of(parts: Using, weight: Tensor) -> Tensor:
@@ -104,45 +87,13 @@ def change_of(parts: Using, weight: Tensor) -> Tensor:
     return delta.mapped(change).reshape(shape)
 
 
-def _of_pair(b: Tensor, a: Tensor, rank: int | None, energy: float | None) -> LowRank:
-    left, inner = torch.linalg.qr(b)
-    right, outer = torch.linalg.qr(a.mH)
-    u, s, v = torch.linalg.svd(inner @ outer.mH, full_matrices=False)
-    return _of_svd((left @ u, s, v @ right.mH), rank, energy)
-
-
-def _of_svd(svd: tuple[Tensor, Tensor, Tensor], rank: int | None, energy: float | None) -> LowRank:
-    u, s, v = svd
-    kept = _kept(s, rank, energy, u.shape[-2] + v.shape[-1])
-    root = s[..., :kept].sqrt()
-    whole = float(s.double().square().sum())
-    lost = float(s[..., kept:].double().square().sum())
-    return LowRank(
-        u[..., :kept] * root.unsqueeze(-2),
-        root.unsqueeze(-1) * v[..., :kept, :],
-        (lost / whole) ** 0.5 if whole else 0.0,
-        whole**0.5,
-    )
-
-
-def _kept(values: Tensor, rank: int | None, energy: float | None, size: int) -> int:
-    """Return how many singular values are kept, at least 1; of a stack as many for every one."""
-    largest = float(values.max()) if values.numel() else 0.0
-    found = int((values > largest * size * torch.finfo(values.dtype).eps).sum(-1).max())
-    if energy is not None:
-        squares = values.double().square().flip(-1).cumsum(-1).flip(-1)
-        most = (1 - energy) * squares[..., :1]
-        found = min(found, int((squares > most + 1e-300).sum(-1).max()))
-    return max(1, found if rank is None else min(rank, found))
-
-
 def put_low_rank_(model: nn.Module, place: Place, adapter: str, found: LowRank) -> Delta:
     """Put a pair beside a weight as a LoRA adapter of factor 1, not in use."""
     check_name(adapter)
     method = methods.get("lora")(rank=found.rank)  # type: ignore[call-arg]
     structure = method.structure(place.site)
     shapes = structure.shapes
-    parts = Parts({"B": found.b.reshape(shapes["B"]), "A": found.a.reshape(shapes["A"])})
+    parts = Parts({"B": found.left.reshape(shapes["B"]), "A": found.right.reshape(shapes["A"])})
     delta = attach_(model, place, adapter, method, structure, parts)
     for owner in place.owners:
         bank = bank_of(model.get_submodule(owner.path))

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import tnc
 from tnc.adapters import export_peft, import_peft
-from tnc.adapters.peft.factors import exact
+from tnc.adapters.peft.cutting import cut
 from tnc.adapters.peft.naming import anchored, is_target, looked_up, target_expression
 from tnc.errors import ArtifactError, TncError
 from tnc.net import Structure, parse_network
@@ -97,7 +97,7 @@ def test_lists_match_by_their_ends_and_layers() -> None:
 def test_structures_are_cut_where_they_are_thinnest(text: str, rank: int | None) -> None:
     structure = Structure.of(parse_network(text))
     layer = tnc.StructuredLayer.initialised(structure, LinearView(), std=1.0)
-    found = exact(structure, layer.tensors())
+    found = cut(structure, layer.tensors())
     if rank is None:
         assert found is None
         return
@@ -110,7 +110,7 @@ def test_ranks_that_gates_closed_are_left_out() -> None:
     layer = tnc.StructuredLayer.initialised(structure, LinearView(), std=1.0)
     with torch.no_grad():
         layer.cores["g"][1:3] = 0
-    found = exact(structure, layer.tensors())
+    found = cut(structure, layer.tensors())
     assert found is not None and found.rank == 2
     assert torch.allclose(found.dense(), layer.weight, atol=1e-6)
 

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from tnc.adapters.converting import change_of, low_rank
-from tnc.adapters.peft.factors import Pair, exact
+from tnc.adapters.low_rank import LowRank
+from tnc.adapters.peft.cutting import cut
 from tnc.adapters.peft.held import Held
 from tnc.adapters.peft.layers import EMBEDDING, PARAMETER, Tensors
 from tnc.adapters.start import wide
@@ -37,7 +38,7 @@ class Factored:
     """A delta as `scale * pair`, and by what every row of base and delta is then multiplied."""
 
     held: Held
-    pair: Pair
+    pair: LowRank
     scale: float
     rows: Tensor | None = None
 
@@ -97,7 +98,7 @@ def factored(held: Held, rank: int | None, energy: float | None, scalable: bool)
             if scales
             else change_of([(delta, 1.0)], held.base)
         )
-        pair = exact(delta.layer.structure, delta.tensors())
+        pair = cut(delta.layer.structure, delta.tensors())
         if pair is not None and pair.rank <= (rank or min(dense.shape[-2:])):
             gap = float((pair.dense().to(dense.dtype) * delta.factor - dense).norm())
             pair = replace(pair, error=gap / float(dense.norm().clamp_min(1e-30)))
@@ -113,8 +114,8 @@ def factored(held: Held, rank: int | None, energy: float | None, scalable: bool)
             where=delta.site.name,
             hint="give rank= or energy= for the nearest LoRA, or merge: adapters.unload()",
         )
-    found = low_rank([(delta, 1.0)], held.base, rank, energy)
-    return Factored(held, Pair(found.b, found.a, found.error), 1.0)
+    found, _ = low_rank([(delta, 1.0)], held.base, rank, energy)
+    return Factored(held, found, 1.0)
 
 
 def _plain(model: nn.Module, each: Factored, magnitudes: bool) -> Wrapped:
@@ -157,7 +158,7 @@ def _attention(model: nn.Module, path: str, made: Sequence[Factored], times: int
             pair = replace(each.pair, left=each.pair.left * share).widened(top)
         else:
             weight = module.in_proj_weight if not behind else module.out_proj.weight
-            pair = Pair(
+            pair = LowRank(
                 weight.new_zeros(weight.shape[0], top), weight.new_zeros(top, weight.shape[1])
             )
         tensors |= {f"{behind}lora_A.weight": pair.right, f"{behind}lora_B.weight": pair.left}

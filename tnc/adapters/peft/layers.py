@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from tnc.adapters.base import base_class
-from tnc.adapters.peft.factors import Pair
+from tnc.adapters.low_rank import LowRank
 from tnc.decide.site import Site
 from tnc.errors import ArtifactError
 from tnc.nn import View
@@ -32,11 +32,11 @@ class Layer(ABC):
         return ""
 
     @abstractmethod
-    def write(self, module: nn.Module, site: Site, pair: Pair) -> Tensors:
+    def write(self, module: nn.Module, site: Site, pair: LowRank) -> Tensors:
         """Return the tensors of a pair by their suffix."""
 
     @abstractmethod
-    def read(self, module: nn.Module, site: Site, first: Tensor, second: Tensor) -> Pair:
+    def read(self, module: nn.Module, site: Site, first: Tensor, second: Tensor) -> LowRank:
         """Return the pair of the tensors `suffixes`."""
 
     def magnitude(self, site: Site, values: Tensor) -> Tensor:
@@ -47,11 +47,11 @@ class Layer(ABC):
 class Linear(Layer):
     """A (r, i), B (o, r), also where the weight is stored inputs first."""
 
-    def write(self, module: nn.Module, site: Site, pair: Pair) -> Tensors:
+    def write(self, module: nn.Module, site: Site, pair: LowRank) -> Tensors:
         return dict(zip(self.suffixes, (pair.right, pair.left)))
 
-    def read(self, module: nn.Module, site: Site, first: Tensor, second: Tensor) -> Pair:
-        return Pair(second, first)
+    def read(self, module: nn.Module, site: Site, first: Tensor, second: Tensor) -> LowRank:
+        return LowRank(second, first)
 
 
 class Embedding(Layer):
@@ -59,11 +59,11 @@ class Embedding(Layer):
 
     suffixes: ClassVar[tuple[str, str]] = ("lora_embedding_A", "lora_embedding_B")
 
-    def write(self, module: nn.Module, site: Site, pair: Pair) -> Tensors:
+    def write(self, module: nn.Module, site: Site, pair: LowRank) -> Tensors:
         return dict(zip(self.suffixes, (pair.left.T, pair.right.T)))
 
-    def read(self, module: nn.Module, site: Site, first: Tensor, second: Tensor) -> Pair:
-        return Pair(first.T, second.T)
+    def read(self, module: nn.Module, site: Site, first: Tensor, second: Tensor) -> LowRank:
+        return LowRank(first.T, second.T)
 
 
 class Convolution(Layer):
@@ -80,7 +80,7 @@ class Convolution(Layer):
             return f"PEFT's convolution of A pads with zeros, the layer is {options.padding_mode}"
         return ""
 
-    def write(self, module: nn.Module, site: Site, pair: Pair) -> Tensors:
+    def write(self, module: nn.Module, site: Site, pair: LowRank) -> Tensors:
         groups, kernel = site.groups, site.signature.inputs[1:]
         each = site.signature.inputs[0]
         a = pair.right.reshape(pair.rank, each, *kernel)
@@ -92,7 +92,7 @@ class Convolution(Layer):
             zip(self.suffixes, (a, pair.left.reshape(*pair.left.shape, *(1,) * len(kernel))))
         )
 
-    def read(self, module: nn.Module, site: Site, first: Tensor, second: Tensor) -> Pair:
+    def read(self, module: nn.Module, site: Site, first: Tensor, second: Tensor) -> LowRank:
         groups = site.groups
         b = second.flatten(1)
         a = first.reshape(groups, first.shape[0] // groups, groups, -1)
@@ -106,12 +106,12 @@ class Convolution(Layer):
                     )
         own = torch.stack([a[group, :, group] for group in range(groups)])
         if bool((own == own[0]).all()):
-            return Pair(b, own[0])
+            return LowRank(b, own[0])
         rank = own.shape[1]
         left = b.new_zeros(groups, b.shape[0] // groups, groups, rank)
         for group, rows in enumerate(b.reshape(groups, -1, rank)):
             left[group, :, group] = rows
-        return Pair(left.reshape(b.shape[0], -1), own.reshape(groups * rank, -1))
+        return LowRank(left.reshape(b.shape[0], -1), own.reshape(groups * rank, -1))
 
     def magnitude(self, site: Site, values: Tensor) -> Tensor:
         return values.reshape(1, -1, *(1,) * (len(site.signature.inputs) - 1))
@@ -124,7 +124,7 @@ class Parameter(Layer):
     module, PEFT takes it as stored inputs first.
     """
 
-    def write(self, module: nn.Module, site: Site, pair: Pair) -> Tensors:
+    def write(self, module: nn.Module, site: Site, pair: LowRank) -> Tensors:
         stored = pair.swapped() if site.transposed else pair
         if stored.left.dim() == 2:
             return dict(zip(self.suffixes, (stored.right, stored.left)))
@@ -134,12 +134,12 @@ class Parameter(Layer):
         b = stored.left.permute(1, 2, 0).flatten(1)
         return dict(zip(self.suffixes, (a, b)))
 
-    def read(self, module: nn.Module, site: Site, first: Tensor, second: Tensor) -> Pair:
-        stored = Pair(second, first)
+    def read(self, module: nn.Module, site: Site, first: Tensor, second: Tensor) -> LowRank:
+        stored = LowRank(second, first)
         if len(site.signature.outputs) > 1:
             count = site.signature.outputs[0]
             right = first.reshape(count, -1, first.shape[1])
-            stored = Pair(second.reshape(second.shape[0], -1, count).permute(2, 0, 1), right)
+            stored = LowRank(second.reshape(second.shape[0], -1, count).permute(2, 0, 1), right)
             if getattr(module, "is_transposed", False):
                 stored = stored.swapped()
         return stored.swapped() if site.transposed else stored

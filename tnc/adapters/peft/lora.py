@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from tnc.adapters.equations import with_start
+from tnc.adapters.low_rank import LowRank
 from tnc.adapters.methods.dora import DoRA
 from tnc.adapters.methods.lora import LoRA
 from tnc.adapters.peft.checkpoint import Checkpoint
-from tnc.adapters.peft.factors import Pair
 from tnc.adapters.peft.layers import LINEAR, PARAMETER, Layer, wrapped_as
 from tnc.adapters.peft.naming import PREFIX, ends_with, looked_up
 from tnc.adapters.peft.offsets import COMPUTED, start_of
@@ -212,7 +212,7 @@ def _scale(source: Source, config: Mapping[str, Any]) -> tuple[int, float, float
     return int(rank), float(alpha), float(scale)
 
 
-def _times(model: nn.Module, source: Source, times: int | None, pair: Pair) -> int:
+def _times(model: nn.Module, source: Source, times: int | None, pair: LowRank) -> int:
     path = source.place.owners[0].path
     parent = model.get_submodule(path.rpartition(".")[0])
     if not isinstance(parent, nn.MultiheadAttention) or not bool(pair.left.any()):
@@ -226,7 +226,7 @@ def _times(model: nn.Module, source: Source, times: int | None, pair: Pair) -> i
     return times
 
 
-def _check_shape(name: str, pair: Pair, shapes: Mapping[str, tuple[int, ...]]) -> None:
+def _check_shape(name: str, pair: LowRank, shapes: Mapping[str, tuple[int, ...]]) -> None:
     for tensor, core in ((pair.left, "B"), (pair.right, "A")):
         if tensor.numel() != prod(shapes[core]):
             raise ArtifactError(
@@ -244,7 +244,7 @@ def _taken(
     before: Mapping[str, Source] | None,
     rank: int,
     scale: float,
-) -> Pair:
+) -> LowRank:
     """Return the pair that was taken from the base, times the scale."""
     site = source.place.site
     module = model.get_submodule(source.place.owners[0].path)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tnc.adapters.peft.factors import Pair
+from tnc.adapters.low_rank import LowRank
 from tnc.errors import ArtifactError
 
 UNCHANGED = ("true", "false", "gaussian", "eva", "orthogonal", "mica")
@@ -18,20 +18,20 @@ NAMED_START = ("pissa_niter", "corda", "lora_ga")
 """Starts that took something from the base which cannot be computed from it again."""
 
 
-def pissa(weight: Tensor, rank: int, scale: float) -> Pair:
+def pissa(weight: Tensor, rank: int, scale: float) -> LowRank:
     """Return the leading part of a weight (o, i), divided by the scale."""
     left, values, right = torch.linalg.svd(weight, full_matrices=False)
     root = (values[:rank] / scale).sqrt()
-    return Pair(left[:, :rank] * root, root.unsqueeze(1) * right[:rank])
+    return LowRank(left[:, :rank] * root, root.unsqueeze(1) * right[:rank])
 
 
-def olora(weight: Tensor, rank: int, scale: float) -> Pair:
+def olora(weight: Tensor, rank: int, scale: float) -> LowRank:
     """Return the first columns of Q and rows of R; the scale multiplies what was taken."""
     q, r = torch.linalg.qr(weight)
-    return Pair(q[:, :rank], r[:rank])
+    return LowRank(q[:, :rank], r[:rank])
 
 
-COMPUTED: Mapping[str, Callable[[Tensor, int, float], Pair]] = {"pissa": pissa, "olora": olora}
+COMPUTED: Mapping[str, Callable[[Tensor, int, float], LowRank]] = {"pissa": pissa, "olora": olora}
 """What was taken from the base, by the start's name, where it follows from the base."""
 
 

@@ -3,54 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from itertools import product
 from math import prod
 
 import torch
 from torch import Tensor
 
+from tnc.adapters.low_rank import LowRank
 from tnc.net import Core, Network, Signature, Structure
 
 MOST_FREE = 12
 """Cores without a leg that are tried on both sides of a cut."""
 
 
-@dataclass(frozen=True, eq=False)
-class Pair:
-    """`left @ right`, a map of all outputs (rows) and all inputs (columns).
-
-    `left` has the shape (outputs, rank), `right` (rank, inputs); of a stack of experts both have
-    the expert as first axis. `error` is the relative Frobenius error with respect to what it
-    stands for.
-    """
-
-    left: Tensor
-    right: Tensor
-    error: float = 0.0
-
-    @property
-    def rank(self) -> int:
-        """The bond between the two."""
-        return int(self.left.shape[-1])
-
-    def dense(self) -> Tensor:
-        """Return the product."""
-        return self.left @ self.right
-
-    def swapped(self) -> Pair:
-        """Return the pair of the transposed map."""
-        return Pair(self.right.mT.contiguous(), self.left.mT.contiguous(), self.error)
-
-    def widened(self, rank: int) -> Pair:
-        """Return the same product with a larger bond, filled with zeros."""
-        more = rank - self.rank
-        left = torch.cat((self.left, self.left.new_zeros(*self.left.shape[:-1], more)), -1)
-        rows = self.right.new_zeros(*self.right.shape[:-2], more, self.right.shape[-1])
-        return Pair(left, torch.cat((self.right, rows), -2), self.error)
-
-
-def exact(structure: Structure, cores: Mapping[str, Tensor]) -> Pair | None:
+def cut(structure: Structure, cores: Mapping[str, Tensor]) -> LowRank | None:
     """Return a structure as a product of two matrices, or None where a core spans both sides.
 
     Each term is cut where the product of the bonds is least; the terms stand side by side. Ranks
@@ -58,14 +24,14 @@ def exact(structure: Structure, cores: Mapping[str, Tensor]) -> Pair | None:
     """
     parts = []
     for term in structure.terms:
-        part = _cut(term, structure.signature, cores)
+        part = _cut_term(term, structure.signature, cores)
         if part is None:
             return None
         parts.append(part)
-    return Pair(torch.cat([p.left for p in parts], -1), torch.cat([p.right for p in parts], -2))
+    return LowRank(torch.cat([p.left for p in parts], -1), torch.cat([p.right for p in parts], -2))
 
 
-def _cut(term: Network, signature: Signature, cores: Mapping[str, Tensor]) -> Pair | None:
+def _cut_term(term: Network, signature: Signature, cores: Mapping[str, Tensor]) -> LowRank | None:
     equation = term.equation
     stack, (outputs, inputs) = _legs(term)
     if set(outputs) & set(inputs) or not {*outputs, *inputs} <= _indices(equation.cores):
@@ -93,7 +59,7 @@ def _cut(term: Network, signature: Signature, cores: Mapping[str, Tensor]) -> Pa
     left, right = left.reshape(*lead, -1, size), right.reshape(*lead, size, -1)
     if any(len(core.indices) == 1 for core in equation.cores):
         left, right = _without_zeros(left, right)
-    return Pair(left.contiguous(), right.contiguous())
+    return LowRank(left.contiguous(), right.contiguous())
 
 
 def _legs(term: Network) -> tuple[tuple[str, ...], tuple[tuple[str, ...], tuple[str, ...]]]:
