@@ -27,7 +27,7 @@ LAYERS = ("rules.0.match=encoder.layer.[0-2].*", "budget.scope=encoder.layer.[0-
 
 
 def distance(recipe: str) -> float:
-    """Compile three layers by a recipe at half of them; return the distance on held-out sentences."""
+    """Compile layers by a recipe at half of them; return the distance on held-out sentences."""
     resolved = read_spec(recipe, (*SMALL, *LAYERS))
     inputs = load(resolved.spec)
     made = tnc.compile(inputs.loaded.model, resolved.spec, **inputs.given)

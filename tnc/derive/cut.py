@@ -10,8 +10,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import lru_cache
 
-import networkx as nx
-
 from tnc.net import Axis, Equation
 
 
@@ -32,6 +30,8 @@ def cut(equation: Equation, bond: str) -> Cut | None:
     >>> cut(parse_equation("U[o r] G[r s] V[s i] : i -> o"), "s")
     Cut(left=('o',), right=('i',), batch=())
     """
+    import networkx as nx
+
     graph = nx.Graph()
     graph.add_nodes_from(core.name for core in equation.cores)
     for name in equation.bonds:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from math import prod
 
-import networkx as nx
 import torch
 from torch import Tensor
 
@@ -60,6 +59,8 @@ def bonds_between(network: Network) -> Mapping[tuple[str, str], Axis] | str:
 
 def walk(network: Network, closed: bool) -> list[Core] | str:
     """Return the cores in order along a path, or along a cycle; else say why there is none."""
+    import networkx as nx
+
     reason = shares_legs(network)
     joined = bonds_between(network)
     if reason or isinstance(joined, str):

@@ -13,7 +13,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import prod
 
-import networkx as nx
 import torch
 from torch import Tensor
 
@@ -131,6 +130,8 @@ def gram(
 def _factors(
     core: Axis, operands: Sequence[Named], mirrored: list[tuple[int, int]], doubled: set[str]
 ) -> tuple[Factor, ...]:
+    import networkx as nx
+
     batch = {n for n in core if n not in doubled}
     graph = nx.Graph()
     graph.add_nodes_from(range(len(operands)))

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from math import prod
+from typing import TYPE_CHECKING
 
-import networkx as nx
 import torch
 from torch import Tensor
 
@@ -15,6 +15,9 @@ from tnc.fit.modes import bonds_between, equalised, joint
 from tnc.fit.named_einsum import Named, einsum
 from tnc.fit.pair import svd
 from tnc.net import Axis, Core, Network
+
+if TYPE_CHECKING:
+    import networkx as nx
 
 
 class TreeSVD(DirectFit):
@@ -53,6 +56,8 @@ class TreeSVD(DirectFit):
 
 def _elimination(network: Network) -> list[tuple[Core, Core | None]] | str:
     """Return cores from the leaves inwards, each with its neighbour; or why there is no tree."""
+    import networkx as nx
+
     equation = network.equation
     if equation.shared:
         return f"leg {equation.shared[0]} is input and output at once"
@@ -73,6 +78,8 @@ def _elimination(network: Network) -> list[tuple[Core, Core | None]] | str:
 
 
 def _leaves_first(graph: nx.Graph, network: Network) -> list[tuple[Core, Core | None]]:
+    import networkx as nx
+
     names = [core.name for core in network.equation.cores]
     centre = min(nx.center(graph), key=names.index)
     depth: Mapping[str, int] = nx.single_source_shortest_path_length(graph, centre)

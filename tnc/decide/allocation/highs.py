@@ -7,10 +7,13 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import Bounds, LinearConstraint, OptimizeResult, milp
+
+if TYPE_CHECKING:
+    from scipy.optimize import LinearConstraint, OptimizeResult
 
 Floats = NDArray[np.float64]
 
@@ -29,9 +32,12 @@ def solve_binary(
     Raises nothing: the result's `status` and `x` (None without a solution) say how it went, as
     for `scipy.optimize.milp`.
 
+    >>> from scipy.optimize import LinearConstraint
     >>> int(solve_binary(np.array([2.0, 1.0]), [LinearConstraint([[1, 1]], 1, 1)], seconds=1).fun)
     1
     """
+    from scipy.optimize import Bounds, milp
+
     limits = {"time_limit": seconds, "mip_rel_gap": gap}
     if nodes is not None:
         limits["node_limit"] = nodes

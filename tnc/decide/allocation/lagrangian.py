@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.optimize import linprog
 
 from tnc.decide.allocation.knapsack import Floats, Ints, Knapsack
 
@@ -93,6 +92,8 @@ class _Climb:
 
     def next_multipliers(self, box: float) -> tuple[float, Floats]:
         """Maximise the least of all cuts in the box: the upper bound on L, and where it is."""
+        from scipy.optimize import linprog
+
         rows = len(self.knapsack.limits)
         if rows == 0:
             return self.bound, np.zeros(0)

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
-from scipy import sparse
-from scipy.optimize import LinearConstraint, OptimizeResult
 
 from tnc.decide.allocation.branching import branch
 from tnc.decide.allocation.highs import solve_binary
 from tnc.decide.allocation.knapsack import Floats, Ints, Knapsack, Mask
 from tnc.decide.allocation.lagrangian import Dual, solve_dual
+
+if TYPE_CHECKING:
+    from scipy.optimize import OptimizeResult
 
 CORES = (150, 500, 1500)
 """Entries beyond one per site in the programs that come before the one that proves."""
@@ -196,6 +198,9 @@ def _milp(
     Its objective is scaled to 1000 at the known value, far above the absolute gap of 1e-6 at which
     HiGHS stops; the second result turns its bound into one of ours, less that gap.
     """
+    from scipy import sparse
+    from scipy.optimize import LinearConstraint, OptimizeResult
+
     sites = _undecided(small)
     decided = np.setdiff1d(small.sites, sites)
     forced = small.open[decided].argmax(axis=1)

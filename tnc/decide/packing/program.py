@@ -6,8 +6,6 @@ from itertools import product
 from math import ceil, log
 
 import numpy as np
-from scipy import sparse
-from scipy.optimize import LinearConstraint
 
 from tnc.decide.allocation.highs import solve_binary
 from tnc.decide.packing.problem import CoreShape, Packing, better
@@ -65,6 +63,9 @@ def _solve_split(
     problem: Packing, entries: float, factors: float, seconds: float
 ) -> tuple[int, ...] | None:
     """Solve one program: product of ranks <= entries, sum of factors <= factors."""
+    from scipy import sparse
+    from scipy.optimize import LinearConstraint
+
     if entries < problem.whole or factors < sum(problem.sizes[mode] for mode in problem.free):
         return None
     if not problem.free:
