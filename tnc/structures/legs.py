@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import gcd
 from typing import Literal
 
 from tnc.net import Signature
@@ -42,6 +43,25 @@ def some_divisors(size: int, least: int) -> tuple[int, ...]:
     known = [d for d in range(least, min(size, 2 * _WANTED[-1]) + 1) if size % d == 0]
     nearest = [min(known, key=lambda d: abs(d - want)) for want in _WANTED if known]
     return tuple(sorted(set(nearest))) or (min(size, least),)
+
+
+def block_counts(signature: Signature) -> tuple[int, ...]:
+    """Return common divisors of both sides to compare; two blocks with padding without any."""
+    (o,), i = signature.outputs, signature.inputs[0]
+    common = gcd(o, i)
+    return some_divisors(common, 2) if common > 1 else (min(2, o, i),)
+
+
+def refuses_blocks(blocks: Count, signature: Signature, told: str) -> str:
+    """Say why a weight cannot be cut into so many blocks a side; `told` is how they are named."""
+    if isinstance(blocks, int) and blocks < 1:
+        return f"blocks is {blocks}, it must be 1 or more"
+    reason = one_map(signature)
+    if reason:
+        return reason
+    if isinstance(blocks, int) and blocks > min(signature.outputs[0], signature.inputs[0]):
+        return f"{told} blocks in a weight of {signature}"
+    return ""
 
 
 def split(size: int, side: str, parts: int) -> dict[str, int]:
