@@ -28,6 +28,23 @@ if TYPE_CHECKING:
     from tnc.distilling import Distilled
 
 
+@dataclass(frozen=True)
+class PeftForm:
+    """Where adapters are written for PEFT, and how: see `tnc.adapters.export_peft`.
+
+    Several adapters get a folder each in `folder`.
+    """
+
+    folder: Path
+    rank: int | None = None
+    energy: float | None = None
+    out_proj_times: int | None = None
+
+    def place(self, name: str, several: int) -> Path:
+        """Return the folder of one of several adapters."""
+        return self.folder if several == 1 else self.folder / name
+
+
 @dataclass(frozen=True, eq=False)
 class Subject:
     """What is adapted: what the spec's sources gave, the base model, and how it is called."""
@@ -150,12 +167,12 @@ def run(
     progress: Progress | None = None,
     *,
     force: bool = False,
-    peft: Path | None = None,
+    peft: PeftForm | None = None,
 ) -> AdaptReport:
     """Attach the adapters of a spec, train them where it says `distill`, write them to `out`.
 
-    With `peft` they are written for PEFT too, into that folder or, of several, one folder in it for
-    each; what PEFT has no form for is refused before anything is trained.
+    With `peft` they are written for PEFT too; what PEFT has no form for is refused before anything
+    is trained.
 
     Training lets the adapters, and what is trained beside them, answer as the original does; a
     checkpoint beside `out` lets it go on after an interruption. When the figure on held-out data
@@ -180,7 +197,7 @@ def run(
     made = tnc.adapt(subject.base, spec, progress=clock, **given)
     if peft is not None:
         with TemporaryDirectory() as place:
-            _for_peft(made, Path(place), force)
+            _for_peft(made, replace(peft, folder=Path(place)), force)
     attached = _figures(inputs, made.model, clock)
     done = _trained(inputs, made, out, clock)
     trained: Figures = ()
@@ -213,29 +230,35 @@ def run(
     return replace(report, seconds=clock.seconds)
 
 
-def _for_peft(made: Adapters, folder: Path, force: bool) -> tuple[ForPeft, ...]:
+def _for_peft(made: Adapters, form: PeftForm, force: bool) -> tuple[ForPeft, ...]:
     """Write every adapter for PEFT."""
     from tnc.adapters import export_peft
 
     found = []
     for name in made.names:
-        place = _place(folder, name, len(made.names))
-        written = export_peft(made, place, name, force=force)
+        place = form.place(name, len(made.names))
+        written = export_peft(
+            made,
+            place,
+            name,
+            rank=form.rank,
+            energy=form.energy,
+            out_proj_times=form.out_proj_times,
+            force=force,
+        )
         found.append(ForPeft(name, str(place), len(written.rows), written.error, written.notes))
     return tuple(found)
 
 
-def _check_peft(spec: Spec, folder: Path, force: bool) -> None:
+def _check_peft(spec: Spec, form: PeftForm, force: bool) -> None:
     """Refuse before the training what writing for PEFT would refuse after it."""
+    from tnc.adapters.converting import check_asked
     from tnc.adapters.peft.checkpoint import check_free
 
+    check_asked(form.rank, form.energy)
     names = [adapter.name for adapter in spec.adapters or ()]
     for name in names:
-        check_free(_place(folder, name, len(names)), force)
-
-
-def _place(folder: Path, name: str, several: int) -> Path:
-    return folder if several == 1 else folder / name
+        check_free(form.place(name, len(names)), force)
 
 
 def _check(resolved: Resolved, subject: Subject) -> None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,18 +24,36 @@ if TYPE_CHECKING:
 Probe = tuple[tuple[Any, ...], dict[str, Any]]
 
 
+@dataclass(frozen=True)
+class PeftRead:
+    """How a checkpoint of PEFT is read: see `tnc.adapters.import_peft`."""
+
+    initial: Path | None = None
+    out_proj_times: int | None = None
+
+    def check_unused(self, folder: Path) -> None:
+        """Raise ArtifactError where this says something of a folder that is none of PEFT."""
+        if self != PeftRead():
+            raise ArtifactError(
+                f"--initial and --out-proj-times are for checkpoints of PEFT, and {folder} is none",
+                hint="leave them out",
+            )
+
+
 def merge(
     base: str,
     folder: Path,
     out: Path | None = None,
-    names: Sequence[str] = (),
+    use: Mapping[str, float] | None = None,
     progress: Progress | None = None,
     *,
     force: bool = False,
+    peft: PeftRead | None = None,
 ) -> MergeReport:
-    """Add the adapters of a folder (those in use, or `names`) to a base, and write an artifact.
+    """Add the adapters of a folder to a base, and write an artifact.
 
-    The folder is one of `tnc adapt`, or a checkpoint of PEFT.
+    Those in use are added, or those that `use` names, each times its share. The folder is one of
+    `tnc adapt`, or a checkpoint of PEFT, read as `peft` says.
 
     Weights are added up in float32 or wider, and rounded once to the base's dtype. The report says
     how far that moves the outputs on the probe that was kept with the adapters. Raises
@@ -49,11 +67,17 @@ def merge(
     clock("load", 0, 1)
     loaded = load_base(base)
     manifest, classes, source, files = _origin(base, loaded)
-    theirs = is_checkpoint(folder)
-    adapters = import_peft(loaded.model, folder) if theirs else storing.load(loaded.model, folder)
+    theirs, how = is_checkpoint(folder), peft or PeftRead()
+    if theirs:
+        adapters = import_peft(
+            loaded.model, folder, initial=how.initial, out_proj_times=how.out_proj_times
+        )
+    else:
+        how.check_unused(folder)
+        adapters = storing.load(loaded.model, folder)
     adapters.model.eval()
-    if names:
-        adapters.use(*names)
+    if use:
+        adapters.use(**use)
     kept = None if theirs else storing.read_probe(folder)
     probe = kept or _probe(base, manifest) or loaded.example()
     if probe is None:

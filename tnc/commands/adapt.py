@@ -8,7 +8,15 @@ from typing import Annotated
 import typer
 
 from tnc.commands.compile import resumable
-from tnc.commands.terminal import AsJson, Sets, SpecName, print_json, print_result, working
+from tnc.commands.terminal import (
+    AsJson,
+    OutProjTimes,
+    Sets,
+    SpecName,
+    print_json,
+    print_result,
+    working,
+)
 from tnc.errors import ArtifactError, QualityGate
 from tnc.files import check_place
 
@@ -27,6 +35,18 @@ def adapt(
         Path | None,
         typer.Option(help="A folder to write the adapters to for PEFT too; of several, one each."),
     ] = None,
+    peft_rank: Annotated[
+        int | None,
+        typer.Option(
+            help="For PEFT, what is no product of two matrices is written as the nearest one of "
+            "this rank at most; without this and --peft-energy it is refused."
+        ),
+    ] = None,
+    peft_energy: Annotated[
+        float | None,
+        typer.Option(help="As --peft-rank, of the least rank that keeps this share of the norm^2."),
+    ] = None,
+    out_proj_times: OutProjTimes = None,
     set_: Sets = None,
     force: Annotated[bool, typer.Option(help="Replace adapters that are there.")] = False,
     as_json: AsJson = False,
@@ -44,12 +64,18 @@ def adapt(
             raise ArtifactError(
                 f"--out and --peft are the same folder, {out}", hint="choose another --peft"
             )
+    elif (peft_rank, peft_energy, out_proj_times) != (None, None, None):
+        raise ArtifactError(
+            "--peft-rank, --peft-energy and --out-proj-times say how --peft writes",
+            hint="give --peft FOLDER",
+        )
     with working() as progress:
-        from tnc.adapt_recipe import run
+        from tnc.adapt_recipe import PeftForm, run
         from tnc.recipe import distillation_folder
 
         with resumable(distillation_folder(out or Path("-"))):
-            report = run(resolved, out, base, progress, force=force, peft=peft)
+            form = PeftForm(peft, peft_rank, peft_energy, out_proj_times) if peft else None
+            report = run(resolved, out, base, progress, force=force, peft=form)
     if as_json and not report.gate:
         print_json("adapt", report.as_json())
     elif not as_json:

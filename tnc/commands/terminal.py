@@ -30,6 +30,13 @@ Sets = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Set a value of the spec; repeatable."),
 ]
+OutProjTimes = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        help="How often PEFT adds the delta of out_proj of nn.MultiheadAttention: 2 up to 0.21.2.",
+    ),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
 
 

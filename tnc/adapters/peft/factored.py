@@ -100,8 +100,7 @@ def factored(held: Held, rank: int | None, energy: float | None, scalable: bool)
         )
         pair = cut(delta.layer.structure, delta.tensors())
         if pair is not None and pair.rank <= (rank or min(dense.shape[-2:])):
-            gap = float((pair.dense().to(dense.dtype) * delta.factor - dense).norm())
-            pair = replace(pair, error=gap / float(dense.norm().clamp_min(1e-30)))
+            pair = replace(pair, error=_error(pair, delta.factor, dense))
             if pair.error <= EXACT:
                 rows = delta.method.rows(delta, held.base) if scales else None
                 return Factored(held, pair, delta.factor, rows)
@@ -112,10 +111,23 @@ def factored(held: Held, rank: int | None, energy: float | None, scalable: bool)
         raise ArtifactError(
             told,
             where=delta.site.name,
-            hint="give rank= or energy= for the nearest LoRA, or merge: adapters.unload()",
+            hint="give rank= or energy= (--peft-rank, --peft-energy) for the nearest LoRA, or "
+            "merge: adapters.unload()",
         )
     found, _ = low_rank([(delta, 1.0)], held.base, rank, energy)
     return Factored(held, found, 1.0)
+
+
+def _error(pair: Pair, factor: float, dense: Tensor) -> float:
+    """Return the relative error of factor times pair; 0 where the factors' rounding explains it.
+
+    A start that is subtracted again leaves nothing but that.
+    """
+    gap = float((pair.dense().to(dense.dtype) * factor - dense).norm())
+    size = abs(factor) * float(wide(pair.left).norm() * wide(pair.right).norm())
+    if gap <= 8 * torch.finfo(dense.dtype).eps * size:
+        return 0.0
+    return gap / float(dense.norm().clamp_min(1e-30))
 
 
 def _plain(model: nn.Module, each: Factored, magnitudes: bool) -> Wrapped:
@@ -144,7 +156,8 @@ def _attention(model: nn.Module, path: str, made: Sequence[Factored], times: int
         raise ArtifactError(
             f"PEFT 0.21.2 adds the delta of {path}.out_proj twice",
             where=path,
-            hint="say out_proj_times=2 for such a PEFT, 1 for one that adds it once",
+            hint="say out_proj_times=2 (--out-proj-times 2) for such a PEFT, 1 for one that adds "
+            "it once",
         )
     top = max(each.pair.rank for each in made)
     scale = made[0].scale

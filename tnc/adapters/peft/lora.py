@@ -66,8 +66,8 @@ def read_lora(
         raise ArtifactError(
             f"the start {start!r} took something from the base that the checkpoint does not hold",
             where=where,
-            hint="give initial= the adapter saved before training, or save it in PEFT with "
-            "path_initial_model_for_weight_conversion",
+            hint="give initial= (--initial) the adapter saved before training, or save it in PEFT "
+            "with path_initial_model_for_weight_conversion",
         )
     sources, rest = _sources(model, found, where)
     before = None
@@ -221,7 +221,8 @@ def _times(model: nn.Module, source: Source, times: int | None, pair: LowRank) -
         raise ArtifactError(
             f"the PEFT that trained {path!r} may have added its delta twice",
             where=path,
-            hint="say out_proj_times=2 for PEFT up to 0.21.2, 1 for one that adds it once",
+            hint="say out_proj_times=2 (--out-proj-times 2) for PEFT up to 0.21.2, 1 for one that "
+            "adds it once",
         )
     return times
 
