@@ -118,7 +118,7 @@ def factored(held: Held, rank: int | None, energy: float | None, scalable: bool)
     return Factored(held, found, 1.0)
 
 
-def _error(pair: Pair, factor: float, dense: Tensor) -> float:
+def _error(pair: LowRank, factor: float, dense: Tensor) -> float:
     """Return the relative error of factor times pair; 0 where the factors' rounding explains it.
 
     A start that is subtracted again leaves nothing but that.
