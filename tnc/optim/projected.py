@@ -18,6 +18,7 @@ from tnc.optim.projections import (
     projected_floats,
     projected_shape,
     projected_start,
+    refuses_projection,
     top_subspace,
     up,
 )
@@ -56,7 +57,7 @@ class Projected(Renewed, Rule):
         """Return the change of the weight by a gradient, before `-lr scale`."""
 
     def refuses(self, weight: Tensor, group: Group) -> str:
-        return "" if weight.dim() >= 2 else "it is no matrix, which could be projected"
+        return refuses_projection(weight)
 
     def start(self, weight: Tensor, group: Group) -> dict[str, Any]:
         return projected_start(as_matrix(weight), group["rank"])

@@ -14,6 +14,11 @@ import torch
 from torch import Tensor
 
 
+def refuses_projection(weight: Tensor) -> str:
+    """Say why a parameter cannot be projected; empty when it can."""
+    return "" if weight.dim() >= 2 else "it is no matrix, which could be projected"
+
+
 def is_right(matrix: Tensor) -> int:
     """Return 1 where a matrix is projected on its columns, 0 where on its rows."""
     return int(matrix.shape[0] >= matrix.shape[1])

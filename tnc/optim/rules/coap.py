@@ -14,8 +14,9 @@ from tnc.optim.options import Count, NonNegative
 from tnc.optim.projections import (
     biased_adam_direction,
     down,
-    is_right,
     projected_shape,
+    projected_start,
+    refuses_projection,
     top_subspace,
     up,
 )
@@ -59,18 +60,10 @@ class Coap(Renewed, Rule):
     scale = 1.0
 
     def refuses(self, weight: Tensor, group: Group) -> str:
-        return "" if weight.dim() >= 2 else "it is no matrix, which could be projected"
+        return refuses_projection(weight)
 
     def start(self, weight: Tensor, group: Group) -> dict[str, Any]:
-        matrix = as_matrix(weight)
-        small = projected_shape((matrix.shape[0], matrix.shape[1]), group["rank"])
-        right = is_right(matrix)
-        return {
-            "exp_avg": weight.new_zeros(small),
-            "exp_avg_sq": weight.new_zeros(small),
-            "projector": weight.new_zeros(small[right], matrix.shape[right]),
-            "right": right,
-        }
+        return projected_start(as_matrix(weight), group["rank"])
 
     def update(self, weight: Tensor, gradient: Tensor, state: dict[str, Any], group: Group) -> None:
         matrix, right = as_matrix(gradient), state["right"]

@@ -13,7 +13,13 @@ from tnc.optim.drawing import generator
 from tnc.optim.kinds import Group, Kind, State
 from tnc.optim.matrices import as_matrix, matrix_shape
 from tnc.optim.options import Count, NonNegative, Share
-from tnc.optim.projections import down, is_right, projected_shape, up
+from tnc.optim.projections import (
+    down,
+    is_right,
+    projected_shape,
+    refuses_projection,
+    up,
+)
 from tnc.optim.rule import Rule, rules
 
 _SQUARES = 1e-30
@@ -55,7 +61,7 @@ class Flora(Rule):
     seed: int = 0
 
     def refuses(self, weight: Tensor, group: Group) -> str:
-        return "" if weight.dim() >= 2 else "it is no matrix, which could be projected"
+        return refuses_projection(weight)
 
     def start(self, weight: Tensor, group: Group) -> dict[str, Any]:
         m, n = matrix_shape(tuple(weight.shape))

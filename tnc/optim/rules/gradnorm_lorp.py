@@ -17,6 +17,7 @@ from tnc.optim.projections import (
     facing,
     projected_floats,
     projected_start,
+    refuses_projection,
     top_subspace,
     up,
 )
@@ -53,7 +54,7 @@ class GradNormLoRP(Renewed, Rule):
     }
 
     def refuses(self, weight: Tensor, group: Group) -> str:
-        return "" if weight.dim() >= 2 else "it is no matrix, which could be projected"
+        return refuses_projection(weight)
 
     def start(self, weight: Tensor, group: Group) -> dict[str, Any]:
         matrix = as_matrix(weight)

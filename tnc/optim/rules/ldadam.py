@@ -12,7 +12,13 @@ from torch import Tensor
 from tnc.optim.kinds import Group, Kind
 from tnc.optim.matrices import as_matrix, matrix_shape
 from tnc.optim.options import Count, Share
-from tnc.optim.projections import adam_direction, is_right, projected_shape, top_subspace
+from tnc.optim.projections import (
+    adam_direction,
+    projected_shape,
+    projected_start,
+    refuses_projection,
+    top_subspace,
+)
 from tnc.optim.rule import Rule, rules
 from tnc.optim.shared_options import Moments
 from tnc.optim.subspaces import power_step, rotated_moments, tall
@@ -47,20 +53,14 @@ class LdAdam(Moments, Rule):
     error_feedback: bool = True
 
     def refuses(self, weight: Tensor, group: Group) -> str:
-        return "" if weight.dim() >= 2 else "it is no matrix, which could be projected"
+        return refuses_projection(weight)
 
     def start(self, weight: Tensor, group: Group) -> dict[str, Any]:
         matrix = as_matrix(weight)
-        small = projected_shape((matrix.shape[0], matrix.shape[1]), group["rank"])
-        right = is_right(matrix)
-        found: dict[str, Any] = {
-            "exp_avg": weight.new_zeros(small),
-            "exp_avg_sq": weight.new_zeros(small),
-            "projector": weight.new_zeros(small[right], matrix.shape[right]),
-        }
+        found = projected_start(matrix, group["rank"])
         if group["error_feedback"]:
-            found["error"] = weight.new_zeros(matrix.shape)
-        return found | {"right": right}
+            found["error"] = matrix.new_zeros(matrix.shape)
+        return found
 
     def update(self, weight: Tensor, gradient: Tensor, state: dict[str, Any], group: Group) -> None:
         right, projector = state["right"], state["projector"]

@@ -17,6 +17,7 @@ from tnc.optim.projections import (
     down,
     is_right,
     projected_shape,
+    refuses_projection,
     top_subspace,
     up,
 )
@@ -49,7 +50,7 @@ class OnlineSubspaceDescent(Subspace, Rule):
     projector_lr: NonNegative = 5e-3
 
     def refuses(self, weight: Tensor, group: Group) -> str:
-        return "" if weight.dim() >= 2 else "it is no matrix, which could be projected"
+        return refuses_projection(weight)
 
     def start(self, weight: Tensor, group: Group) -> dict[str, Any]:
         matrix = as_matrix(weight)

@@ -12,7 +12,14 @@ from torch import Tensor
 from tnc.optim.kinds import Group, Kind, State
 from tnc.optim.matrices import as_matrix, matrix_shape
 from tnc.optim.options import Count
-from tnc.optim.projections import down, is_right, projected_shape, top_subspace, up
+from tnc.optim.projections import (
+    down,
+    is_right,
+    projected_shape,
+    refuses_projection,
+    top_subspace,
+    up,
+)
 from tnc.optim.rule import Rule, rules
 from tnc.optim.shared_options import Moments
 
@@ -52,7 +59,7 @@ class SubsetNormSubspaceMomentum(Moments, Rule):
     projection: Literal["svd", "columns"] = "svd"
 
     def refuses(self, weight: Tensor, group: Group) -> str:
-        return "" if weight.dim() >= 2 else "it is no matrix, which could be projected"
+        return refuses_projection(weight)
 
     def start(self, weight: Tensor, group: Group) -> dict[str, Any]:
         matrix = as_matrix(weight)
