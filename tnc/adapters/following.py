@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Mapping, Sequence
-from itertools import chain
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -13,15 +12,12 @@ from torch.utils.hooks import RemovableHandle
 
 from tnc.adapters.adapters import Adapters
 from tnc.adapters.attach import generator_for
-from tnc.adapters.bank import Bank
-from tnc.adapters.delta import Delta, grouped
+from tnc.adapters.delta import Delta
 from tnc.adapters.method import Method
+from tnc.adapters.training import Optimizer, Training, Turn
 from tnc.adapters.training_step import TrainingStep
 from tnc.errors import BindError
 from tnc.nn.rebuilt import is_sharded
-
-Optimizer = torch.optim.Optimizer
-Turn = tuple[str, Delta, set[int]]
 
 _OPEN: weakref.WeakKeyDictionary[Optimizer, weakref.ref[Followed]] = weakref.WeakKeyDictionary()
 
@@ -48,16 +44,14 @@ class Followed:
                 optimizer.register_step_pre_hook(self._before(number)),
                 optimizer.register_step_post_hook(self._after(number)),
             )
-        self._peers: dict[int, list[Delta]] = {}
-        self._known: tuple[int, list[tuple[str, Delta]]] = (-1, [])
-        self._turns: tuple[tuple[int, ...], list[Turn]] = ((), [])
-        for key, delta in self._deltas():
+        self._training = Training(adapters, optimizers)
+        for key, delta in self._training.deltas():
             self._seed(key, delta)
 
     @property
     def steps(self) -> int:
         """How many steps were taken: the most of any active delta."""
-        return max((delta.steps for _, delta in self._deltas()), default=0)
+        return max((delta.steps for _, delta in self._training.deltas()), default=0)
 
     def close(self) -> None:
         """Take the hooks away."""
@@ -80,13 +74,13 @@ class Followed:
                     "memory": dict(delta.memory),
                     "watches": delta.probe is not None,
                 }
-                for key, delta in self._deltas()
+                for key, delta in self._training.deltas()
             },
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from what `state_dict` returned. Raises BindError where the adapters are others."""
-        found = dict(self._deltas())
+        found = dict(self._training.deltas())
         if found.keys() != state["deltas"].keys():
             other = sorted(found.keys() ^ state["deltas"].keys())[0]
             raise BindError(
@@ -102,63 +96,17 @@ class Followed:
             if told["watches"]:
                 delta.watch_()
             self._seed(key, delta)
-            self._share(delta)
-
-    def _deltas(self) -> list[tuple[str, Delta]]:
-        """Return the active deltas; the model is searched for them when adapters have changed."""
-        if self._known[0] != Bank.changes:
-            found = [
-                (f"{name}/{path}", delta)
-                for name in self.adapters.active
-                for path, delta in self.adapters.deltas(name).items()
-            ]
-            self._known = (Bank.changes, found)
-            self._peers = grouped(self.adapters.model)
-        return self._known[1]
+            self._training.share(delta)
 
     def _seed(self, key: str, delta: Delta) -> None:
         adapter, _, path = key.partition("/")
-        for peer in self._alike(delta):
+        for peer in self._training.alike(delta):
             peer.seed = generator_for(self.seed, adapter, path).initial_seed()
-
-    def _alike(self, delta: Delta) -> list[Delta]:
-        self._deltas()
-        return self._peers[id(delta)]
-
-    def _share(self, delta: Delta) -> None:
-        """Tell what a delta remembers to those that share its parameters."""
-        for peer in self._alike(delta):
-            peer.steps, peer.memory, peer.probe = delta.steps, delta.memory, delta.probe
-            for name in delta.constants:  # moving a model to another device takes them apart
-                peer._buffers[name] = delta._buffers[name]
 
     def _step(self, delta: Delta, turn: list[Turn]) -> TrainingStep:
         deltas = tuple(each for _, each, _ in turn)
         model = self.adapters.model
         return TrainingStep(delta.steps + 1, deltas, self.optimizers, self.seed, model)
-
-    def _turn(self) -> list[Turn]:
-        """Return the deltas that are trained, with the numbers of all their optimizers."""
-        listed = [
-            [id(p) for group in optimizer.param_groups for p in group["params"]]
-            for optimizer in self.optimizers
-        ]
-        deltas = self._deltas()
-        state = (Bank.changes, *chain.from_iterable((*own, 0) for own in listed))
-        if self._turns[0] != state:
-            self._turns = (state, self._holding([set(own) for own in listed], deltas))
-        return self._turns[1]
-
-    def _holding(
-        self, owners: Sequence[set[int]], deltas: Sequence[tuple[str, Delta]]
-    ) -> list[Turn]:
-        found = []
-        for key, delta in deltas:
-            mine = {id(p) for p in delta.trained.values()}
-            holding = {k for k, own in enumerate(owners) if own & mine}
-            if holding:
-                found.append((key, delta, holding))
-        return found
 
     def _before(self, number: int) -> Callable[..., Any]:
         def hook(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -168,7 +116,7 @@ class Followed:
                 return None
 
             def followed() -> Any:
-                for key, _, holding in self._turn():
+                for key, _, holding in self._training.turns():
                     if number in holding:
                         self._open.pop(key, None)
                 value = closure()
@@ -187,7 +135,7 @@ class Followed:
             self._skipped.add(number)
             return
         _unscale_(optimizer)
-        turn = self._turn()
+        turn = self._training.turns()
         for key, delta, holding in turn:
             if number not in holding:
                 continue
@@ -215,7 +163,7 @@ class Followed:
         def hook(*_: Any) -> None:
             if number in self._skipped:
                 return
-            turn = self._turn()
+            turn = self._training.turns()
             for key, delta, holding in turn:
                 if number in holding and self._open.get(key, set()) >= holding:
                     self._end(key, delta, turn)
@@ -225,12 +173,11 @@ class Followed:
     @torch.no_grad()
     def _end(self, key: str, delta: Delta, turn: list[Turn]) -> None:
         self._open.pop(key, None)
-        self._alike(delta)
         at = self._step(delta, turn)
         delta.method.proximal_(delta, at)
         told = delta.method.event_(delta, at)
         delta.steps = at.number
-        self._share(delta)
+        self._training.share(delta)
         if told:
             self.events.append((at.number, delta.site.name, told))
 
