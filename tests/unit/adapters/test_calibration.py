@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 import weakref
 from dataclasses import dataclass
 from datetime import timedelta
@@ -14,6 +12,7 @@ from typing import Any, ClassVar
 import pytest
 import torch
 from torch import Tensor, distributed, nn
+from torch.multiprocessing import get_context
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
@@ -30,7 +29,6 @@ from tnc.errors import CaptureError, PlanError
 from tnc.nn import StructuredLayer
 from tnc.optim.transport import Transport
 
-ROOT = Path(__file__).resolve().parents[3]
 DENSE = sorted(set(CASES) - {"compressed"})
 
 
@@ -411,20 +409,14 @@ def test_masked_rows_do_not_count_in_moments() -> None:
 
 
 def test_mean_over_two_processes(tmp_path: Path) -> None:
-    code = f"from {__name__} import member; import sys; member(int(sys.argv[1]), sys.argv[2])"
-    command = [sys.executable, "-c", code]
-    members = [
-        subprocess.Popen(
-            [*command, str(rank), str(tmp_path)], cwd=ROOT, stderr=subprocess.PIPE, text=True
-        )
-        for rank in range(2)
-    ]
-    try:
-        told = [member.communicate(timeout=280)[1] for member in members]
-    finally:
-        for each in members:
-            each.kill()
-    assert [each.returncode for each in members] == [0, 0], told
+    context = get_context("forkserver")
+    members = [context.Process(target=member, args=(rank, str(tmp_path))) for rank in range(2)]
+    for each in members:
+        each.start()
+    for each in members:
+        each.join(280)
+        each.kill()
+    assert [each.exitcode for each in members] == [0, 0]
     first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
     model, batches = both()
     mean = sum(squares(model(x), x) for x in batches) / 2

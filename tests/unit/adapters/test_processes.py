@@ -145,7 +145,7 @@ def member(rank: int, folder: str) -> None:
 
 
 def test_two_processes_train_as_one(tmp_path: Path) -> None:
-    context = get_context("spawn")
+    context = get_context("forkserver")
     members = [context.Process(target=member, args=(rank, str(tmp_path))) for rank in range(2)]
     for each in members:
         each.start()

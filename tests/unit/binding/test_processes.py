@@ -250,7 +250,7 @@ def outcomes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     if not distributed.is_available() or not distributed.is_gloo_available():
         pytest.skip("gloo is not built in")
     folder = tmp_path_factory.mktemp("processes")
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
     workers = [context.Process(target=work, args=(rank, str(folder))) for rank in range(2)]
     for worker in workers:
         worker.start()

@@ -165,7 +165,7 @@ def train(rank: int, folder: str) -> None:
 
 @pytest.mark.skipif(not distributed.is_gloo_available(), reason="gloo is not built in")
 def test_two_processes_train_as_one_does(tmp_path: Path) -> None:
-    multiprocessing.start_processes(train, (str(tmp_path),), nprocs=2, start_method="spawn")
+    multiprocessing.start_processes(train, (str(tmp_path),), nprocs=2, start_method="forkserver")
     alone, first = mlp().model, {n: p.detach().clone() for n, p in mlp().model.named_parameters()}
     step(alone, DATA)
     for rank in range(2):

@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor, distributed, nn
+from torch.multiprocessing import get_context
 
 from tnc.errors import BindError
 from tnc.optim.wrappers.power_sgd import PowerSGD, choose_ranks, power_sgd
-
-ROOT = Path(__file__).resolve().parents[4]
 
 
 def decaying(seed: int, power: float, m: int = 24, n: int = 16) -> Tensor:
@@ -115,11 +111,11 @@ def what_it_refuses() -> None:
 )
 def test_in_a_process_of_its_own(law: Callable[[], None]) -> None:
     """A process group among other tests' threads may wait for ever."""
-    code = f"from {__name__} import alone, {law.__name__}; alone({law.__name__})"
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120
-    )
-    assert done.returncode == 0, done.stderr
+    process = get_context("forkserver").Process(target=alone, args=(law,))
+    process.start()
+    process.join(120)
+    process.kill()
+    assert process.exitcode == 0
 
 
 def alone(law: Callable[[], None]) -> None:
