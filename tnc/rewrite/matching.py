@@ -140,13 +140,20 @@ def _correct_(layer: nn.Module, halves: Sequence[_Sums]) -> str:
         if isinstance(layer, StructuredLayer):
             carrier = _carrier(layer)
             if carrier is not None:
-                name, place = carrier
-                core = layer.cores[name]
-                core.mul_(_along(scale, core.dim(), place).to(core))
+                _scale_core_(layer, *carrier, scale)
         else:
             weight = cast("nn.Parameter", layer.weight)
             weight.mul_(_along(scale, weight.dim(), 0).to(weight))
     return ""
+
+
+def _scale_core_(layer: StructuredLayer, name: str, place: int, scale: Tensor) -> None:
+    """Multiply a core along one of its axes, a sparse one at its stored entries."""
+    core, shape = cast("Tensor", layer.cores[name]), layer.structure.shapes[name]
+    spread = _along(scale, len(shape), place)
+    if name in layer.structure.stored:
+        spread = spread.expand(shape).reshape(-1)[layer.positions[name].long()]
+    core.mul_(spread.to(core))
 
 
 def _affine(sums: _Sums, scalable: bool) -> tuple[Tensor, Tensor]:

@@ -47,7 +47,7 @@ def lines(compiled: Any) -> tuple[str, ...]:
 
 
 def test_matching_lowers_the_error_and_says_what_it_left() -> None:
-    for structure in ("tucker", "low-rank"):
+    for structure in ("tucker", "low-rank", "sparse"):
         plain, net = made(structure, [p for p in PASSES if p != "match-outputs"])
         better, _ = made(structure, PASSES)
         assert error(better.model, net) < error(plain.model, net)
