@@ -50,6 +50,8 @@ def warnings_of(one: Reported) -> Iterator[str]:
     if metrics.get("gate"):
         yield f"The quality gate stopped the run: {metrics['gate']}."
     for timing in metrics.get("timings", ()):
+        if timing.get("unreliable"):
+            yield f"Times at batch {timing['batch']} are unreliable: {timing['unreliable']}."
         if timing["after"] > timing["before"]:
             slower = timing["after"] / timing["before"]
             yield (

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from statistics import median
 from typing import TYPE_CHECKING
 
+from tnc.report.disturbance import Disturbance
 from tnc.report.run_report import Timing
 from tnc.sources import Batch
 from tnc.sources.source import as_call, count
@@ -27,7 +28,8 @@ def latency(
 ) -> tuple[Timing, ...]:
     """Time two models on each batch, in turns within one process, so that both meet the same noise.
 
-    Medians of 5 to 100 rounds, as many as fit into `seconds` for each batch.
+    Medians of 5 to 100 rounds, as many as fit into `seconds` for each batch. Where threads had to
+    wait for processors, each says so in `unreliable`.
     """
     import torch
 
@@ -39,11 +41,16 @@ def latency(
             for model in (before, after) * 2:
                 _milliseconds(model, batch)
             rows: list[tuple[float, float]] = []
+            meanwhile = Disturbance(torch.get_num_threads())
             until = time.perf_counter() + seconds
             while len(rows) < 5 or (len(rows) < 100 and time.perf_counter() < until):
-                rows.append((_milliseconds(before, batch), _milliseconds(after, batch)))
+                start = time.thread_time()
+                row = (_milliseconds(before, batch), _milliseconds(after, batch))
+                meanwhile.add(sum(row) / 1000, time.thread_time() - start)
+                rows.append(row)
             medians = [median(side) for side in zip(*rows)]
-            found.append(Timing(count(batch), medians[0], medians[1], len(rows)))
+            reason = meanwhile.reason()
+            found.append(Timing(count(batch), medians[0], medians[1], len(rows), reason))
     return tuple(found)
 
 

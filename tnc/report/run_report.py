@@ -21,12 +21,17 @@ class Size:
 
 @dataclass(frozen=True)
 class Timing:
-    """Median milliseconds of a forward pass at one batch size, before and after."""
+    """Median milliseconds of a forward pass at one batch size, before and after.
+
+    `unreliable` says why they are not to be trusted: threads without a processor of their own, a
+    busy machine. It is empty where nothing says so.
+    """
 
     batch: int
     before: float
     after: float
     rounds: int
+    unreliable: str = ""
 
     @property
     def speedup(self) -> float:

@@ -21,6 +21,11 @@ def run_tables(report: RunReport) -> RenderableType:
     parts: list[RenderableType] = [_sizes(report)]
     if report.figures:
         parts.append(_figures(report))
+    parts.extend(
+        Text(f"milliseconds at batch {timing.batch} are unreliable: {timing.unreliable}")
+        for timing in report.timings
+        if timing.unreliable
+    )
     spent = ", ".join(f"{name} {seconds:.1f}" for name, seconds in report.seconds)
     parts.append(Text(f"seconds: {spent}"))
     parts.extend(Text(f"note: {note}") for note in report.plan.notes)

@@ -121,10 +121,12 @@ def test_patterns_join_repeated_blocks_only() -> None:
 
 
 def test_warnings_say_what_went_wrong() -> None:
-    slow = {"timings": [{"batch": 1, "before": 1.0, "after": 2.0}], "gate": "too far"}
+    timing = {"batch": 1, "before": 1.0, "after": 2.0, "unreliable": "3 threads shared 1 core"}
+    slow = {"timings": [timing], "gate": "too far"}
     over = replace(plan_of(), budgets=(("params", 10.0),))
     told = "\n".join(warnings_of(Reported("a", "a", over, metrics=slow, artifact=True)))
-    for wanted in ("above the 10 allowed", "2.00 times slower", "too far", "no held-out data"):
+    for wanted in ("above the 10 allowed", "2.00 times slower", "too far", "no held-out data",
+                   "Times at batch 1 are unreliable: 3 threads"):  # fmt: skip
         assert wanted in told
     fine = report_of().as_json()
     good = replace(plan_of(), budgets=(("params", 1e6),), background=large(4).background)

@@ -24,7 +24,7 @@ function cards(run) {
   const before = run.size.before ? run.size.before.params : total.dense_params, after = run.size.after ? run.size.after.params : total.params;
   card("Parameters", [percent(after / before), make("small", {}, " of dense")], `${short(before)} → ${short(after)}`, after / before);
   card("FLOPs", [percent(total.flops / total.dense_flops), make("small", {}, " of dense")], `${short(total.dense_flops)} → ${short(total.flops)}`, total.flops / total.dense_flops);
-  for (const timing of run.timings.slice(0, 3)) card(`Latency, batch ${timing.batch}`, [(timing.before / timing.after).toFixed(2) + "×", make("small", {}, timing.after <= timing.before ? " as fast" : " as fast: slower")], `${small(timing.before)} → ${small(timing.after)} ms, median of ${timing.rounds} runs`, timing.after / timing.before, timing.after > timing.before ? "bad" : "");
+  for (const timing of run.timings.slice(0, 3)) card(`Latency, batch ${timing.batch}`, [(timing.before / timing.after).toFixed(2) + "×", make("small", {}, timing.after <= timing.before ? " as fast" : " as fast: slower")], `${small(timing.before)} → ${small(timing.after)} ms, median of ${timing.rounds} runs${timing.unreliable ? ", unreliable" : ""}`, timing.after / timing.before, timing.after > timing.before ? "bad" : "");
   if (run.figures.length) {
     const rest = run.figures.slice(1).map(([name, value]) => `${name} ${small(value)}`).join(", ");
     card(run.figures[0][0], small(run.figures[0][1]), `${run.gate == null ? "" : `gate ${small(run.gate)} ${run.figures[0][1] <= run.gate ? "met" : "not met"}; `}${run.held_out ? `on ${run.held_out} held-out samples` : "as reported"}${rest ? "; " + rest : ""}`);
