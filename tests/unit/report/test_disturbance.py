@@ -43,7 +43,7 @@ class Working(nn.Module):
 
 @pytest.mark.usefixtures("quiet")
 def test_a_thread_that_waits_is_told() -> None:
-    (timing,) = latency(Waiting(), Working(), [torch.ones(2, 3)], seconds=0.05)
+    (timing,) = latency(Waiting(), Working(), [(torch.ones(2, 3),)], seconds=0.05)
     assert "the timed thread waited for a tenth of the time or more" in timing.unreliable
 
 
