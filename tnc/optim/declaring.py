@@ -27,7 +27,7 @@ from difflib import get_close_matches
 from inspect import Parameter, Signature
 from typing import Any, ClassVar, dataclass_transform, get_origin
 
-from tnc.optim.options import check_option, misfit, without_ranges
+from tnc.optim.options import check_options, misfit, without_ranges
 
 MISSING = Parameter.empty
 
@@ -97,9 +97,8 @@ class Declared:
     @classmethod
     def check(cls, options: Mapping[str, Any]) -> None:
         """Raise BindError for an option, among other things, that is not of its type."""
-        for name, each in cls.options().items():
-            if name in options:
-                check_option(cls.__name__, name, options[name], each.hint)
+        hints = {name: each.hint for name, each in cls.options().items()}
+        check_options(cls.__name__, options, hints)
 
     @classmethod
     def taken(

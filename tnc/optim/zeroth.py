@@ -10,7 +10,7 @@ from torch import Tensor
 
 from tnc.errors import BindError
 from tnc.optim.kinds import Form
-from tnc.optim.options import NonNegative, Positive, check_option
+from tnc.optim.options import NonNegative, Positive, check_options
 from tnc.optim.seeds import direction
 
 TAKEN = "taken"
@@ -26,9 +26,7 @@ class ZerothOrder(torch.optim.Optimizer):
     form: ClassVar[Form] = Form({})
 
     def __init__(self, params: Any, options: dict[str, Any]) -> None:
-        for name, hint in RANGES.items():
-            if name in options:
-                check_option(type(self).__name__, name, options[name], hint)
+        check_options(type(self).__name__, options, RANGES)
         super().__init__(params, options)
         self.param_groups[0].setdefault(TAKEN, 0)
 
