@@ -8,140 +8,18 @@ from __future__ import annotations
 
 import copy
 import math
-import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
-from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
 
 import tnc
-from benchmarks.peft_models import Model
-from tnc.adapters import Adapters, export_peft, import_peft, import_peft_
+from benchmarks.peft_training import checkpointing, gradients, training
+from benchmarks.peft_trial import TIMES, Trial, gap, quiet, stir
+from tnc.adapters import export_peft, import_peft
 from tnc.adapters.bank import bank_of
-from tnc.adapters.low_rank import LowRank
-from tnc.adapters.peft.layers import layer_for
 from tnc.errors import TncError
-
-TIMES = 2
-"""How often PEFT 0.21.2 adds the delta of an attention's out_proj."""
-
-
-def output_of(model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
-    """Return the first output of a model."""
-    found = model(**batch)
-    return found if isinstance(found, Tensor) else found[0]
-
-
-def gap(ours: Tensor, theirs: Tensor) -> float:
-    """Return the largest difference over the largest entry."""
-    if ours.shape != theirs.shape:
-        return math.inf
-    size = float(theirs.detach().abs().max().clamp_min(1e-12))
-    return float((ours - theirs).detach().abs().max()) / size
-
-
-@dataclass(frozen=True, eq=False)
-class Trial:
-    """One model and one configuration: PEFT's model with random factors, and ours from its file."""
-
-    model: Model
-    options: Mapping[str, Any]
-    folder: Path
-
-    @cached_property
-    def base(self) -> nn.Module:
-        torch.manual_seed(0)
-        found = self.model.make().eval()
-        with torch.no_grad():
-            for parameter in found.parameters():
-                if parameter.dim() == 1:
-                    parameter += 0.1 * torch.randn(parameter.shape)
-        return found
-
-    @cached_property
-    def batch(self) -> Mapping[str, Tensor]:
-        return self.model.draw(torch.Generator().manual_seed(1))
-
-    def wrapped(self, seed: int = 2, **more: Any) -> Any:
-        """Return a copy of the base in PEFT, with random values in all that is trained."""
-        import peft
-
-        options: dict[str, Any] = {"r": 2, **self.options, **more}
-        random = options.pop("peft_type", "LORA") == "RANDLORA"
-        options.setdefault("randlora_alpha" if random else "lora_alpha", 3)
-        options.setdefault("target_modules", list(self.model.targets))
-        if self.model.parameters:
-            options.setdefault("target_parameters", list(self.model.parameters))
-        torch.manual_seed(seed)
-        with quiet():
-            model = copy.deepcopy(self.base)
-            kind = peft.RandLoraConfig if random else peft.LoraConfig
-            found = peft.get_peft_model(model, kind(**options)).eval()
-        stir(found, seed)
-        self.model.prepare(found)
-        return found
-
-    def written(self, wrapped: Any, name: str, adapter: str = "default") -> Path:
-        """Save one adapter as PEFT does and return its folder."""
-        with quiet():
-            wrapped.save_pretrained(self.folder / name, selected_adapters=[adapter])
-        inside = self.folder / name / adapter
-        return inside if inside.exists() else self.folder / name
-
-    @cached_property
-    def theirs(self) -> Any:
-        return self.wrapped()
-
-    @cached_property
-    def path(self) -> Path:
-        return self.written(self.theirs, "theirs")
-
-    def ours(self) -> Adapters:
-        """Return a fresh copy of the base with PEFT's adapter read."""
-        found = import_peft(self.base, self.path, out_proj_times=TIMES)
-        found.model.eval()
-        return found
-
-    def read(self, adapters: Adapters, folder: Path, name: str) -> None:
-        """Add another adapter."""
-        import_peft_(adapters.model, folder, name, out_proj_times=TIMES)
-
-    def loaded(self, folder: Path, **options: Any) -> Any:
-        """Return a copy of the base with an adapter that PEFT loads."""
-        import peft
-
-        with quiet():
-            warnings.filterwarnings("error", message=".*missing adapter keys")
-            return peft.PeftModel.from_pretrained(
-                copy.deepcopy(self.base), folder, **options
-            ).eval()
-
-    def run(self, model: nn.Module) -> Tensor:
-        """Return a model's output on the batch."""
-        return output_of(model, self.batch)
-
-
-class quiet(warnings.catch_warnings):
-    """Silence what PEFT says of small models."""
-
-    def __enter__(self) -> Any:
-        found = super().__enter__()
-        warnings.simplefilter("ignore")
-        return found
-
-
-def stir(model: nn.Module, seed: int) -> None:
-    """Give all that is trained other values."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.requires_grad:
-                parameter += 0.2 * torch.randn(parameter.shape, generator=generator)
 
 
 def forward(t: Trial) -> float:
@@ -162,77 +40,6 @@ def written(t: Trial) -> float:
     third.model.eval()
     y = t.run(t.theirs)
     return max(gap(t.run(again), y), gap(t.run(third.model), y))
-
-
-def gradients(t: Trial) -> float:
-    """Backward: equal gradients of all factors, magnitudes, and what is trained beside them."""
-    ours, theirs = t.ours(), t.theirs
-    theirs.zero_grad()
-    t.run(ours.model).square().mean().backward()
-    t.run(theirs).square().mean().backward()
-    wanted = dict(theirs.base_model.model.named_parameters())
-    worst, seen = 0.0, 0
-    for path, module in ours.model.named_modules():
-        bank = bank_of(module)
-        for attribute, delta in (bank.held("default") if bank else {}).items():
-            if set(delta.trained) == {"L", "G"}:
-                for core, name in (("L", "randlora_lambda"), ("G", "randlora_gamma")):
-                    found = wanted[f"{path}.{name}.default"].grad
-                    worst, seen = max(worst, gap(delta.cores[core].grad, found)), seen + 1
-                continue
-            layer = layer_for(ours.model, path, attribute, bank.kind, delta.layer.view).layer
-            stacked = len(delta.site.signature.outputs) > 1
-            pair = LowRank(
-                delta.cores["B"].grad.flatten(2 if stacked else 1),
-                delta.cores["A"].grad.flatten(2 if stacked else 1),
-            )
-            made = dict(layer.write(module, delta.site, pair))
-            if "magnitude" in delta.extras:
-                made["lora_magnitude_vector.weight"] = layer.magnitude(
-                    delta.site, delta.extras["magnitude"].grad
-                )
-            for key, value in made.items():
-                found = named(wanted, path, attribute, key)
-                worst, seen = max(worst, gap(value, wanted[found].grad)), seen + 1
-    for name, parameter in ours.model.named_parameters():
-        if parameter.requires_grad and "adapters_" not in name:
-            owner, _, last = name.rpartition(".")
-            key = next(
-                k
-                for k in (
-                    f"{owner}.modules_to_save.default.{last}",
-                    f"{owner}.base_layer.{last}",
-                    name,
-                )
-                if k in wanted
-            )
-            worst, seen = max(worst, gap(parameter.grad, wanted[key].grad)), seen + 1
-        elif "adapters_" not in name and parameter.grad is not None:
-            return math.inf
-    return worst if seen else math.inf
-
-
-def named(wanted: Mapping[str, Any], path: str, attribute: str, key: str) -> str:
-    """Return PEFT's name of a parameter that is `key` in the file."""
-    head, _, tail = key.partition(".")
-    name = f"{head}.default" + (f".{tail}" if tail else "")
-    order = ["out", "down", "up"] if attribute in ("up", "down", "out") else [attribute]
-    return f"{path}{'.base_layer' * order.index(attribute)}.{name}"
-
-
-def training(t: Trial) -> float:
-    """Three steps of SGD: equal outputs after them, the base untouched."""
-    ours, theirs = t.ours(), t.wrapped()
-    before = {name: p.detach().clone() for name, p in t.base.named_parameters()}
-    for model in (ours.model, theirs):
-        trained = [p for p in model.parameters() if p.requires_grad]
-        optimizer = torch.optim.SGD(trained, lr=0.05)
-        for _ in range(3):
-            optimizer.zero_grad()
-            t.run(model).square().mean().backward()
-            optimizer.step()
-    same = all(torch.equal(p, before[name]) for name, p in t.base.named_parameters())
-    return gap(t.run(ours.model), t.run(theirs)) if same else math.inf
 
 
 def merge(t: Trial) -> float:
@@ -392,20 +199,6 @@ def names(t: Trial) -> float:
     file = "adapter_model.safetensors"
     mine, other = load_file(t.folder / "named" / file), load_file(t.path / file)
     return 0.0 if set(mine) == set(other) else math.inf
-
-
-def checkpointing(t: Trial) -> float:
-    """Train with gradients checkpointed: the same gradients."""
-    ours = t.ours()
-    ours.model.train()
-    found = []
-    for _ in range(2):
-        ours.model.zero_grad()
-        torch.manual_seed(0)
-        t.run(ours.model).square().mean().backward()
-        found.append([p.grad.clone() for p in ours.parameters() if p.grad is not None])
-        ours.model.gradient_checkpointing_enable({"use_reentrant": False})
-    return max(gap(a, b) for a, b in zip(*found)) if len(found[0]) == len(found[1]) else math.inf
 
 
 def generate(t: Trial) -> float:

@@ -22,6 +22,7 @@ import tnc
 from benchmarks import peft_behaviours as asked
 from benchmarks.outcome import Arguments, Goal, Outcome, table
 from benchmarks.peft_models import MODELS, Model
+from benchmarks.peft_trial import Trial, quiet
 from tnc.adapters.base import base_weight
 
 NAME = "peft-differential"
@@ -109,9 +110,6 @@ COVERED: Mapping[str, tuple[str, ...]] = {
 CHANGED = ("merge", "disable", "several", "unload", "names")
 """What cannot be compared where PEFT's start took something from the base."""
 
-ENOUGH = 400
-"""Rows that a whole run compares at least."""
-
 
 def forms(model: Model) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield the configurations that PEFT has for a model."""
@@ -143,13 +141,7 @@ def behaviours(model: Model, form: str) -> Iterator[asked.Behaviour]:
         beside = form in ("head", "bias")
         if beside and name in ("disable", "several", "names"):
             continue  # heads and biases belong to no adapter in tnc: see `LEFT_OUT`
-        if form in ("pissa", "olora") and name in (
-            "merge",
-            "disable",
-            "several",
-            "unload",
-            "names",
-        ):
+        if form in ("pissa", "olora") and name in CHANGED:
             continue  # PEFT changed the base, so its base is another one
         yield behaviour
     if form in ("lora", "rslora", "patterns") and model.name in ("mlp", "llama", "bert", "vit"):
@@ -212,7 +204,7 @@ def compared(
     model: Model, form: str, options: Mapping[str, Any], folder: Path
 ) -> Iterator[tuple[str, str, str, float, str]]:
     """Yield model, configuration, behaviour, difference, and the reason where there is none."""
-    trial = asked.Trial(model, options, folder)
+    trial = Trial(model, options, folder)
     for behaviour in behaviours(model, form):
         name = behaviour.__name__
         if name in model.hard:
@@ -293,7 +285,7 @@ def _peft_start(
     def step() -> None:
         loss(base(x), None).backward()
 
-    with asked.quiet():
+    with quiet():
         preprocess_loraga(base, config, step)
         layer = peft.get_peft_model(base, config).base_model.model[0]
     return layer.lora_B["default"].weight.detach(), layer.lora_A["default"].weight.detach()

@@ -22,6 +22,7 @@ from benchmarks.peft_differential import (
     lora_ga,
 )
 from benchmarks.peft_models import MODELS
+from benchmarks.peft_trial import Trial
 
 CHOSEN = (
     ("mlp", "lora"),
@@ -47,7 +48,7 @@ def test_behaves_as_peft_does(name: str, form: str, tmp_path: Path) -> None:
 
 
 def test_the_oracle_can_fail(tmp_path: Path) -> None:
-    trial = asked.Trial(MODELS[0], {}, tmp_path)
+    trial = Trial(MODELS[0], {}, tmp_path)
     assert asked.forward(trial) < TOLERANCE
     trial.theirs.base_model.model.lin0.scaling["default"] *= 1.01
     assert asked.forward(trial) > TOLERANCE
