@@ -191,7 +191,7 @@ def tried(runs: Runs, name: str, one: Sized, quick: bool) -> dict[str, Any]:
     except TncError as error:
         return {"left out": error.message}
     return {
-        "method": str(one.method),
+        "method": str(at_rate(name, one.method, rate)),
         "trained": one.trained,
         "rate": rate,
         "training loss by rate": {f"{rate:g}": value for rate, value in rates.items()},
