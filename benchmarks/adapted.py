@@ -36,11 +36,12 @@ OPTIONS: Mapping[str, Mapping[str, Any]] = {
 
 VARIANTS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "eora toward the output": ("eora", {"toward": "output"}),
+    "lora-sb, step = rate": ("lora-sb", {}),
 }
 """Methods that are measured with other options too, under a name of their own."""
 
-RATED: Mapping[str, str] = {"lora-sb": "step"}
-"""Options that are the rate of a first step: what training is to take, as the authors take it."""
+RATED: Mapping[str, str] = {"lora-sb, step = rate": "step"}
+"""Options that are the rate of a first step, where they are what training takes."""
 
 
 @dataclass(frozen=True)
@@ -140,7 +141,8 @@ def train(
 ) -> list[float]:
     """Take steps with all hooks of the method; `seen(step)` is called before each and at the end.
 
-    Returns the losses; training ends where one is not finite.
+    Deltas are in training mode for the loss alone; the model is in the mode that it has. Returns
+    the losses; training ends where one is not finite.
     """
     optimizer = optimizer_for(method, adapters, rate)
     followed = follow(adapters, optimizer)
@@ -149,7 +151,9 @@ def train(
         for step in range(steps):
             seen(step)
             optimizer.zero_grad()
+            _switch(adapters, training=True)
             value = loss(step)
+            _switch(adapters, training=False)
             if not bool(value.isfinite()):
                 return [*losses, float("nan")]
             value.backward()  # type: ignore[no-untyped-call]
@@ -159,3 +163,8 @@ def train(
     finally:
         followed.close()
     return losses
+
+
+def _switch(adapters: Adapters, training: bool) -> None:
+    for delta in adapters.deltas().values():
+        delta.train(training)

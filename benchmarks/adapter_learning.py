@@ -7,8 +7,9 @@ sentences that are not used again, and frozen: all methods begin at its loss and
 the adapter. Sizes are such that as many parameters are trained as by LoRA of rank 4, or the most
 below. AdamW without decay, at a rate from a grid of five, chosen by the mean training loss of the
 last steps of a run with a seed of its own; then three seeds, of order and start. Loss is cross
-entropy on 160 held-out sentences, after 45 steps of 16 sentences, each seen once. LoRA-SB's first
-step is of the rate that it trains at.
+entropy on 160 held-out sentences, after 45 steps of 16 sentences, each seen once. LoRA-SB begins
+with a step of its default, which is about what its authors' warm-up makes of theirs, and in a row
+of its own with one of the rate that it trains at.
 
 How much sooner LoRA-GA and LoRA-SB reach LoRA's last loss is told twice: each at its own best rate,
 and all three at one rate, as their papers compare them, for every rate but the two highest.
@@ -128,7 +129,8 @@ class Runs:
 
     def curve(self, name: str, one: Sized, rate: float, seed: int) -> dict[str, Any]:
         """Return held-out losses every few steps and the mean of the last training losses."""
-        file = None if self.folder is None else self.folder / f"{name}-{rate:g}-{seed}.json"
+        plain = name.replace(", ", "-").replace(" ", "-")
+        file = None if self.folder is None else self.folder / f"{plain}-{rate:g}-{seed}.json"
         if file is not None and file.is_file():
             return json.loads(file.read_text(encoding="utf-8"))  # type: ignore[no-any-return]
         found = self._curve(name, one, rate, seed)

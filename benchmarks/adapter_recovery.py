@@ -8,7 +8,7 @@ steps on 16 sentences that are not held out, to the embeddings of the original m
 without decay; of three rates the one with the least training loss in the last steps counts. The
 figure is the mean (1 - cosine) of embeddings of 128 held-out sentences to the original's, before
 and after. The starts that need gradients take those of the same loss, moments and gradients over
-all of the calibration data. LoRA-SB's first step is of the rate that it trains at.
+all of the calibration data.
 """
 
 from __future__ import annotations
