@@ -9,11 +9,13 @@ import torch
 from torch import nn
 
 import tnc
+from tnc.adapters.delta import Delta
 from tnc.adapters.equations import outermost
 from tnc.adapters.method import methods
 from tnc.decide.options import build, print_option
 from tnc.derive import parameters
 from tnc.errors import PlanError
+from tnc.fit import fit_structure
 from tnc.structures import families
 
 EQUATIONS = {
@@ -117,3 +119,71 @@ def test_experts_have_a_delta_each() -> None:
     (delta,) = tuned.deltas().values()
     assert all(core.shape[0] == 3 for core in delta.cores.values())
     assert torch.equal(tuned.model(x), model(x))
+
+
+def aligned(net: nn.Module, x: torch.Tensor, method: str) -> tuple[float, torch.Tensor, Delta]:
+    """Return the cosine between the first step of SGD and that of the weight, its gradient too."""
+    given = {"calibration": [x], "loss": lambda y, _: (y**3).sum()}
+    tuned = tnc.adapt(nn.Sequential(net), method, **given)
+    (delta,) = tuned.deltas().values()
+    assert not delta.dense().any()
+    weight = net.weight
+    weight.grad = None
+    (net(x) ** 3).sum().backward()
+    gradient = delta.mapped(weight.grad)
+    optimizer = torch.optim.SGD(tuned.parameters(), lr=1e-3)
+    (tuned.model(x) ** 3).sum().backward()
+    optimizer.step()
+    step = -delta.mapped(delta.dense()).detach()
+    cosine = (step * gradient).sum() / (step.norm() * gradient.norm())
+    return float(cosine), gradient, delta
+
+
+@pytest.mark.parametrize("kind", ["linear", "conv"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_first_values_of_the_gradient(family: str, kind: str) -> None:
+    """The first step is as near to the gradient as its fit, and nearer than by chance."""
+    net, x = layer(kind)
+    method = f"structured{{family={family}, rank=3, first=FIRST}}"
+    try:
+        cosine, gradient, delta = aligned(net, x, method.replace("FIRST", "gradient"))
+    except PlanError as error:
+        reason = str(error)
+        assert "no weight can be adapted" in reason
+        told = ("not orthogonal", "of one network", "no frame", "search", "output axes",
+                "fit alone")  # fmt: skip
+        assert any(each in reason for each in told), reason
+        assert family not in ("low-rank", "tucker", "tensor-train"), reason
+        return
+    error = fit_structure(gradient, delta.layer.structure).error
+    assert cosine >= max(0.0, 1 - error**2) ** 0.5 - 1e-9
+    by_chance = aligned(net, x, method.replace("FIRST", "normal"))[0]
+    assert cosine > by_chance or len(delta.cores) == 1
+
+
+def test_the_first_step_of_a_low_rank_delta_is_the_best_one() -> None:
+    net, x = layer("linear")
+    given = {"calibration": [x], "loss": lambda y, _: (y**3).sum()}
+    tuned = tnc.adapt(
+        nn.Sequential(net), "structured{family=low-rank, rank=3, first=gradient}", **given
+    )
+    (delta,) = tuned.deltas().values()
+    frame = delta.cores["A"].detach()
+    assert float(frame.square().mean()) == pytest.approx(1 / (3 * 8)), "as large as by chance"
+    (net(x) ** 3).sum().backward()
+    (tuned.model(x) ** 3).sum().backward()
+    torch.optim.SGD(tuned.parameters(), lr=1e-2).step()
+    left, values, right = torch.linalg.svd(net.weight.grad, full_matrices=False)
+    best = (left[:, :3] * values[:3]) @ right[:3]
+    size = float(frame.square().sum(1)[0])
+    step = delta.dense().detach()
+    assert torch.allclose(step, -1e-2 * size * best, rtol=1e-9, atol=1e-12)
+    wrong = (left[:, 1:4] * values[1:4]) @ right[1:4]
+    assert not torch.allclose(step, -1e-2 * size * wrong, rtol=1e-2)
+
+
+def test_first_values_of_the_gradient_need_one() -> None:
+    with pytest.raises(PlanError, match="calibration"):
+        tnc.adapt(nn.Linear(8, 8), "structured{first=gradient}", example=torch.ones(1, 8))
+    plain = methods.get("structured")()
+    assert plain.needs == () and hash(plain) != hash(methods.get("structured")(first="gradient"))

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from tnc.adapters.equations import outermost, spread
+from tnc.adapters.frames import framed, refuses_frames
 from tnc.adapters.method import Method, methods
 from tnc.adapters.start import Parts, Start
 from tnc.decide.site import Site
 from tnc.errors import PlanError, TncError
+from tnc.fit import fit_structure
 from tnc.net import Signature, Structure
 from tnc.structures import Family, families
 
@@ -31,6 +34,13 @@ class Structured(Method):
     `B[o r] A[r i] D[o s] C[s i] : i -> o` of `free-form`, LoKr is `kronecker` of rank 1, with
     low-rank parts an equation too. A stack of experts has such a delta for each. Trains the cores
     that are not marked frozen, as many entries as the structure has.
+
+    With `first="gradient"` the cores beside the zero one Z are those of the mean gradient G of W
+    fitted into T, as a frame: orthonormal towards Z times the same deviations, so that `T = J Z`
+    with `J^T J = c`. The first step of SGD, `-rate J J^T G`, then is -rate c times the orthogonal
+    projection of G onto what Z reaches, which is at least as near to G as the fit: for `low-rank`
+    the best part of rank r. What LoRA-GA does for two factors, without an offset. It is for one
+    network that is a tree and pads no axis.
     """
 
     family: Family = field(default_factory=lambda: families.get("tensor-train")())
@@ -38,8 +48,11 @@ class Structured(Method):
     ranks: Mapping[str, int] = field(default_factory=dict)
     scale: float = 1.0
     dropout: float = 0.0
+    first: Literal["normal", "gradient"] = "normal"
 
     def __post_init__(self) -> None:
+        if self.first == "gradient":
+            object.__setattr__(self, "needs", ("gradient",))
         low = min(self.rank, *self.ranks.values()) if self.ranks else self.rank
         if low < 1:
             raise PlanError(f"rank is {low}", hint="a bond has a size from 1")
@@ -48,7 +61,7 @@ class Structured(Method):
 
     def __hash__(self) -> int:
         ranks = tuple(sorted(self.ranks.items()))
-        return hash((self.family, self.rank, ranks, self.scale, self.dropout))
+        return hash((self.family, self.rank, ranks, self.scale, self.dropout, self.first))
 
     def refuses(self, site: Site) -> str:
         family = self._family(site.signature)
@@ -69,7 +82,7 @@ class Structured(Method):
                 return f"places of stored entries that meet in {term.equation} come of a fit alone"
             if "trainable" not in kinds:
                 return f"no core of {term.equation} is trained"
-        return ""
+        return refuses_frames(structure) if self.first == "gradient" else ""
 
     def structure(self, site: Site) -> Structure:
         family = self._family(site.signature)
@@ -84,6 +97,8 @@ class Structured(Method):
         return template.at({name: min(asked[name], top) for name, top in template.bounds})
 
     def start(self, at: Start) -> Parts:
+        if self.first == "gradient":
+            return self._framed(at)
         cores: dict[str, Tensor] = {}
         positions: dict[str, Tensor] = {}
         for term in at.structure.terms:
@@ -97,6 +112,16 @@ class Structured(Method):
                     positions[name] = order[: term.stored(core)].sort().values.to(torch.int32)
                     cores[name] = cores[name].flatten()[positions[name].long()]
         return Parts(cores, positions=positions)
+
+    def _framed(self, at: Start) -> Parts:
+        (term,) = at.structure.terms
+        zero = outermost(term)
+        std = spread(term, zero)
+        seed = int(torch.randint(1 << 31, (), generator=at.generator))
+        fitted = fit_structure(at.given("gradient").double(), at.structure, seed=seed)
+        found = framed(term, fitted.cores, zero)
+        cores = {name: core * (std / core.square().mean().sqrt()) for name, core in found.items()}
+        return Parts({**cores, zero: at.zeros(zero)})
 
     def factor(self, site: Site) -> float:
         return self.scale
