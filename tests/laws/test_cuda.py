@@ -14,11 +14,12 @@ import tnc
 from tests.laws.test_kernels import LOW_RANK, STRUCTURES, TRAIN, drawn, made
 from tests.unit.kernels.test_triton import CHAINS, programs_of
 from tnc.kernels import calibrate, machine, triton_run
-from tnc.kernels.applied import readied, tuning
+from tnc.kernels.applied import tuning
 from tnc.kernels.choose import Task, choose
 from tnc.kernels.device import CUDA, device_name
 from tnc.kernels.fused import BLOCKS, fused, refused
 from tnc.kernels.in_words import libraries
+from tnc.kernels.ready import readied
 from tnc.net import Structure, parse_network
 from tnc.nn import LinearView
 from tnc.nn.generated import kernels_of, plain_kernels

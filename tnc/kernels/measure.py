@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from tnc.kernels import inductor
-from tnc.kernels.applied import readied
 from tnc.kernels.check import wrong
 from tnc.kernels.choose import (
     Choice,
@@ -33,6 +32,7 @@ from tnc.kernels.loops import copies as compiled_copies
 from tnc.kernels.loops.rates import made, stamp
 from tnc.kernels.machine import current
 from tnc.kernels.operands import keep, lays
+from tnc.kernels.ready import readied
 from tnc.kernels.remembered import remembered
 from tnc.kernels.timing import torch_device
 from tnc.kernels.trainer import trained

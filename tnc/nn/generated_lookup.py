@@ -9,12 +9,13 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from tnc.kernels.applied import DTYPES, by_address
+from tnc.kernels.applied import DTYPES
 from tnc.kernels.choose import bucket
 from tnc.kernels.kept import Kept, Shelf
 from tnc.kernels.lookups.choose import LookUpChoice, LookUpTask, bind, choices
 from tnc.kernels.lookups.program import lays
 from tnc.kernels.operands import Lay, held, lay
+from tnc.kernels.ready import by_address
 from tnc.net import Network, Structure
 from tnc.nn.generated import is_plain
 

@@ -19,6 +19,7 @@ from tnc.kernels.in_words import libraries, where
 from tnc.kernels.operands import lays
 from tnc.kernels.outcome import outcome
 from tnc.kernels.price import ITEM_BYTES, from_data
+from tnc.kernels.ready import readied
 from tnc.net import parse_network
 
 LARGE = {
@@ -166,7 +167,7 @@ def test_copied_operands_on_cuda_are_made_at_each_call() -> None:
     cores = {name: core.detach() for name, core in draw(network).items()}
     x = torch.randn(8, prod(network.signature.inputs), dtype=torch.float64)
     for choice in choose(Task(network, 8, "float64", 1, False, device=CUDA)):
-        ready = applied.readied(network, choice)
+        ready = readied(network, choice)
         for _ in range(2):
             for core in cores.values():
                 core.data.mul_(1.5)
