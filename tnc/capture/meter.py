@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tnc.capture.moments import Frequency, Moment, patches
+from tnc.capture.moments import Frequency, MomentSum, patches
 from tnc.capture.observe import Event
 from tnc.capture.reads import Read, reads
 from tnc.capture.record import own_names
@@ -33,7 +33,9 @@ class Meter:
         looked_up = {s.name for s in sites if any(use.op == "embedding" for use in s.uses)}
         self.products = {a for s in sites if s.name not in looked_up for a in s.aliases}
         self.inputs = {
-            name: Moment(prod(self._sites[name].signature.inputs), _wide(self._sites[name], limit))
+            name: MomentSum(
+                prod(self._sites[name].signature.inputs), _wide(self._sites[name], limit)
+            )
             for name in set(self.leader.values())
         }
         self.outputs = {s.name: _results(s, limit) for s in sites}
@@ -147,14 +149,14 @@ def _leaders(sites: Sequence[Site]) -> dict[str, str]:
     return found
 
 
-def _moment(size: int, limit: int) -> Moment:
-    return Moment(size, size > limit)
+def _moment(size: int, limit: int) -> MomentSum:
+    return MomentSum(size, size > limit)
 
 
-def _results(site: Site, limit: int) -> Moment:
+def _results(site: Site, limit: int) -> MomentSum:
     """Sum up gradients: of a stack of experts for all of them at once, each entry by itself."""
     size = site.signature.outputs[-1]
-    return Moment(size, site.op == "experts" or size > limit)
+    return MomentSum(size, site.op == "experts" or size > limit)
 
 
 def _wide(site: Site, limit: int) -> bool:

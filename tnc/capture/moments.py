@@ -14,7 +14,7 @@ CHUNK = 1 << 14
 PATCHES = 1 << 24
 
 
-class Moment:
+class MomentSum:
     """Sums of `x x^T` (or of its diagonal) and of x over rows: float32 products, float64 sums.
 
     `total` is (n, n), or (n,) where `diagonal`. Float64 rows are multiplied in float64.

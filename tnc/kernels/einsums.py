@@ -43,7 +43,7 @@ class Instruction:
 
 
 @dataclass(frozen=True)
-class Program:
+class Einsums:
     """Instructions over slots: the operands by `names`, then one slot an instruction.
 
     `final` permutes the trailing legs of the last slot into the wanted order.
@@ -127,7 +127,7 @@ def _folding(spec: str) -> Folding:
 
 
 @lru_cache(maxsize=4096)
-def lower(contraction: Contraction, folds: bool = False) -> Program:
+def lower(contraction: Contraction, folds: bool = False) -> Einsums:
     """Lower a contraction. Slots that carry `rows` keep it in front, as any leading dimensions.
 
     A step of an activation with a core whose summed legs come last becomes a plain matrix product;
@@ -151,7 +151,7 @@ def lower(contraction: Contraction, folds: bool = False) -> Program:
     last = tuple(n for n in layouts[-1] if n != ROWS)
     wanted = tuple(n for n in contraction.output if n != ROWS)
     final = () if last == wanted else tuple(last.index(name) for name in wanted)
-    return Program(contraction.names, tuple(instructions), final, len(last))
+    return Einsums(contraction.names, tuple(instructions), final, len(last))
 
 
 def _folds(

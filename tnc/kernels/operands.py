@@ -33,8 +33,8 @@ class Lay:
     shape: tuple[int, ...]
     legs: tuple[int, ...]
     """The sizes of the legs, in the order of the operand's memory."""
-    merging: einsums.Program | None = field(default=None, compare=False)
-    backs: tuple[einsums.Program, ...] = field(default=(), compare=False)
+    merging: einsums.Einsums | None = field(default=None, compare=False)
+    backs: tuple[einsums.Einsums, ...] = field(default=(), compare=False)
     """How a merged operand's gradient is brought to each core: from it and the other cores."""
 
 

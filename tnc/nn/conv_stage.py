@@ -17,7 +17,7 @@ from torch import Tensor
 
 from tnc.derive.chain import Absorb
 from tnc.derive.merge import Merged
-from tnc.kernels.einsums import Program, lower
+from tnc.kernels.einsums import Einsums, lower
 from tnc.net import Axis, Network
 from tnc.nn.conv import Call, Options
 from tnc.nn.dense import Rebuild
@@ -76,7 +76,7 @@ class Line:
 
     merges: tuple[tuple[str, ...], ...]
     """All cores, in the groups that are one core each."""
-    made: tuple[tuple[str, Program], ...]
+    made: tuple[tuple[str, Einsums], ...]
     shapes: tuple[tuple[str, tuple[int, ...]], ...]
     stages: tuple[Stage, ...]
     moved: Move | None

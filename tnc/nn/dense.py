@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from tnc.derive.dense import dense
-from tnc.kernels.einsums import Program, lower
+from tnc.kernels.einsums import Einsums, lower
 from tnc.net import Network, Structure
 
 
@@ -19,7 +19,7 @@ class RebuildTerm:
     """One network's dense weight: operands are names of cores, or sizes of identities."""
 
     operands: tuple[str | int, ...]
-    program: Program
+    program: Einsums
     covers: tuple[int, ...]
     shape: tuple[int, ...]
 

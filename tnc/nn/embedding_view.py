@@ -13,7 +13,7 @@ from torch.nn import functional
 from tnc.derive.gather import gathered
 from tnc.kernels.applied import DTYPES
 from tnc.kernels.device import CPU
-from tnc.kernels.einsums import Program, lower
+from tnc.kernels.einsums import Einsums, lower
 from tnc.kernels.lookups.choose import choices
 from tnc.net import Network, Structure
 from tnc.nn.generated_lookup import GeneratedLookUp, without_gradient
@@ -29,7 +29,7 @@ class LookUp:
 
     term: Network
     names: tuple[str, ...]
-    program: Program
+    program: Einsums
     width: int
 
     def run(self, cores: Mapping[str, Tensor | Kept], x: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from tnc.derive.cost import Work, rebuild_flops
 from tnc.derive.dense import forward
 from tnc.errors import KernelError
 from tnc.kernels.applied import choices, dtypes, task_of
-from tnc.kernels.einsums import Program, lower
+from tnc.kernels.einsums import Einsums, lower
 from tnc.kernels.outcome import Outcome, outcome, recorded
 from tnc.net import Network, Structure
 from tnc.nn.dense import Rebuild, plan_rebuild
@@ -32,7 +32,7 @@ class LinearTerm:
     """
 
     dense: Rebuild | None
-    program: Program
+    program: Einsums
     pad: int
     legs: tuple[int, ...]
     width: int

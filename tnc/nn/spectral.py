@@ -10,7 +10,7 @@ from torch import Tensor
 
 from tnc.derive.dense import modewise
 from tnc.errors import KernelError
-from tnc.kernels.einsums import Program, lower
+from tnc.kernels.einsums import Einsums, lower
 from tnc.net import Structure
 from tnc.nn.view import Cores, View
 
@@ -30,7 +30,7 @@ class SpectralView(View):
 
     name: ClassVar[str] = "spectral"
 
-    def prepare(self, structure: Structure) -> tuple[Program, ...]:
+    def prepare(self, structure: Structure) -> tuple[Einsums, ...]:
         if structure.padded or len(structure.signature.inputs) < 2:
             raise KernelError(
                 f"{structure.signature} is no spectral weight, which has modes and no padding",
