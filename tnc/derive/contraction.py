@@ -76,7 +76,7 @@ class Contraction:
         """Size by index name."""
         return dict(self.sizes)
 
-    @property
+    @cached_property
     def order(self) -> Order:
         """The cheapest pairwise order by FLOPs, searched once and cached."""
         return _search(self.operands, self.output, self.sizes)

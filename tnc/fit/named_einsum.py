@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -34,14 +35,19 @@ def contract(contraction: Contraction, tensors: Mapping[str, Tensor]) -> Tensor:
 
 def einsum(parts: Sequence[Named], output: Axis) -> Tensor:
     """Contract named tensors to the dimensions of `output`."""
-    sizes = {n: s for tensor, axes in parts for n, s in zip(axes, tensor.shape)}
-    contraction = Contraction(
-        tuple(map(str, range(len(parts)))),
-        tuple(axes for _, axes in parts),
-        output,
-        tuple(sorted(sizes.items())),
-    )
-    return follow(contraction, [tensor for tensor, _ in parts])
+    axes = tuple([axes for _, axes in parts])
+    shapes = tuple([tensor.shape for tensor, _ in parts])
+    return follow(_contraction(axes, output, shapes), [tensor for tensor, _ in parts])
+
+
+@lru_cache(maxsize=4096)
+def _contraction(
+    axes: tuple[Axis, ...], output: Axis, shapes: tuple[tuple[int, ...], ...]
+) -> Contraction:
+    """Return what a sweep asks for again and again."""
+    sizes = {n: s for names, shape in zip(axes, shapes) for n, s in zip(names, shape)}
+    names = tuple(map(str, range(len(axes))))
+    return Contraction(names, axes, output, tuple(sorted(sizes.items())))
 
 
 def follow(contraction: Contraction, tensors: Sequence[Tensor]) -> Tensor:
@@ -58,10 +64,15 @@ def follow(contraction: Contraction, tensors: Sequence[Tensor]) -> Tensor:
 
 
 def _letters(parts: Sequence[Named], output: Axis) -> Tensor:
-    letters = index_letters(tuple(axes for _, axes in parts))
-    spelled = ["".join(letters[name] for name in axes) for _, axes in parts]
-    text = f"{','.join(spelled)}->{''.join(letters[name] for name in output)}"
-    return torch.einsum(text, *(tensor for tensor, _ in parts))
+    text = _spelled(tuple([axes for _, axes in parts]), output)
+    return torch.einsum(text, *[tensor for tensor, _ in parts])
+
+
+@lru_cache(maxsize=4096)
+def _spelled(operands: tuple[Axis, ...], output: Axis) -> str:
+    letters = index_letters(operands)
+    spelled = ["".join(letters[name] for name in axes) for axes in operands]
+    return f"{','.join(spelled)}->{''.join(letters[name] for name in output)}"
 
 
 def _identity(name: str, operand: Axis, contraction: Contraction, example: Tensor) -> Tensor:
