@@ -88,17 +88,22 @@ def fresh(log: Path) -> Iterator[None]:
 
 
 def test_workers_killed_at_random(spec: SearchSpec, undisturbed: Rows, tmp_path: Path) -> None:
-    rng, killed = Random(0), []
+    rng, killed, others = Random(0), [], children()
 
     def kill(found: Found) -> None:
         if found.counts.fitted % 16 == 1:
-            children = Path(f"/proc/{os.getpid()}/task/{os.getpid()}/children").read_text()
-            killed.append(int(rng.choice(children.split())))
+            killed.append(rng.choice([child for child in children() if child not in others]))
             os.kill(killed[-1], signal.SIGKILL)
 
     result = begin(prepare(spec), tmp_path / "run", watch=kill)
     assert len(killed) > 10 and result.ended == f"{COUNT} evaluations"
     assert rows(tmp_path / "run") == undisturbed
+
+
+def children() -> list[int]:
+    """The processes that this one has started."""
+    told = Path(f"/proc/{os.getpid()}/task/{os.getpid()}/children").read_text()
+    return [int(child) for child in told.split()]
 
 
 def test_the_coordinator_killed_five_times(

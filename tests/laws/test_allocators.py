@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from itertools import product
 from math import sqrt
-from pathlib import Path
 
 import pytest
 import torch
@@ -15,6 +11,7 @@ from torch import nn
 
 import tnc
 from tests.compiled import spec
+from tests.elsewhere import elsewhere
 from tests.zoo import case
 from tnc.decide.allocation.buckets import cheapest_by_error
 from tnc.decide.pipeline import allocators
@@ -22,7 +19,6 @@ from tnc.decide.spec_problems import SpecProblems
 from tnc.errors import InfeasibleBudget, PlanError
 from tnc.sources import evaluations
 
-ROOT = Path(__file__).parents[2]
 ALL = tuple(allocators.all())
 RULE = {"match": "*layer*", "op": "linear", "structure": "low-rank"}
 BATCHES = tuple(case("bert").inputs(seed)[1] for seed in range(4))
@@ -58,19 +54,9 @@ def test_a_bound_on_the_error_is_refused_where_costs_are_filled(name: str) -> No
 
 
 def test_plans_are_the_same_with_other_threads_and_hash_seeds() -> None:
-    code = (
-        "import sys, torch; torch.set_num_threads(int(sys.argv[1]))\n"
-        "from tests.laws.test_allocators import small\n"
-        "print([small(name) for name in ('alds', 'energy', 'l-greco')])"
-    )
-    told = [
-        subprocess.run(
-            [sys.executable, "-c", code, threads], cwd=ROOT, text=True, check=True,
-            capture_output=True, env=os.environ | {"PYTHONHASHSEED": threads},
-        ).stdout
-        for threads in ("1", "2")
-    ]  # fmt: skip
-    assert told[0] == told[1] and "A[r i]" in told[0]
+    for name in ("alds", "energy", "l-greco"):
+        told = elsewhere(f"{__name__}:small", name)
+        assert told == small(name) and "A[r i]" in str(told)
 
 
 def small(name: str) -> list[str]:

@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
 import tnc
 from tests.compiled import spec
+from tests.elsewhere import carried, elsewhere
 from tnc.capture import Measurements, measure
 from tnc.sources import evaluations
-
-ROOT = Path(__file__).parents[2]
 
 
 class Layer(nn.Module):
@@ -99,16 +93,8 @@ def test_too_few_batches_to_hold_any_back_are_told() -> None:
 
 
 def test_the_choice_is_the_same_with_other_threads_and_hash_seeds() -> None:
-    code = (
-        "import torch; torch.set_num_threads(2)\n"
-        "from tests.laws.test_choosing import chosen\n"
-        "print(chosen())"
-    )
-    told = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, text=True, check=True, capture_output=True,
-        env=os.environ | {"PYTHONHASHSEED": "2"},
-    ).stdout  # fmt: skip
-    assert told.strip() == str(chosen()) and "held back" in told
+    told = elsewhere(f"{__name__}:chosen")
+    assert told == carried(chosen()) and "held back" in str(told)
 
 
 def chosen() -> tuple[str, ...]:

@@ -2,42 +2,26 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import torch
 from torch import nn
 
 from tests import zoo
+from tests.elsewhere import elsewhere
 from tnc.capture import capture, fingerprint
 
-PROGRAM = """
-from tests import zoo
-from tnc.capture import capture
-case = zoo.case("shared")
-args, kwargs = case.inputs()
-trace = capture(case.build(), args, kwargs, graph=False)
-print(trace.fingerprint, trace.sites, trace.links, trace.shared_inputs, trace.untraced)
-"""
+
+def traced() -> str:
+    """Return all that a trace says of a model."""
+    case = zoo.case("shared")
+    args, kwargs = case.inputs()
+    trace = capture(case.build(), args, kwargs, graph=False)
+    found = (trace.fingerprint, trace.sites, trace.links, trace.shared_inputs, trace.untraced)
+    return " ".join(map(str, found))
 
 
 def test_equal_under_every_hash_seed() -> None:
-    told = subprocess.run(
-        [sys.executable, "-c", PROGRAM],
-        env={**os.environ, "PYTHONHASHSEED": "123"},
-        cwd=Path(__file__).parents[3],
-        capture_output=True,
-        text=True,
-        check=True,
-    ).stdout
-    here = io.StringIO()
-    with contextlib.redirect_stdout(here):
-        exec(PROGRAM, {})  # under the hash seed of this process
-    assert told == here.getvalue() and told
+    told = elsewhere(f"{__name__}:traced")
+    assert told == traced() and told
 
 
 def test_independent_of_values_and_modes() -> None:

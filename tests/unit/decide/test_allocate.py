@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from itertools import product
 from math import inf
 
@@ -13,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.elsewhere import carried, elsewhere
 from tnc.decide.allocation import Choice, Effort, allocate, minimise_cost
 from tnc.decide.allocation.branching import branch
 from tnc.decide.allocation.knapsack import from_choices
@@ -284,26 +282,12 @@ def test_wrong_inputs_are_refused(call, said):
 
 
 def test_the_same_under_another_hash_seed_and_thread_count():
-    code = (
-        "from test_allocate import _model; from tnc.decide.allocation import allocate\n"
-        "s, b = _model(40, 10, 3)\n"
-        "print([allocate(s, b, objective=o).picks for o in ('sum', 'max')])"
-    )
-    here = os.path.dirname(__file__)
-    root = os.path.abspath(os.path.join(here, "..", "..", ".."))
-    answers = set()
-    for seed, threads in (("0", "1"), ("7", "2")):
-        env = dict(
-            os.environ,
-            PYTHONHASHSEED=seed,
-            OMP_NUM_THREADS=threads,
-            PYTHONPATH=os.pathsep.join((root, here)),
-        )
-        done = subprocess.run(
-            [sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True
-        )
-        answers.add(done.stdout)
-    assert len(answers) == 1
+    assert elsewhere(f"{__name__}:picked") == carried(picked())
+
+
+def picked():
+    sites, budgets = _model(40, 10, 3)
+    return [allocate(sites, budgets, objective=o).picks for o in ("sum", "max")]
 
 
 def test_nothing_is_printed(capfd):

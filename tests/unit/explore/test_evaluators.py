@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tests.elsewhere import elsewhere
 from tnc.explore import Evaluator, Fit, Space, Spectra, Topology, evaluators
 from tnc.explore.alternating.bench import Bench
 from tnc.explore.carrying import carried
@@ -147,18 +148,22 @@ def test_true_rings_are_found_from_nearly_every_seed() -> None:
     assert sum(error < 1e-7 for error in found) >= 29
 
 
+def fitted(*names: str) -> dict[str, list[float]]:
+    """Return figures of the fits of evaluators."""
+    said = {}
+    for name in names:
+        for case in ("two", "lonely", "ring", "tree", "dense"):
+            fit = made(name).fit(noise(CASES[case]), CASES[case], seed=4, effort=0.2)
+            said[f"{name} {case}"] = [fit.rse, *(float(core.sum()) for core in fit.cores)]
+    return said
+
+
 PROGRAM = """
 import json, sys
 if sys.argv[1] == "without":
     sys.modules["numba"] = None
-import numpy as np
-from tests.unit.explore.test_evaluators import CASES, NAMES, made, noise
-said = {}
-for name in NAMES if sys.argv[1] == "with" else ["als"]:
-    for case in ("two", "lonely", "ring", "tree", "dense"):
-        fit = made(name).fit(noise(CASES[case]), CASES[case], seed=4, effort=0.2)
-        said[f"{name} {case}"] = [fit.rse, *(float(core.sum()) for core in fit.cores)]
-print(json.dumps(said))
+from tests.unit.explore.test_evaluators import fitted
+print(json.dumps(fitted("als")))
 """
 
 
@@ -174,7 +179,7 @@ def told(how: str, seed: str) -> tuple[dict[str, list[float]], str]:
 
 
 def test_fits_are_the_same_in_another_process() -> None:
-    assert told("with", "1") == told("with", "2")
+    assert elsewhere(f"{__name__}:fitted", *NAMES) == fitted(*NAMES)
 
 
 def test_numpy_finds_what_numba_finds_and_says_so_once() -> None:

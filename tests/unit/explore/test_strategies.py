@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
 from functools import cache
-from pathlib import Path
 from random import Random
 
 import numpy as np
@@ -17,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.elsewhere import elsewhere
 from tnc.explore import (
     Batch,
     Evaluator,
@@ -45,7 +41,6 @@ from tnc.explore.counting import candidates, size_of
 from tnc.explore.engine import Done, Work
 from tnc.explore.trial import Asking
 
-ROOT = Path(__file__).resolve().parents[3]
 NAMES = tuple(strategies.all())
 MOST_REFUSED = 100
 OBJECTIVE = objectives.get("size-and-error")(20.0)
@@ -239,39 +234,21 @@ def reaches(strategy: Strategy, evaluations: int) -> bool:
 
 
 def test_another_hash_seed_changes_nothing() -> None:
-    told = [hashed(seed) for seed in ("1", "2")]
-    assert told[0] == told[1]
-    assert sorted(told[0]) == sorted(NAMES)
+    told = elsewhere(f"{__name__}:asked")
+    assert told == asked()
+    assert sorted(told) == sorted(NAMES)
 
 
-def hashed(seed: str) -> dict[str, list[str]]:
-    code = f"from {__name__} import tell; tell()"
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        cwd=ROOT,
-        env={**os.environ, "PYTHONHASHSEED": seed},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    return json.loads(done.stdout)
-
-
-def tell() -> None:
-    """Print what every strategy asks for."""
-    asked = {name: strategies.get(name)() for name in NAMES}
-    print(
-        json.dumps(
-            {
-                name: [
-                    trial.key
-                    for batch in rounds(made, problem(space_of(made)), 0, 8)[0]
-                    for trial in batch.trials
-                ]
-                for name, made in asked.items()
-            }
-        )
-    )
+def asked() -> dict[str, list[str]]:
+    """Return what every strategy asks for."""
+    return {
+        name: [
+            trial.key
+            for batch in rounds(made, problem(space_of(made)), 0, 8)[0]
+            for trial in batch.trials
+        ]
+        for name, made in ((name, strategies.get(name)()) for name in NAMES)
+    }
 
 
 class Stubborn(Strategy):

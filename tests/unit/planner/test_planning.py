@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-import json
-import os
 import re
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -15,6 +10,7 @@ from torch import nn
 
 import tnc
 from tests.compiled import spec
+from tests.elsewhere import elsewhere
 from tests.zoo import case
 from tnc.decide.plan import Plan
 from tnc.errors import FitError, InfeasibleBudget, PlanError, UnknownName
@@ -22,7 +18,6 @@ from tnc.nn import StructuredLayer
 from tnc.rewrite.contract import outputs_of
 from tnc.sources import evaluations
 
-ROOT = Path(__file__).parents[3]
 LINEAR = {"match": "*layer*", "op": "linear", "structure": "low-rank"}
 BATCHES = tuple(case("bert").inputs(seed)[1] for seed in range(4))
 OUTPUT = evaluations.get("output")()
@@ -249,31 +244,16 @@ def test_a_measured_plan_asks_for_its_data_again() -> None:
     assert tnc.compile(bert(), wish, plan=plan, **DATA).plan.digest == plan.digest
 
 
-DIGESTS = """
-import json, sys, torch
-torch.set_num_threads(int(sys.argv[1]))
-import tnc
-from tests.unit.planner import test_planning as t
-wish = t.spec(t.LINEAR, metric="auto",
-              budget={"scope": "encoder.*", "params": 0.5}, allocate="measured")
-plan = tnc.plan(t.bert(), wish, **t.DATA)
-print(json.dumps(plan.digest))
-"""
+def digest() -> str:
+    """Return the digest of a plan that was chosen by measures."""
+    budget = {"scope": "encoder.*", "params": 0.5}
+    wish = spec(LINEAR, metric="auto", budget=budget, allocate="measured")
+    return tnc.plan(bert(), wish, **DATA).digest
 
 
-def digest(hash_seed: int, threads: int) -> subprocess.Popen:
-    environment = os.environ | {"PYTHONHASHSEED": str(hash_seed), "OMP_NUM_THREADS": str(threads)}
-    return subprocess.Popen(
-        [sys.executable, "-c", DIGESTS, str(threads)], cwd=ROOT, env=environment,
-        stdout=subprocess.PIPE, text=True,
-    )  # fmt: skip
-
-
-@pytest.mark.slow
 def test_a_plan_does_not_depend_on_hash_seeds_or_threads() -> None:
-    running = [digest(0, 1), digest(1, 2)]
-    found = [json.loads(one.communicate()[0]) for one in running]
-    assert found[0] == found[1] and len(found[0]) == 64
+    found = digest()
+    assert elsewhere(f"{__name__}:digest") == found and len(found) == 64
 
 
 def test_fixed_ranks_above_what_is_of_use_are_refused() -> None:
