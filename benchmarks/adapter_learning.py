@@ -25,73 +25,25 @@ from statistics import mean, stdev
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 import tnc
 from benchmarks.adapted import Sized, at_rate, sized, train
 from benchmarks.outcome import Arguments, Goal, Outcome, table
-from tnc.decide.spec import read_spec
-from tnc.errors import SourceError, TncError
-from tnc.inputs import load
-from tnc.sources.tokens import sentences
+from benchmarks.topics import Task, prepared
+from tnc.errors import TncError
 
 NAME = "adapter-learning"
 ENVIRONMENT = {"OMP_NUM_THREADS": "1"}
 
-TOPICS, TOKENS, ADAPTED = 8, 24, 2
-BATCH, STEPS, EVERY, LAST = 16, 45, 5, 15
-HELD_OUT, FITTED, CALIBRATED = 160, 160, 4
+STEPS, EVERY, LAST = 45, 5, 15
+CALIBRATED = 4
 RATES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
-DECAY = 2e-3
 EQUAL = RATES[:3]
 SEEDS, OWN = (0, 1, 2), 100
 FASTER = ("lora-ga", "lora-sb")
 MATCH = "layers.*"
-
-
-class Upper(nn.Module):
-    """The last layers of an encoder with a frozen head, for states of sentences of one length."""
-
-    def __init__(self, layers: Sequence[nn.Module], classes: int, width: int) -> None:
-        super().__init__()
-        self.layers = nn.ModuleList(layers)
-        self.register_buffer("head", torch.zeros(classes, width))
-        self.register_buffer("shift", torch.zeros(classes))
-
-    def embedded(self, states: Tensor) -> Tensor:
-        """Return the mean state `[batch, width]` of states `[batch, tokens, width]`."""
-        for layer in self.layers:
-            found = layer(states)
-            states = found[0] if isinstance(found, tuple) else found
-        return states.mean(1)
-
-    def forward(self, states: Tensor) -> Tensor:
-        """Return logits `[batch, classes]`."""
-        return functional.linear(self.embedded(states), self.head, self.shift)
-
-
-@dataclass(frozen=True, eq=False)
-class Task:
-    """The model with a fitted head, states and topics to train on, and held-out ones."""
-
-    model: Upper
-    states: Tensor
-    topics: Tensor
-    held: Tensor
-    held_topics: Tensor
-
-    def batch(self, seed: int, step: int) -> tuple[Tensor, Tensor]:
-        """Return a batch of a seed's own order."""
-        order = torch.randperm(len(self.topics), generator=torch.Generator().manual_seed(seed))
-        first = step * BATCH % (len(order) - BATCH + 1)
-        rows = order[first : first + BATCH]
-        return self.states[rows], self.topics[rows]
-
-    @torch.no_grad()
-    def loss(self, model: nn.Module) -> float:
-        """Return the cross entropy on held-out sentences."""
-        return float(functional.cross_entropy(model(self.held), self.held_topics))
 
 
 def run(arguments: Arguments) -> Outcome:
@@ -102,7 +54,7 @@ def run(arguments: Arguments) -> Outcome:
     """
     torch.set_num_threads(1)
     task = prepared()
-    steps = 4 if arguments.quick else STEPS
+    steps = EVERY if arguments.quick else STEPS
     only = "lora,lora-ga" if arguments.quick else arguments.only
     known = sized(task.model, task.states[:2], MATCH, without=("original",))
     runs = Runs(task, steps, arguments.checkpoint)
@@ -258,71 +210,3 @@ def reported(task: Task, figures: dict[str, Any], equal: dict[str, Any], steps: 
 def _sooner(what: str, taken: int | None, steps: int) -> Goal:
     share = float("inf") if taken is None else taken / steps
     return Goal(f"steps to LoRA's last loss, as a share: {what}", share, 0.5)
-
-
-def prepared() -> Task:
-    """Load MiniLM, compute the states below the adapted layers, fit the head."""
-    spec = read_spec("minilm", ["calibration.samples=32", "calibration.held_out=32"]).spec
-    loaded = load(spec).loaded
-    if loaded.tokenizer is None:
-        raise SourceError("the model of the spec minilm has no tokenizer")
-    ids, topics = _tokens(loaded.tokenizer)
-    order = torch.randperm(len(ids), generator=torch.Generator().manual_seed(0))
-    ids, topics = ids[order], topics[order]
-    encoder = loaded.model.get_submodule("encoder")
-    layers = list(encoder.get_submodule("layer").children())
-    states = _below(loaded.model, layers[: len(layers) - ADAPTED], ids)
-    model = Upper(layers[len(layers) - ADAPTED :], TOPICS, states.shape[-1]).eval()
-    for parameter in model.parameters():
-        parameter.requires_grad_(False)
-    rest = HELD_OUT + FITTED
-    _fit_head_(model, states[HELD_OUT:rest], topics[HELD_OUT:rest])
-    return Task(model, states[rest:], topics[rest:], states[:HELD_OUT], topics[:HELD_OUT])
-
-
-def _tokens(tokenizer: Any) -> tuple[Tensor, Tensor]:
-    """Return ids of sentences of at least so many tokens, cut there, and their topics."""
-    from pydoc_data.topics import topics
-
-    texts = {name: sentences(text) for name, text in topics.items()}
-    most = sorted(texts, key=lambda name: (-len(texts[name]), name))[:TOPICS]
-    ids, numbers = [], []
-    for number, name in enumerate(most):
-        for found in tokenizer(texts[name], truncation=True, max_length=TOKENS)["input_ids"]:
-            if len(found) == TOKENS:
-                ids.append(found)
-                numbers.append(number)
-    return torch.tensor(ids), torch.tensor(numbers)
-
-
-@torch.no_grad()
-def _below(model: nn.Module, layers: Sequence[nn.Module], ids: Tensor) -> Tensor:
-    """Return the states that the first layers make of ids, in batches."""
-    parts = []
-    for part in ids.split(64):
-        states = model.get_submodule("embeddings")(input_ids=part)
-        for layer in layers:
-            found = layer(states)
-            states = found[0] if isinstance(found, tuple) else found
-        parts.append(states)
-    return torch.cat(parts)
-
-
-def _fit_head_(model: Upper, states: Tensor, topics: Tensor) -> None:
-    """Fit the head to the embeddings that the model makes, with decay."""
-    with torch.no_grad():
-        x = torch.cat([model.embedded(part) for part in states.split(64)])
-    head = torch.zeros_like(model.head).requires_grad_()  # type: ignore[arg-type]
-    shift = torch.zeros_like(model.shift).requires_grad_()  # type: ignore[arg-type]
-    optimizer = torch.optim.LBFGS([head, shift], max_iter=100)
-
-    def closure() -> Tensor:
-        optimizer.zero_grad()
-        loss = functional.cross_entropy(functional.linear(x, head, shift), topics)
-        loss = loss + DECAY * head.square().sum()
-        loss.backward()  # type: ignore[no-untyped-call]
-        return loss
-
-    optimizer.step(closure)  # type: ignore[no-untyped-call]
-    model.head.copy_(head.detach())  # type: ignore[operator]
-    model.shift.copy_(shift.detach())  # type: ignore[operator]
