@@ -170,7 +170,7 @@ class Bank(nn.Module):
         total = call.y
         for delta, share in self.using("weight"):
             part = delta.method.added(delta, call)
-            total = total + (part if share == 1.0 else part * share)
+            total = total + (part if share == 1.0 else part * share).to(total.dtype)
         return self.stirred(total, call.x, call.rest)
 
     def stirred(self, y: Tensor, x: Tensor, rest: Mapping[str, Any] = NOTHING) -> Tensor:
@@ -178,7 +178,7 @@ class Bank(nn.Module):
         for delta, _ in self.using("weight"):
             more = delta.stirred()
             if more is not None:
-                y = y + delta.product(x, more, **rest)
+                y = y + delta.product(x, more, **rest).to(y.dtype)
         return y
 
 

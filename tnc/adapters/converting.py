@@ -79,9 +79,14 @@ def low_rank(
 
 def change_of(parts: Using, weight: Tensor) -> Tensor:
     """Return what deltas add to their weight as a matrix, or one for each of a stack."""
-    delta, weight = parts[0][0], wide(weight)
+    delta = parts[0][0]
+    kinds = [type(each.method) for each, _ in parts]
     with torch.no_grad():
-        change = wide(changed(parts, weight) - weight)
+        if all(kind.plain() and not kind.scales_rows() for kind in kinds):  # nothing cancels
+            change = torch.stack([wide(each.dense()) * share for each, share in parts]).sum(0)
+        else:
+            whole = wide(weight)
+            change = wide(changed(parts, whole) - whole)
     outputs = delta.site.signature.outputs
     shape = (*outputs[:-1], outputs[-1], -1)
     return delta.mapped(change).reshape(shape)

@@ -186,10 +186,12 @@ def follow(adapters: Adapters, *optimizers: Optimizer, seed: int = 0) -> Followe
     """Let optimizers' steps run what the active adapters ask for; `close()` ends it.
 
     `seed` is for what is drawn in training; give every process the same. Raises BindError where an
-    optimizer trains nothing of the adapters, or a method does not go with one.
+    optimizer trains nothing of the adapters, or a method does not go with one; PlanError where they
+    are merged, so that nothing would train them.
     """
     if not optimizers:
         raise BindError("no optimizer is given", hint="follow(adapters, optimizer)")
+    adapters.check_unmerged()
     trained = {id(p) for p in adapters.parameters()}
     for optimizer in optimizers:
         earlier = _OPEN.get(optimizer)

@@ -46,8 +46,15 @@ class Start:
 
     @cached_property
     def weight(self) -> Tensor:
-        """The weight as a map, at least float32."""
-        return wide(self.read())
+        """The weight as a map, at least float32. Raises PlanError where it is not finite."""
+        found = wide(self.read())
+        if not bool(found.isfinite().all()):
+            raise PlanError(
+                f"{self.site.name} has entries that are not finite",
+                where=self.site.name,
+                hint="look for NaN or infinite values in the model's weights",
+            )
+        return found
 
     @property
     def matrix(self) -> Tensor:

@@ -27,7 +27,7 @@ from tnc.decide.options import as_mapping, build
 from tnc.errors import ArtifactError
 from tnc.files import check_no_home, replaced_folder, writing
 from tnc.net import from_json, to_json
-from tnc.nn import view_from_json
+from tnc.nn import StructuredLayer, view_from_json
 
 MANIFEST = "tnc-adapter.json"
 TENSORS = "adapter.safetensors"
@@ -48,10 +48,11 @@ def save(
 ) -> Path:
     """Write adapters (all of them, or those named) and what is trained beside them to a folder.
 
-    The base model is not written: its weights' names, shapes and dtypes are, and are checked when
-    the adapters are loaded. Its buffers are, since training changes them (batch norms). `probe` is
-    one input, (args, kwargs), that merging is checked with; `spec` and `report` are kept to be
-    read. The folder is complete or not there; an old one is replaced with `force`. Raises
+    The base model is not written: its weights' names and shapes are, and whether they are made of
+    cores; they are checked when the adapters are loaded. Its buffers are written, since training
+    changes them (batch norms). `probe` is one input, (args, kwargs), that merging is checked with;
+    `spec` and `report` are kept to be read. The folder is complete or not there; an old one is
+    replaced with `force`. Raises
     ArtifactError.
     """
     folder = Path(out)
@@ -259,6 +260,8 @@ def _place(model: nn.Module, data: dict[str, Any], folder: Path) -> Place:
     owners = tuple(Owner(**owner) for owner in data["owners"])
     place = Place(site, owners, tuple(view_from_json(view) for view in data["views"]))
     try:
+        for owner in owners:
+            _check_base(model.get_submodule(owner.path), owner, site.name, folder)
         found = tuple(place.mapped(model).shape)
     except (AttributeError, KeyError) as error:
         raise ArtifactError(
@@ -274,6 +277,19 @@ def _place(model: nn.Module, data: dict[str, Any], folder: Path) -> Place:
     return place
 
 
+def _check_base(module: nn.Module, owner: Owner, name: str, folder: Path) -> None:
+    """Raise ArtifactError where one of both is made of cores: adapter's base, and the module."""
+    was, now = owner.kind == "structured", isinstance(module, StructuredLayer)
+    if was != now:
+        told = ("dense", "made of cores")
+        raise ArtifactError(
+            f"{name} is {told[now]} in this model, it was {told[was]} when its adapter was saved",
+            where=str(folder),
+            hint="adapters belong to the model that they were made for: adapt this one, or load "
+            "them beside that and compile what `unload` returns",
+        )
+
+
 def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     try:
         manifest = json.loads((folder / MANIFEST).read_text())
@@ -286,4 +302,11 @@ def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         raise ArtifactError(
             f"adapters of format {manifest.get('format')}, this reads {FORMAT}", where=str(folder)
         )
+    for name, tensor in tensors.items():
+        if not bool(tensor.isfinite().all()):
+            raise ArtifactError(
+                f"{name} has entries that are not finite",
+                where=str(folder),
+                hint="the training that made it diverged: save it anew",
+            )
     return manifest, tensors

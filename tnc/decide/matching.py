@@ -81,9 +81,11 @@ def match_rules(
 
 def matches(rule: Patterned, site: Site) -> bool:
     """Say whether a rule takes a site, by the patterns of any of its names and by its operation."""
-    named = any(
-        fnmatchcase(name, pattern) for pattern in rule.match for name in (site.path, *site.aliases)
-    )
+    return any(_takes(pattern, rule, site) for pattern in rule.match)
+
+
+def _takes(pattern: str, rule: Patterned, site: Site) -> bool:
+    named = any(fnmatchcase(name, pattern) for name in (site.path, *site.aliases))
     return named and (rule.op is None or rule.op == site.op)
 
 
@@ -96,7 +98,10 @@ def check_counts(
 ) -> None:
     """Raise PlanError for a rule that took no site; `places` say where each rule was written."""
     for rule, count, where in zip(rules, counts, places):
-        if count or rule.allow_empty:
+        if rule.allow_empty:
+            continue
+        if count:
+            _check_patterns(rule, sites, where)
             continue
         earlier = [site for site in sites if matches(rule, site)]
         if earlier:
@@ -121,6 +126,22 @@ def check_counts(
             + (", ..." if paths[3:] else "")
             + "; or set allow_empty: true",
         )
+
+
+def _check_patterns(rule: Patterned, sites: Sequence[Site], where: str) -> None:
+    """Raise PlanError for one of several patterns of a rule that matches nothing."""
+    for pattern in rule.match:
+        if not any(_takes(pattern, rule, site) for site in sites):
+            paths = [site.path for site in sites]
+            near = get_close_matches(pattern.replace("*", ""), paths, n=3, cutoff=0.3)
+            raise PlanError(
+                f"{pattern!r}, one of the patterns of a rule, matches no site",
+                where=where,
+                hint="sites are "
+                + ", ".join(near or paths[:3])
+                + (", ..." if paths[3:] else "")
+                + "; leave it out, or set allow_empty: true",
+            )
 
 
 def _counted(sites: Sequence[Site]) -> str:

@@ -67,8 +67,7 @@ def is_one_layer(site: Site) -> bool:
     if len(site.uses) != 1 or len(site.aliases) != 1 or site.groups > 1:
         return False
     use = site.uses[0]
-    known = site.op == "linear" or (site.op == "conv" and not site.transposed)
-    return known and use.view == "module" and "+" not in use.reads
+    return site.op in ("linear", "conv") and use.view == "module" and "+" not in use.reads
 
 
 def moments_at(

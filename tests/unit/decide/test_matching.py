@@ -85,6 +85,10 @@ def test_a_rule_without_a_match_is_an_error_with_near_names() -> None:
         match_rules(SITES, spec({"match": "encoder.0.qeury"}), {"rules.0": "s.yaml:7"})
     assert caught.value.where == "s.yaml:7"
     assert "encoder.0.query" in caught.value.hint and "allow_empty" in caught.value.hint
+    both = ["*", "encoder.9.*"]
+    with pytest.raises(PlanError, match=r"'encoder\.9\.\*', one of the patterns of a rule"):
+        match_rules(SITES, spec({"match": both}), {})
+    match_rules(SITES, spec({"match": both, "allow_empty": True}), {})
     with pytest.raises(PlanError, match="'\\*' with op conv matches no site"):
         match_rules(SITES, spec({"match": "*", "op": "conv"}), {})
 
