@@ -72,7 +72,7 @@ def test_the_nearest_product_for_peft(
 
 def test_attention_for_peft_and_back(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """How often PEFT adds the delta of `out_proj` is said both ways."""
-    import peft as theirs
+    theirs = pytest.importorskip("peft")
 
     folder, merged = tmp_path / "p", tmp_path / "m"
     given = ["adapt", spec(tmp_path, "pissa{rank=2}", "make_attentive", "*"), "--peft", str(folder)]
@@ -131,7 +131,7 @@ def test_the_start_of_a_checkpoint(tmp_path: Path, capsys: pytest.CaptureFixture
     """A base that PEFT's start changed is found again with the checkpoint from before training."""
     import copy
 
-    import peft as theirs
+    theirs = pytest.importorskip("peft")
 
     model = make()[0].eval()
     found = theirs.get_peft_model(
