@@ -16,6 +16,7 @@ from tnc.artifact.loading import guard_saving_
 from tnc.artifact.modules import classes_of
 from tnc.capture import Measurements, Trace, capture
 from tnc.capture import measure as _measure
+from tnc.capture.batches import batches_of
 from tnc.decide.plan import Plan
 from tnc.decide.spec import Spec
 from tnc.errors import PlanError
@@ -163,7 +164,7 @@ def compensate(
 
     if rank < 1:
         raise PlanError(f"rank is {rank}", hint="a branch has a rank of 1 or more")
-    batches = tuple(calibration)
+    batches = batches_of(calibration)
     probe = example_of(example, batches)
     return run(model, original, batches, probe, rank, tuple(match), classes_of(model))
 

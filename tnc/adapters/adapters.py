@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from math import isfinite
+from numbers import Real
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +21,7 @@ from tnc.adapters.installing import remove_bank_
 from tnc.adapters.merging import Drift, merge_again_
 from tnc.adapters.place import place_of
 from tnc.adapters.unloading import merge_, unload_
+from tnc.capture.model import Holder, model_of
 from tnc.errors import PlanError
 
 
@@ -103,6 +107,7 @@ class Adapters:
         """Switch to these adapters; a keyword gives an adapter's weight. Without any, to none."""
         chosen = {**dict.fromkeys(self._known(adapters), 1.0), **weights}
         self._known(tuple(weights))
+        _check_shares(weights)
         self.check_unmerged()
         for bank in self._banks():
             bank.active = {name: share for name, share in chosen.items() if name in bank.names}
@@ -241,6 +246,7 @@ class Adapters:
         """
         check_asked(rank, energy)
         self._known(tuple(shares))
+        _check_shares(shares)
         if name in self.names:
             raise PlanError(f"there is an adapter named {name!r}", hint="choose a name")
         deltas = {adapter: self.deltas(adapter) for adapter in shares}
@@ -288,6 +294,17 @@ class Adapters:
             raise PlanError("the adapters are merged", hint="call unmerge() first")
 
 
-def of(model: nn.Module) -> Adapters:
-    """Return the adapters of a model that has some."""
-    return Adapters(model)
+def of(model: nn.Module | Holder) -> Adapters:
+    """Return the adapters of a model, or of what holds one; adapters themselves as they are."""
+    return model if isinstance(model, Adapters) else Adapters(model_of(model))
+
+
+def _check_shares(shares: Mapping[str, Any]) -> None:
+    """Raise PlanError for a weight of an adapter that is no finite number."""
+    for name, share in shares.items():
+        if not isinstance(share, Real) or not isfinite(share):
+            raise PlanError(
+                f"{share!r} is no weight for an adapter",
+                where=name,
+                hint=f"give a finite number, such as {name}=0.5",
+            )

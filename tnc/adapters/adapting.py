@@ -14,12 +14,13 @@ from tnc.adapters.attach import Pool, attach_, check_free, shared_copy, train_al
 from tnc.adapters.bank import check_name
 from tnc.adapters.calibration import LIMIT, Loss, output_loss
 from tnc.adapters.choosing import Choice, Chosen, choose
-from tnc.adapters.given import Given
+from tnc.adapters.given import Given, collected
 from tnc.adapters.method import Method, methods
 from tnc.adapters.rules import EVERYTHING, Settings, Wanted, read
 from tnc.adapters.sizing import sized
 from tnc.adapters.starting import Report, started
 from tnc.capture import Trace, capture
+from tnc.capture.model import Holder, model_of
 from tnc.decide.adapter_plan import AdapterEntry, AdapterPlan
 from tnc.decide.adapters import DEFAULT
 from tnc.decide.option_text import print_form
@@ -41,7 +42,7 @@ class _Asked:
 
 
 def adapt(
-    model: nn.Module,
+    model: nn.Module | Holder,
     settings: Settings,
     *,
     match: str | Sequence[str] = EVERYTHING,
@@ -49,7 +50,7 @@ def adapt(
     example: Example | Tensor | None = None,
     calibration: Iterable[Any] | None = None,
     loss: Loss = output_loss,
-    original: nn.Module | None = None,
+    original: nn.Module | Holder | None = None,
     train: str | Sequence[str] = (),
     seed: int | None = None,
     limit: int = LIMIT,
@@ -58,6 +59,7 @@ def adapt(
 ) -> Adapters:
     """Return a copy of a model with adapters; its weights are shared with the model, and frozen.
 
+    `model` is a module, or what `tnc.compile` returned: its model then.
     `settings` are an adaptation method as text (`lora{rank=8}`) or as an object, for the weights
     whose paths `match`; or rules, a budget and several adapters, as a spec writes them under
     `adapters`; or a spec. `example` is one input, the first batch of `calibration` serves where it
@@ -76,14 +78,15 @@ def adapt(
     >>> tuned.reasons
     (('2.weight', 'no rule matches it'),)
     """
+    model = model_of(model)
     wanted = read(settings, match, name, locations)
-    given = Given(tuple(calibration or ()), loss, original, limit)
+    given = collected(calibration, loss, original, limit)
     asked = _Asked(wanted, given, example, train, _seed(settings, seed))
     return _adapted_(shared_copy(model), asked, progress)
 
 
 def adapt_(
-    model: nn.Module,
+    model: nn.Module | Holder,
     settings: Settings,
     *,
     match: str | Sequence[str] = EVERYTHING,
@@ -91,7 +94,7 @@ def adapt_(
     example: Example | Tensor | None = None,
     calibration: Iterable[Any] | None = None,
     loss: Loss = output_loss,
-    original: nn.Module | None = None,
+    original: nn.Module | Holder | None = None,
     seed: int | None = None,
     limit: int = LIMIT,
     locations: Mapping[str, str] | None = None,
@@ -102,14 +105,15 @@ def adapt_(
     Raises PlanError as `adapt`, and where adapters that are there are merged; the model is then as
     it was.
     """
+    model = model_of(model)
     Adapters(model).check_unmerged()
     wanted = read(settings, match, name, locations)
-    given = Given(tuple(calibration or ()), loss, original, limit)
+    given = collected(calibration, loss, original, limit)
     return _adapted_(model, _Asked(wanted, given, example, (), _seed(settings, seed)), progress)
 
 
 def plan(
-    model: nn.Module,
+    model: nn.Module | Holder,
     settings: Settings,
     *,
     match: str | Sequence[str] = EVERYTHING,
@@ -117,7 +121,7 @@ def plan(
     example: Example | Tensor | None = None,
     calibration: Iterable[Any] | None = None,
     loss: Loss = output_loss,
-    original: nn.Module | None = None,
+    original: nn.Module | Holder | None = None,
     train: str | Sequence[str] = (),
     seed: int | None = None,
     limit: int = LIMIT,
@@ -131,8 +135,9 @@ def plan(
     >>> [(entry.weight, entry.trained) for entry in made.entries], made.skips[0][1].reason
     ([('0.weight', 64)], 'rank 4 is above 2, the most that 2 <- 8 has')
     """
+    model = model_of(model)
     wanted = read(settings, match, name, locations)
-    given = Given(tuple(calibration or ()), loss, original, limit)
+    given = collected(calibration, loss, original, limit)
     asked = _Asked(wanted, given, example, train, _seed(settings, seed))
     copied = shared_copy(model)
     whole = sum(parameter.numel() for parameter in model.parameters())

@@ -6,6 +6,7 @@ weight, also of one made of cores, and what it is multiplied with is the weight'
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
@@ -59,6 +60,24 @@ def output_loss(output: Any, batch: Any) -> Tensor:
             hint="give loss=function of (output, batch), or batches with labels",
         )
     return found
+
+
+def check_loss(loss: Any) -> None:
+    """Raise PlanError for what cannot be called as `loss(output, batch)`."""
+    reason = "" if callable(loss) else f"it is of type {type(loss).__name__}"
+    try:
+        if not reason:
+            inspect.signature(loss).bind(None, None)
+    except TypeError as error:
+        reason = str(error)
+    except ValueError:  # a built-in function without a signature
+        return
+    if reason:
+        raise PlanError(
+            f"the loss cannot be called with an output and a batch: {reason}",
+            where="loss",
+            hint="give a function of (output, batch) that returns one number; it may ignore batch",
+        )
 
 
 def gradients(

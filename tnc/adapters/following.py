@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from tnc.adapters.adapters import Adapters
+from tnc.adapters.adapters import Adapters, of
 from tnc.adapters.attach import generator_for
 from tnc.adapters.delta import Delta
 from tnc.adapters.method import Method
@@ -182,13 +182,15 @@ class Followed:
             self.events.append((at.number, delta.site.name, told))
 
 
-def follow(adapters: Adapters, *optimizers: Optimizer, seed: int = 0) -> Followed:
+def follow(adapters: Adapters | nn.Module, *optimizers: Optimizer, seed: int = 0) -> Followed:
     """Let optimizers' steps run what the active adapters ask for; `close()` ends it.
 
-    `seed` is for what is drawn in training; give every process the same. Raises BindError where an
-    optimizer trains nothing of the adapters, or a method does not go with one; PlanError where they
-    are merged, so that nothing would train them.
+    `adapters` are what `tnc.adapt` returned, or its model. `seed` is for what is drawn in training;
+    give every process the same. Raises BindError where an optimizer trains nothing of the adapters,
+    or a method does not go with one; PlanError where they are merged, so that nothing would train
+    them.
     """
+    adapters = of(adapters)
     if not optimizers:
         raise BindError("no optimizer is given", hint="follow(adapters, optimizer)")
     adapters.check_unmerged()

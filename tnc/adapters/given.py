@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
+from typing import Any
 
 from torch import Tensor, nn
 
 from tnc.adapters.calibration import (
     LIMIT,
     Loss,
+    check_loss,
     gradients,
     moment_bytes,
     moments,
@@ -20,6 +22,8 @@ from tnc.adapters.calibration import (
 from tnc.adapters.choosing import Chosen
 from tnc.adapters.place import Place
 from tnc.adapters.sequential import wishes
+from tnc.capture.batches import batches_of
+from tnc.capture.model import Holder, model_of
 from tnc.decide.site import Site
 from tnc.errors import PlanError
 from tnc.nn import StructuredLayer
@@ -146,3 +150,15 @@ class Given:
                 hint="give the model that was compressed, with its own modules and names",
             )
         return mapped
+
+
+def collected(
+    calibration: Iterable[Any] | None,
+    loss: Loss,
+    original: nn.Module | Holder | None,
+    limit: int,
+) -> Given:
+    """Return what a caller gave. Raises CaptureError, PlanError for things of a wrong kind."""
+    check_loss(loss)
+    was = None if original is None else model_of(original, "original")
+    return Given(batches_of(calibration), loss, was, limit)

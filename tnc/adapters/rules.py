@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
@@ -97,10 +97,22 @@ def _adapters(settings: Any) -> tuple[AdapterSpec, ...]:
                 hint="add a line such as `adapters: lora{rank=8}`",
             )
         return settings.adapters
+    if not isinstance(settings, Mapping | Sequence | AdapterSpec):
+        told = settings.__name__ if isinstance(settings, type) else type(settings).__name__
+        raise PlanError(
+            f"{told} says no adapter",
+            where="settings",
+            hint="give a method such as 'lora{rank=8}', a mapping with rules, several, or a spec",
+        )
     try:
         return TypeAdapter(AdaptersSpec).validate_python(settings)
     except ValidationError as error:
-        raise SpecProblems(problems_of(error)) from None
+        listed = isinstance(settings, Sequence)
+        found = problems_of(error)
+        raise SpecProblems(
+            replace(each, location=("adapters", *each.location[0 if listed else 1 :]))
+            for each in found
+        ) from None
 
 
 def _wanted(adapter: AdapterSpec, prefix: str, places: Mapping[str, str]) -> Wanted:

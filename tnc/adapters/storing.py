@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import tnc
-from tnc.adapters.adapters import Adapters
+from tnc.adapters.adapters import Adapters, of
 from tnc.adapters.attach import Pool, attach_, shared_copy
 from tnc.adapters.attach import check_free as check_free_place
 from tnc.adapters.bank import bank_of
@@ -23,6 +23,7 @@ from tnc.adapters.method import methods
 from tnc.adapters.place import Owner, Place, place_of, site_from_json, site_to_json
 from tnc.adapters.start import Parts
 from tnc.artifact.probing import Probe, probe_data, probe_inputs
+from tnc.capture.model import Holder, model_of
 from tnc.decide.options import as_mapping, build
 from tnc.errors import ArtifactError
 from tnc.files import check_no_home, replaced_folder, writing
@@ -37,7 +38,7 @@ FORMAT = 1
 
 
 def save(
-    adapters: Adapters,
+    adapters: Adapters | nn.Module,
     out: str | Path,
     names: Sequence[str] = (),
     *,
@@ -48,14 +49,20 @@ def save(
 ) -> Path:
     """Write adapters (all of them, or those named) and what is trained beside them to a folder.
 
-    The base model is not written: its weights' names and shapes are, and whether they are made of
-    cores; they are checked when the adapters are loaded. Its buffers are written, since training
-    changes them (batch norms). `probe` is one input, (args, kwargs), that merging is checked with;
-    `spec` and `report` are kept to be read. The folder is complete or not there; an old one is
-    replaced with `force`. Raises
+    `adapters` are what `tnc.adapt` returned, or its model. The base model is not written: its
+    weights' names and shapes are, and whether they are made of cores; they are checked when the
+    adapters are loaded. Its buffers are written, since training changes them (batch norms). `probe`
+    is one input, (args, kwargs), that merging is checked with; `spec` and `report` are kept to be
+    read. The folder is complete or not there; an old one is replaced with `force`. Raises
     ArtifactError.
     """
-    folder = Path(out)
+    adapters, folder = of(adapters), Path(out)
+    if not adapters.names:
+        raise ArtifactError(
+            "the model has no adapters to save",
+            where="adapters",
+            hint="tnc.adapt attaches some; tnc.save writes compiled models",
+        )
     check_free(folder, force)
     tensors: dict[str, Tensor] = {}
     held: dict[str, dict[str, Any]] = {}
@@ -114,21 +121,21 @@ def read_probe(folder: str | Path) -> Probe | None:
     return probe_inputs(form, held)
 
 
-def load(model: nn.Module, folder: str | Path) -> Adapters:
+def load(model: nn.Module | Holder, folder: str | Path) -> Adapters:
     """Return a copy of a model, sharing its weights, with the adapters of a folder.
 
     Raises ArtifactError where the folder is not whole or the model is another one.
     """
-    return load_(shared_copy(model), folder)
+    return load_(shared_copy(model_of(model)), folder)
 
 
-def load_(model: nn.Module, folder: str | Path) -> Adapters:
+def load_(model: nn.Module | Holder, folder: str | Path) -> Adapters:
     """Put the adapters of a folder beside a model's own weights; see `load`.
 
     What was trained beside them comes along. Raises ArtifactError where the model has adapters with
     such a parameter of another value.
     """
-    place = Path(folder)
+    model, place = model_of(model), Path(folder)
     manifest, tensors = _read(place)
     Adapters(model).check_unmerged()
     wanted = []

@@ -63,10 +63,22 @@ def save(
     ArtifactError where the folder exists and is no artifact, or `force` is not set, and PlanError
     where the model does not hold what its plan promises.
     """
+    _check_compiled(compiled)
     check_plain(compiled.model)
     check_savings(compiled)
     contents = Contents(source, tuple(files), spec, report, kernels)
     return write(compiled, out, contents, force=force, shard_bytes=shard_bytes, optimizer=optimizer)
+
+
+def _check_compiled(given: object) -> None:
+    """Raise ArtifactError for what is no `Compiled`."""
+    if not isinstance(given, Compiled):
+        raise ArtifactError(
+            f"a {type(given).__name__} is not what tnc.compile returned",
+            where="compiled",
+            hint="give that, not its model; adapters alone are written by tnc.adapters.save, the "
+            "weights of any module by torch.save(model.state_dict(), file)",
+        )
 
 
 def write(

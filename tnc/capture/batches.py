@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import inspect
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from tnc.errors import CaptureError
+
+AS_ARGUMENTS = (
+    "a batch is the model's arguments: a tuple those by position, a mapping those by name; of a "
+    "loader's (x, y) give tnc.sources.Labelled((x,), y): the model sees x, a loss batch.labels"
+)
 
 
 def arguments(batch: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -20,10 +28,65 @@ def arguments(batch: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     return (tuple(batch) if isinstance(batch, tuple | list) else (batch,)), {}
 
 
+def batches_of(given: Iterable[Any] | None, where: str = "calibration") -> tuple[Any, ...]:
+    """Return calibration batches; none for None. Raises CaptureError for what is one batch.
+
+    A tensor would be taken apart into its rows, a mapping into its keys.
+    """
+    if given is None:
+        return ()
+    if isinstance(given, Tensor | Mapping | str | bytes):
+        raise CaptureError(
+            f"{where} is one {type(given).__name__}, no batches",
+            where=where,
+            hint=f"{where}=[batch] for one, tensor.split(32) for several",
+        )
+    try:
+        return tuple(given)
+    except TypeError as error:
+        if hasattr(given, "__iter__") or hasattr(given, "__getitem__"):
+            raise
+        raise CaptureError(
+            f"{where} is of type {type(given).__name__}, no batches",
+            where=where,
+            hint="give a list of batches, or a DataLoader",
+        ) from error
+
+
 def call(model: nn.Module, batch: Any) -> Any:
-    """Call a model with a batch."""
-    args, kwargs = arguments(batch)
-    return model(*args, **kwargs)
+    """Call a model with a batch. Raises CaptureError where it takes no such arguments."""
+    return run(model, *arguments(batch))
+
+
+def run(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+    """Call a model. Raises CaptureError where it takes no such arguments."""
+    try:
+        return model(*args, **kwargs)
+    except TypeError as error:
+        reason = misfit(model, args, kwargs)
+        if not reason:
+            raise
+        raise CaptureError(
+            f"the model fails on an input: {reason}", where=type(model).__name__, hint=AS_ARGUMENTS
+        ) from error
+
+
+def misfit(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> str:
+    """Say why a model cannot be called with these arguments, whatever they hold; empty if it can.
+
+    >>> misfit(nn.Sequential(), (1, 2), {})
+    'Sequential takes no such arguments as 2 positional: too many positional arguments'
+    """
+    try:
+        inspect.signature(model.forward).bind(*args, **kwargs)
+    except TypeError as error:
+        told = [f"{len(args)} positional"] if args else []
+        told += [f"{name}=" for name in kwargs]
+        given = ", ".join(told) or "none"
+        return f"{type(model).__name__} takes no such arguments as {given}: {error}"
+    except ValueError:  # a forward without a signature
+        return ""
+    return ""
 
 
 def sample_count(batch: Any) -> int:

@@ -8,8 +8,10 @@ from typing import Any
 from torch import nn
 
 from tnc.capture import links as neighbours
+from tnc.capture.batches import run
 from tnc.capture.fingerprint import fingerprint
 from tnc.capture.graph import escaping, graphs, remembered
+from tnc.capture.model import model_of
 from tnc.capture.observe import observe
 from tnc.capture.record import Recorder
 from tnc.capture.sites import sort_out
@@ -38,11 +40,12 @@ def capture(
     [('0.weight', '3 <- 4', 2)]
     """
     kwargs = dict(kwargs or {})
+    model = model_of(model)
     _check(model)
     weights = Weights(model)
     recorder = Recorder(model, weights)
     with evaluating(model):
-        output, calls = observe(model, weights, recorder, lambda: model(*args, **kwargs))
+        output, calls = observe(model, weights, recorder, lambda: run(model, args, kwargs))
         returned = tuple(escaping(output))
         if not returned:
             raise CaptureError(
@@ -71,10 +74,6 @@ def capture(
 
 
 def _check(model: nn.Module) -> None:
-    if not isinstance(model, nn.Module):
-        raise CaptureError(
-            f"a {type(model).__name__} is no torch.nn.Module", hint="give the model itself"
-        )
     lazy = [n for n, p in model.named_parameters() if nn.parameter.is_lazy(p)]
     if lazy:
         raise CaptureError(

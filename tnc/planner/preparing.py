@@ -9,6 +9,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from tnc.capture import capture, measure
+from tnc.capture.batches import batches_of
+from tnc.capture.model import model_of
 from tnc.decide.matching import match_rules
 from tnc.decide.options import build
 from tnc.decide.pipeline import allocators, pipeline
@@ -50,6 +52,7 @@ def prepare(
 ) -> Work:
     """Run the early passes, measure what the fits need, and plan, unless a plan is given."""
     _check_fits(spec, locations or {})
+    model_of(model)
     reason = refusal(model, "a model with adapters is not compiled")
     if reason:
         raise PlanError(
@@ -58,7 +61,7 @@ def prepare(
             hint="compile the base and adapt that, or merge first: tnc.adapters.of(model).unload()",
         )
     allocator = build(allocators, spec.allocate)
-    batches = tuple(calibration) if calibration is not None else ()
+    batches = batches_of(calibration)
     evaluation = evaluation or (spec.evaluation if batches else None)
     probe = example_of(example, batches)
     trace = capture(model, *probe, graph=False)
@@ -176,6 +179,8 @@ def example_of(example: Example | Tensor | None, batches: tuple[Any, ...]) -> Ex
         return (example,), {}
     if isinstance(example, Mapping):
         return (), dict(example)
+    if not isinstance(example, tuple | list):
+        return (example,), {}
     if len(example) == 2 and isinstance(example[0], tuple) and isinstance(example[1], dict):
         return example
     return tuple(example), {}

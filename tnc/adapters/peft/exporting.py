@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 import tnc
-from tnc.adapters.adapters import Adapters
+from tnc.adapters.adapters import Adapters, of
 from tnc.adapters.converting import check_asked
 from tnc.adapters.method import methods
 from tnc.adapters.peft import checkpoint, randlora
@@ -50,7 +50,7 @@ class Exported:
 
 
 def export_peft(
-    adapters: Adapters,
+    adapters: Adapters | nn.Module,
     folder: str | Path,
     name: str | None = None,
     *,
@@ -73,6 +73,7 @@ def export_peft(
 
     Raises ArtifactError with the weight and the reason where PEFT would compute something else.
     """
+    adapters = of(adapters)
     name = adapters._one(name)
     check_asked(rank, energy)
     model, held = adapters.model, held_by(adapters, name)

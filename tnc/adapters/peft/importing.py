@@ -21,6 +21,7 @@ from tnc.adapters.peft.places import joined
 from tnc.adapters.peft.randlora import read_randlora
 from tnc.adapters.peft.read import Loaded, Read
 from tnc.adapters.storing import check_beside
+from tnc.capture.model import Holder, model_of
 from tnc.errors import ArtifactError
 
 Reader = Callable[[nn.Module, Checkpoint, str, Checkpoint | None, int | None], Read]
@@ -29,7 +30,7 @@ READERS: Mapping[str, Reader] = {"LORA": read_lora, "RANDLORA": read_randlora}
 
 
 def import_peft(
-    model: nn.Module,
+    model: nn.Module | Holder,
     folder: str | Path,
     name: str = "default",
     *,
@@ -51,12 +52,12 @@ def import_peft(
     and every setting that cannot be read. PEFT is not needed.
     """
     return import_peft_(
-        shared_copy(model), folder, name, initial=initial, out_proj_times=out_proj_times
+        shared_copy(model_of(model)), folder, name, initial=initial, out_proj_times=out_proj_times
     )
 
 
 def import_peft_(
-    model: nn.Module,
+    model: nn.Module | Holder,
     folder: str | Path,
     name: str = "default",
     *,
@@ -64,6 +65,7 @@ def import_peft_(
     out_proj_times: int | None = None,
 ) -> Adapters:
     """Put the adapter of a checkpoint beside a model's own weights; see `import_peft`."""
+    model = model_of(model)
     Adapters(model).check_unmerged()
     check_name(name)
     found = checkpoint.read(folder)
