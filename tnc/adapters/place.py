@@ -104,11 +104,11 @@ def _dense(model: nn.Module, site: Site) -> Place:
 
 
 def _structured(model: nn.Module) -> list[Place]:
-    found: dict[int, Place] = {}
+    found: dict[tuple[int, ...], Place] = {}
     for path, layer in model.named_modules(remove_duplicate=False):
         if not isinstance(layer, StructuredLayer) or BANK in path.split("."):
             continue  # the layers of deltas are no bases
-        key = id(next(iter(layer.cores.values())))
+        key = tuple(id(core) for core in layer.cores.values())
         name = f"{path.removesuffix(SUFFIX)}.weight" if not path.endswith(SUFFIX) else path
         owner = Owner(path, "weight", "structured")
         known = found.get(key)
