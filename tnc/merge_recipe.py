@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tnc.adapt_recipe import load_base
 from tnc.decide.options import as_mapping, build
-from tnc.decide.plan import Entry, Plan, Total
+from tnc.decide.plan import Plan, Total
 from tnc.errors import ArtifactError
 from tnc.recipe import Clock, Progress
 from tnc.report.adapt_report import MergeReport
@@ -60,6 +60,7 @@ def merge(
     ArtifactError where base and adapters do not fit, or nothing says how to call the model.
     """
     from tnc.adapters import import_peft, storing
+    from tnc.adapters.folding import changed_by
     from tnc.adapters.peft.checkpoint import is_checkpoint
     from tnc.artifact.modules import classes_of
 
@@ -94,17 +95,16 @@ def merge(
             where=str(folder),
             hint=f"name one: --use {adapters.names[0]}",
         )
-    weights = sorted({path for name in used for path in adapters.deltas(name)})
+    count = len({path for name in used for path in adapters.deltas(name)})
+    changed = changed_by(adapters)
     before = _outputs(adapters.model, probe)
     drifts = sorted(adapters.merge(), key=lambda drift: -drift.largest)
-    outside = storing.outside_of(adapters.model)
-    beside = [name for name, p in outside.items() if p.requires_grad]
     merged = adapters.unload()
     merged.requires_grad_(True)
     after = _outputs(merged, probe)
     report = MergeReport(
         adapters=used,
-        weights=len(weights),
+        weights=count,
         difference=max(float((a - b).abs().max()) for a, b in zip(after, before)),
         scale=max(float(b.abs().max()) for b in before),
         drift=drifts[0].largest,
@@ -117,7 +117,7 @@ def merge(
 
     clock("save", 0, 1)
     reason = f"merged with {', '.join(used)}"
-    plan = _plan(merged, manifest, weights, beside, reason, probe)
+    plan = _plan(merged, manifest, changed, reason, probe)
     report = replace(report, folder=str(out))
     made = _compiled(merged, plan, probe, classes or classes_of(loaded.model))
     contents = Contents(source, tuple(files), report=report.as_json())
@@ -141,7 +141,7 @@ def _origin(
         raise ArtifactError(
             "the artifact does not say how to build its model",
             where=base,
-            hint="merge in Python: tnc.adapters.storing.load(model, folder).unload()",
+            hint="merge in Python: tnc.adapters.load(model, folder).unload()",
         )
     skeleton = build(models, dict(manifest.source)).skeleton(folder)
     own = ("README.md", "plan.json", "spec.yaml", "report.html")
@@ -171,46 +171,19 @@ def _outputs(model: nn.Module, probe: Probe) -> tuple[Tensor, ...]:
 
 
 def _plan(
-    model: nn.Module,
-    manifest: Manifest | None,
-    weights: Iterable[str],
-    beside: Iterable[str],
-    reason: str,
-    probe: Probe,
+    model: nn.Module, manifest: Manifest | None, weights: set[str], reason: str, probe: Probe
 ) -> Plan:
     """Return the base's plan with what the merge made of it: structures as they are now."""
+    from tnc.adapters.folding import folded_plan
     from tnc.capture import capture
 
+    if manifest is not None:
+        return folded_plan(Plan.from_json({**manifest.plan, "digest": ""}), model, weights, reason)
     count = sum(parameter.numel() for parameter in model.parameters())
-    if manifest is None:
-        trace = capture(model, *probe, graph=False)
-        flops = sum(site.cost.flops for site in trace.sites)
-        total = Total(count, count, flops, flops)
-        notes = (reason,)
-        return Plan(trace.fingerprint, 0, (), (), (), (), "sum", total, total, notes)
-    old = Plan.from_json({**manifest.plan, "digest": ""})
-    touched = {*weights, *beside}
-    entries = tuple(_merged_entry(model, each, touched, reason) for each in old.entries)
-    before = sum(entry.params for entry in old.entries)
-    grown = sum(entry.params for entry in entries) - before
-    total = replace(old.total, params=count)
-    scope = replace(old.scope, params=old.scope.params + grown)
-    return replace(old, entries=entries, total=total, scope=scope, notes=(*old.notes, reason))
-
-
-def _merged_entry(model: nn.Module, entry: Entry, touched: set[str], reason: str) -> Entry:
-    from tnc.nn import StructuredLayer
-
-    if not touched & set(entry.members):
-        return entry
-    told = replace(entry, reason=f"{entry.reason}; {reason}")
-    if entry.structure is None or len(entry.members) > 1:
-        return told
-    layer = model.get_submodule(entry.site.removesuffix(".weight"))
-    if not isinstance(layer, StructuredLayer):
-        return replace(told, structure=None, params=entry.dense_params, flops=entry.dense_flops)
-    count = sum(core.numel() for core in layer.cores.values())
-    return replace(told, structure=layer.structure, params=count)
+    trace = capture(model, *probe, graph=False)
+    flops = sum(site.cost.flops for site in trace.sites)
+    total = Total(count, count, flops, flops)
+    return Plan(trace.fingerprint, 0, (), (), (), (), "sum", total, total, (reason,))
 
 
 def _compiled(model: nn.Module, plan: Plan, probe: Probe, classes: dict[str, str]) -> Compiled:

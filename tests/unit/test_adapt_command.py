@@ -300,6 +300,31 @@ def test_merge_writes_an_artifact(compressed: bool, spec, half: Path, tmp_path: 
     assert document(capsys)["ok"] is True
 
 
+def test_a_merged_artifact_tells_what_it_is_now(
+    spec, half: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    out, merged = tmp_path / "a", tmp_path / "m"
+    assert main(["adapt", spec(LORA), "--base", str(half), "--out", str(out)]) == 0
+    assert main(["merge", str(half), str(out), "--out", str(merged)]) == 0
+    before, now = (tnc.Plan.read(folder / "plan.json") for folder in (half, merged))
+    rows = 5  # of the example
+    more = 2 * (16 + 12)
+    for kind in ("total", "scope"):
+        old, new = getattr(before, kind), getattr(now, kind)
+        assert (new.params - old.params, new.flops - old.flops) == (more, 2 * rows * more)
+    changed, left = now.entry("first.weight"), now.entry("last.weight")
+    assert changed.error is None and left == before.entry("last.weight")
+    capsys.readouterr()
+    assert main(["inspect", str(merged)]) == 0
+    told = capsys.readouterr().out
+    assert "not known" in told and f"{now.total.flops:,} FLOPs" in told
+    assert (
+        f"FLOPs (of the weights, on the example input) {now.total.flops:,}"
+        in (merged / "README.md").read_text()
+    )
+    assert main(["report", str(merged), "--out", str(tmp_path / "page.html")]) == 0
+
+
 def test_merge_refuses_what_does_not_fit(spec, tmp_path: Path, capsys: Capture) -> None:
     out, merged = tmp_path / "a", tmp_path / "m"
     assert main(["adapt", spec(LORA), "--out", str(out)]) == 0

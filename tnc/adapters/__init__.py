@@ -15,6 +15,7 @@ _PUBLIC = {
     "adapt": "tnc.adapters.adapting",
     "adapt_": "tnc.adapters.adapting",
     "export_peft": "tnc.adapters.peft.exporting",
+    "folded": "tnc.adapters.folding",
     "follow": "tnc.adapters.following",
     "import_peft": "tnc.adapters.peft.importing",
     "import_peft_": "tnc.adapters.peft.importing",
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from tnc.adapters.adapting import adapt as adapt
     from tnc.adapters.adapting import adapt_ as adapt_
     from tnc.adapters.adapting import plan as plan
+    from tnc.adapters.folding import folded as folded
     from tnc.adapters.following import follow as follow
     from tnc.adapters.method import Method as Method
     from tnc.adapters.peft.exporting import export_peft as export_peft

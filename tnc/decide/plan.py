@@ -29,7 +29,8 @@ class Entry:
 
     `structure` is None where the weight stays dense. `error` is the predicted error in the unit of
     the plan's objective; `relative` the predicted relative error of the
-    weight in the norm of its metric (for 'inputs' that is the layer's output).
+    weight in the norm of its metric (for 'inputs' that is the layer's output). Both are None where
+    they are not known: adapters were merged into the weight since.
     `members` are the sites, in order of their rows in the stacked weight; one name for most.
     """
 
@@ -39,8 +40,8 @@ class Entry:
     fit: str
     family: str
     metric: str
-    error: float
-    relative: float
+    error: float | None
+    relative: float | None
     params: int
     dense_params: int
     flops: int
@@ -187,8 +188,8 @@ class Plan:
         if entry.structure is not None:
             lines.insert(
                 2,
-                f"  fitted by {entry.fit} in the {entry.metric} metric, "
-                f"predicted relative error there {entry.relative:.3g}",
+                f"  fitted by {entry.fit} in the {entry.metric} metric, predicted relative error "
+                + ("not known" if entry.relative is None else f"there {entry.relative:.3g}"),
             )
         return "\n".join(lines)
 

@@ -7,8 +7,18 @@ from typing import Any
 
 from tnc.errors import PlanError
 
-_TOLD = {"int": "a whole number", "float": "a number", "str": "text"}
-_KINDS: dict[str, tuple[type, ...]] = {"int": (int,), "float": (int, float), "str": (str,)}
+_TOLD = {
+    "int": "a whole number",
+    "float": "a number",
+    "float | None": "a number or null",
+    "str": "text",
+}
+_KINDS: dict[str, tuple[type, ...]] = {
+    "int": (int,),
+    "float": (int, float),
+    "float | None": (int, float, type(None)),
+    "str": (str,),
+}
 
 
 def check_fields(kind: type, data: Any, place: str = "") -> None:

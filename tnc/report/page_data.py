@@ -173,7 +173,9 @@ def chosen_point(plan: Plan) -> list[float] | None:
     resource = plan.background.resource
     if resource not in ("params", "flops") or not plan.entries:
         return None
-    errors = [entry.error for entry in plan.entries]
+    errors = [entry.error for entry in plan.entries if entry.error is not None]
+    if len(errors) < len(plan.entries):
+        return None
     error = max(errors) if plan.objective == "max" else sum(errors)
     return [float(getattr(plan.scope, resource)), error]
 

@@ -44,7 +44,7 @@ def plan_tables(plan: Plan) -> RenderableType:
             _becomes(entry),
             f"{entry.params:,}",
             f"{entry.dense_params:,}",
-            "-" if entry.kept else f"{entry.relative:.3g}",
+            "-" if entry.kept else _error(entry.relative),
             entry.reason,
             entry.rule,
         )
@@ -101,6 +101,10 @@ def _figures(report: RunReport) -> Table:
     for name, value in report.figures:
         table.add_row(name, f"{value:.5g}")
     return table
+
+
+def _error(relative: float | None) -> str:
+    return "not known" if relative is None else f"{relative:.3g}"
 
 
 def _becomes(entry: Entry) -> str:

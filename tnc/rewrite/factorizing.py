@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from math import inf
 
 from torch import Tensor, nn
 
@@ -121,7 +122,7 @@ def _reparam(
         new=tuple((name, f"{path}.cores.{name}") for name in structure.shapes),
         transposed=site.transposed,
         residual=fitting.relative,
-        promised=entry.relative,
+        promised=inf if entry.relative is None else entry.relative,
         plain=fitting.plain,
         fit=entry.fit,
         note=fitting.note,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from math import inf
 
 from torch import Tensor, nn
 
@@ -107,7 +108,8 @@ def _fitted(
 
 def _check(entry: Entry, site: Site, reparam: Reparam, compiled: Subject) -> None:
     """Hold a fit to what the plan promised, as the pass does."""
-    done = replace(compiled, reparams=(replace(reparam, promised=entry.relative),))
+    promised = inf if entry.relative is None else entry.relative
+    done = replace(compiled, reparams=(replace(reparam, promised=promised),))
     reason = Approximate().breach((), (), replace(compiled, reparams=()), done)
     if reason:
         raise PassError(reason, where=f"site {site.name}", hint="make the plan again")
