@@ -156,8 +156,8 @@ def check_plain(model: nn.Module) -> None:
             raise ArtifactError(
                 "the model has adapters, which an artifact does not hold",
                 where=path or type(module).__name__,
-                hint="tnc.adapters.storing.save(tnc.adapters.of(model), folder) saves them apart; "
-                "tnc.adapters.of(model).unload() merges them",
+                hint="tnc.adapters.save(tnc.adapters.of(model), folder) saves them apart; "
+                "tnc.save(tnc.adapters.folded(made, tnc.adapters.of(model)), folder) merges them",
             )
 
 

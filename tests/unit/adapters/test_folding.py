@@ -135,6 +135,23 @@ def test_errors_are_not_those_of_the_base() -> None:
     assert second == made.reparams[1]
 
 
+def test_adapters_put_in_place_and_one_beside(tmp_path: Path) -> None:
+    """As the hint of `save` says: the compiled model itself was adapted, and a layer trained."""
+    torch.manual_seed(0)
+    net, x = nn.Sequential(nn.Linear(12, 10), nn.Tanh(), nn.Linear(10, 8)), torch.randn(4, 12)
+    made = compiled(net, x)
+    tuned = tnc.adapters.adapt_(made.model, "lora{rank=1}", match="0", example=x)
+    made.model[2].requires_grad_(True)
+    with torch.no_grad():
+        for parameter in tuned.parameters():
+            parameter += 0.1
+    whole = tnc.adapters.folded(made, tnc.adapters.of(made.model))
+    tnc.save(whole, tmp_path / "a")
+    assert torch.allclose(tnc.load(tmp_path / "a", model=net)(x), made.model(x), atol=1e-5)
+    beside = whole.plan.entry("2.weight")
+    assert beside.error is None and beside.structure == made.plan.entry("2.weight").structure
+
+
 def test_what_does_not_fit() -> None:
     torch.manual_seed(0)
     net, x = nn.Sequential(nn.Linear(12, 10)), torch.randn(4, 12)
