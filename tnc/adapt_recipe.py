@@ -9,12 +9,14 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
+from tnc.artifact.foreign import adapters_in
 from tnc.decide.adapter_plan import AdapterPlan
 from tnc.decide.options import build
 from tnc.decide.spec import Resolved, Spec
-from tnc.errors import ArtifactError, PlanError
+from tnc.errors import ArtifactError, CaptureError, PlanError
 from tnc.inputs import Inputs, load
 from tnc.recipe import Clock, Progress, compare, distill_on, distillation_folder, gate_of
+from tnc.registry import normalise
 from tnc.report.adapt_report import AdaptReport, Figures, ForPeft
 from tnc.report.environment import environment
 from tnc.sources import Loaded, models
@@ -26,6 +28,9 @@ if TYPE_CHECKING:
 
     from tnc.adapters import Adapters
     from tnc.distilling import Distilled
+
+
+BASES = "give an artifact's folder, a folder of transformers, or a source such as hf{path=...}"
 
 
 @dataclass(frozen=True)
@@ -91,7 +96,23 @@ class Subject:
             return found
         from tnc.adapters.calibration import output_loss
 
-        return output_loss(output, batch)
+        try:
+            return output_loss(output, batch)
+        except CaptureError:
+            raise PlanError(
+                "gradients are asked for, and there is no loss: the model's output carries none, "
+                f"and {self._unlike(batch)}",
+                where="calibration",
+                hint="name the labels of the data (npz has `labels`) with `evaluation: logits`; or "
+                "give --base, whose loss is the distance from the original; or take a method that "
+                "starts without gradients, such as lora, with a rank instead of a budget",
+            ) from None
+
+    def _unlike(self, batch: Any) -> str:
+        """Say why labels give no loss."""
+        if labels_of(batch) is None:
+            return "the data has no labels"
+        return f"the evaluation {type(self.inputs.evaluation).__name__} has no likelihood of labels"
 
 
 def subject_of(resolved: Resolved, base: str = "") -> Subject:
@@ -126,12 +147,18 @@ def load_base(text: str, original: nn.Module | None = None) -> Loaded:
         return Loaded(load_artifact(path, original, check=True))
     if path.is_dir() and (path / "config.json").is_file():
         return build(models, {"kind": "hf", "path": str(path)}).load()
+    held = adapters_in(path)
     if path.exists():
         raise ArtifactError(
-            f"{path} holds no model",
-            where="--base",
-            hint="give an artifact's folder, a folder of transformers, or a source such as "
-            "hf{path=...}",
+            f"{path} holds {held}" if held else f"{path} holds no model",
+            where="the base",
+            hint=f"{BASES}; the adapters of a merge come after it" if held else BASES,
+        )
+    if "{" not in text and normalise(text) not in models.all():
+        raise ArtifactError(
+            f"there is no folder {text}, and no model source of that name",
+            where="the base",
+            hint=f"{BASES}; sources are {', '.join(models.all())}",
         )
     return build(models, text).load()
 

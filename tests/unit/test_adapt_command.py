@@ -401,3 +401,49 @@ def test_a_schedule_waits_for_a_product_that_is_zero(schedule: str) -> None:
         losses.append(float(loss.detach()))
         assert all(bool(p.isfinite().all()) for p in tuned.parameters())
     assert losses[-1] < losses[0]
+
+
+LABELLESS = "adapters: {rules: [{match: first, method: 'lora-ga{rank=2}'}]}\n"
+
+
+def test_a_base_that_is_not_there(spec, tmp_path: Path, capsys: Capture) -> None:
+    """Also one whose name is like a source's."""
+    for base in ("nothere", "half", str(tmp_path / "none")):
+        for words in (["adapt", spec(LORA), "--base", base], ["merge", base, str(tmp_path)]):
+            assert main([*words, "--out", str(tmp_path / "a")]) == 2
+            told = capsys.readouterr().err
+            assert f"there is no folder {base}" in told and "at: the base" in told, told
+            assert "an artifact's folder" in told and "safetensors" in told
+
+
+def test_a_start_from_gradients_without_labels(spec, tmp_path: Path, capsys: Capture) -> None:
+    """The remedies are those of the command line."""
+    assert main(["adapt", spec(LABELLESS), "--out", str(tmp_path / "a")]) == 2
+    told = capsys.readouterr().err
+    assert "there is no loss" in told and "the data has no labels" in told, told
+    assert "at: calibration" in told and "--base" in told and "function of" not in told
+
+
+def test_adapters_that_are_not_kept(spec, tmp_path: Path, capsys: Capture) -> None:
+    before = {p.name for p in tmp_path.iterdir()} | {"s.yaml"}
+    assert main(["adapt", spec(LORA)]) == 0
+    told = capsys.readouterr()
+    assert "not kept" in told.err and "--out FOLDER keeps them" in told.out
+    assert {p.name for p in tmp_path.iterdir()} == before
+    assert main(["adapt", spec(LORA), "--out", str(tmp_path / "a")]) == 0
+    told = capsys.readouterr()
+    assert "not kept" not in told.err + told.out
+
+
+def test_adapters_where_an_artifact_is_asked_for(spec, tmp_path: Path, capsys: Capture) -> None:
+    out, peft = tmp_path / "a", tmp_path / "p"
+    assert main(["adapt", spec(LORA), "--out", str(out), "--peft", str(peft)]) == 0
+    page = ["--out", str(tmp_path / "page.html")]
+    for folder, kind in ((out, "holds adapters, and"), (peft, "holds adapters in PEFT's format")):
+        for words in (["inspect"], ["verify"], ["report", *page], ["inspect", "--kernels"]):
+            capsys.readouterr()
+            assert main([words[0], str(folder), *words[1:]]) == 2
+            told = capsys.readouterr().err
+            assert f"{folder} {kind}" in told and f"`tnc merge BASE {folder}" in told, told
+    assert main(["adapt", spec(LORA), "--base", str(out), "--out", str(tmp_path / "b")]) == 2
+    assert f"{out} holds adapters" in capsys.readouterr().err

@@ -22,6 +22,7 @@ from tnc.adapters.delta import Delta
 from tnc.adapters.method import methods
 from tnc.adapters.place import Owner, Place, place_of, site_from_json, site_to_json
 from tnc.adapters.start import Parts
+from tnc.artifact.foreign import ADAPTERS
 from tnc.artifact.probing import Probe, probe_data, probe_inputs
 from tnc.capture.model import Holder, model_of
 from tnc.decide.options import as_mapping, build
@@ -30,7 +31,7 @@ from tnc.files import check_no_home, replaced_folder, writing
 from tnc.net import from_json, to_json
 from tnc.nn import StructuredLayer, view_from_json
 
-MANIFEST = "tnc-adapter.json"
+MANIFEST = ADAPTERS
 TENSORS = "adapter.safetensors"
 PROBE = "probe.safetensors"
 SPEC = "spec.yaml"

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from tnc.artifact.foreign import no_artifact
 from tnc.errors import ArtifactError
 from tnc.files import recover_folder
 from tnc.net import digest
@@ -57,10 +58,7 @@ class Manifest:
         path = folder / NAME
         recover_folder(folder.resolve())
         if not path.is_file():
-            raise ArtifactError(
-                f"{folder} is no artifact: it has no {NAME}",
-                hint="`tnc compile SPEC --out DIR`, or tnc.save(compiled, folder), makes one",
-            )
+            raise no_artifact(folder, NAME)
         try:
             data = json.loads(path.read_text(encoding="utf-8"))
             stated = data.pop("digest")

@@ -14,6 +14,7 @@ from tnc.commands.terminal import (
     Sets,
     SpecName,
     print_json,
+    print_note,
     print_result,
     working,
 )
@@ -23,7 +24,13 @@ from tnc.files import check_place
 
 def adapt(
     spec: SpecName,
-    out: Annotated[Path | None, typer.Option(help="The folder of the adapters.")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="The folder of the adapters. Without it, and --peft, they are trained and "
+            "measured, and not kept."
+        ),
+    ] = None,
     base: Annotated[
         str,
         typer.Option(
@@ -69,6 +76,8 @@ def adapt(
             "--peft-rank, --peft-energy and --out-proj-times say how --peft writes",
             hint="give --peft FOLDER",
         )
+    if out is None and peft is None:
+        print_note("without --out or --peft the adapters are measured and not kept")
     with working() as progress:
         from tnc.adapt_recipe import PeftForm, run
         from tnc.recipe import distillation_folder

@@ -104,10 +104,9 @@ def _plan_at(what: str) -> Plan | None:
     path = Path(what)
     if path.is_dir():
         if not (path / "plan.json").is_file():
-            raise ArtifactError(
-                f"{path} is no artifact: it has no plan.json",
-                hint="`tnc compile SPEC --out DIR` makes one",
-            )
+            from tnc.artifact.foreign import no_artifact
+
+            raise no_artifact(path, "plan.json")
         return Plan.read(path / "plan.json")
     return Plan.read(path) if path.suffix == ".json" else None
 

@@ -68,6 +68,8 @@ def adapt_tables(report: AdaptReport) -> RenderableType:
     parts.append(Text(f"seconds: {spent}"))
     if report.folder:
         parts.append(Text(f"adapters: {report.folder}"))
+    elif not report.peft and not report.gate:
+        parts.append(Text("the adapters were not kept: --out FOLDER keeps them"))
     for each in report.peft:
         told = f"{each.adapter} for PEFT: {each.folder}, {each.weights} weights, relative error"
         parts.append(Text(f"{told} {each.error:.3g}"))

@@ -13,10 +13,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from tnc.artifact.foreign import PEFT
 from tnc.errors import ArtifactError
 from tnc.files import check_no_home, replaced_folder, writing
 
-CONFIG = "adapter_config.json"
+CONFIG = PEFT
 TENSORS = "adapter_model.safetensors"
 PICKLED = "adapter_model.bin"
 
