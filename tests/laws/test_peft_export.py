@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import warnings
 from pathlib import Path
 from typing import Any
@@ -11,12 +10,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import tnc
 from tests.laws.adapters_data import CASES
 from tests.laws.test_adapters import made, moved
 from tnc.adapters import Adapters, export_peft
 from tnc.adapters.method import methods
 from tnc.errors import ArtifactError
-from tnc.nn import StructuredLayer
 
 peft = pytest.importorskip("peft")
 
@@ -24,24 +23,11 @@ NO_FORM = "PEFT has no form"
 NO_PRODUCT = ("is no product", "cannot scale the rows")
 
 
-def dense(model: nn.Module) -> nn.Module:
-    """Return a copy with plain linear layers in the place of structured ones."""
-    found = copy.deepcopy(model)
-    for path, module in list(found.named_modules()):
-        if isinstance(module, StructuredLayer):
-            weight = module.weight.detach()
-            plain = nn.Linear(weight.shape[1], weight.shape[0], module.bias is not None)
-            plain.weight = nn.Parameter(weight)
-            plain.bias = module.bias
-            setattr(found.get_submodule(path.rpartition(".")[0]), path.rpartition(".")[2], plain)
-    return found
-
-
 def loaded(model: nn.Module, folder: Path) -> Any:
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message=".*(missing|unexpected) .*")
         warnings.filterwarnings("ignore", message=".*groups > 1")
-        return peft.PeftModel.from_pretrained(dense(model), folder).eval()
+        return peft.PeftModel.from_pretrained(tnc.densify(model), folder).eval()
 
 
 def agrees(model: nn.Module, x: Tensor, adapters: Adapters, folder: Path, **options: Any) -> None:
