@@ -76,8 +76,8 @@ def _check_compiled(given: object) -> None:
         raise ArtifactError(
             f"a {type(given).__name__} is not what tnc.compile returned",
             where="compiled",
-            hint="give that, not its model; adapters alone are written by tnc.adapters.save, the "
-            "weights of any module by torch.save(model.state_dict(), file)",
+            hint="give that, not its model; tnc.adapters.folded makes one of it and adapters, "
+            "tnc.adapters.save writes adapters alone",
         )
 
 
