@@ -126,12 +126,17 @@ def owns_shared_inputs(module: nn.Module) -> bool:
 
 
 def groups_of(owner: nn.Module) -> tuple[tuple[tuple[str, ...], tuple[str, ...]], ...]:
-    """Return the groups that a module owns: the paths of their layers, and their front cores."""
+    """Return the groups that a module owns: the paths of their layers, and their front cores.
+
+    Layers that took another structure since, and cannot share with it, are left out.
+    """
     found = []
     for paths in getattr(owner, _GROUPS, ()):
-        layers = _layers(owner, paths)
-        if len(layers) > 1:
-            found.append((tuple(layers), next(iter(layers.values())).front))
+        held = _layers(owner, paths)
+        layers = {path: each for path, each in held.items() if not each.front or each.split()}
+        front = next(iter(layers.values())).front if layers else ()
+        if len(layers) > 1 and (front or not cannot(list(layers.values()))):
+            found.append((tuple(layers), front))
     return tuple(found)
 
 

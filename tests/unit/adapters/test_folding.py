@@ -11,9 +11,12 @@ import torch
 from torch import Tensor, nn
 
 import tnc
+from tests.compiled import spec
 from tests.laws.adapters_data import CASES
+from tnc.decide.pipeline import DEFAULT
 from tnc.errors import PlanError
 from tnc.nn import StructuredLayer
+from tnc.nn.shared_input import groups_of
 
 KINDS = ("linear", "rows", "conv", "transposed", "tied", "attention", "recurrent")
 
@@ -115,6 +118,32 @@ def test_shared_factors_count_once(tmp_path: Path) -> None:
     assert whole.plan.total.params == now.params + 24
     tnc.save(whole, tmp_path / "a")
     assert torch.allclose(tnc.load(tmp_path / "a", model=model)(x), tuned.model(x), atol=1e-5)
+
+
+class Three(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.q, self.k, self.v = nn.Linear(16, 16), nn.Linear(16, 16), nn.Linear(16, 16)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.q(x) + torch.tanh(self.k(x)) * self.v(x)  # type: ignore[no-any-return]
+
+
+def test_a_layer_that_no_longer_shares_its_input_leaves_its_group(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    net, x = Three(), torch.randn(6, 16)
+    rule = {"match": "*", "structure": "low-rank", "keep": 0.5}
+    asked = spec(rule, shares=True, passes=(*DEFAULT, "fuse-horizontally"))
+    made = tnc.compile(net, asked, example=x)
+    assert groups_of(made.model) == ((("k", "q", "v"), ("A",)),)
+    tuned = tnc.adapt(made.model, "lora{rank=2}", match="q", example=x)
+    with torch.no_grad():
+        for parameter in tuned.parameters():
+            parameter += 0.1
+    tnc.save(tnc.adapters.folded(made, tuned), tmp_path / "a")
+    again = tnc.load(tmp_path / "a", model=net)
+    assert groups_of(again) == ((("k", "v"), ("A",)),)
+    assert torch.allclose(again(x), tuned.model(x), atol=1e-5)
 
 
 def test_errors_are_not_those_of_the_base() -> None:
