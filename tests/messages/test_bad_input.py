@@ -624,11 +624,11 @@ ARTIFACTS = {
         words=REPORT,
         prepare=entry(params="many"),
     ),
-    "a report of a plan without an error": two(
+    "a report of a plan with a word for an error": two(
         "",
-        "entries.0.relative is None, expected a number",
+        "entries.0.relative is 'small', expected a number",
         words=REPORT,
-        prepare=entry(relative=None),
+        prepare=entry(relative="small"),
     ),
     "a report of a plan without totals": two(
         "",
