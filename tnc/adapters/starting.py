@@ -17,7 +17,7 @@ from tnc.adapters.start import Parts, Start
 from tnc.decide.site import Site
 from tnc.net import Structure
 
-TRIED = "tried"
+TRIED = "_tried"
 
 Report = Callable[[str, int, int], None]
 

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -20,22 +19,25 @@ from tnc.adapters.attach import check_free as check_free_place
 from tnc.adapters.bank import bank_of
 from tnc.adapters.delta import Delta
 from tnc.adapters.method import methods
-from tnc.adapters.place import Owner, Place, place_of, site_from_json, site_to_json
+from tnc.adapters.place import place_of, site_to_json
 from tnc.adapters.start import Parts
-from tnc.artifact.foreign import ADAPTERS
+from tnc.adapters.stored import (
+    BUFFERS,
+    FORMAT,
+    MANIFEST,
+    PROBE,
+    TENSORS,
+    place_in,
+    read_stored,
+)
 from tnc.artifact.probing import Probe, probe_data, probe_inputs
 from tnc.capture.model import Holder, model_of
 from tnc.decide.options import as_mapping, build
 from tnc.errors import ArtifactError
 from tnc.files import check_no_home, replaced_folder, writing
 from tnc.net import from_json, to_json
-from tnc.nn import StructuredLayer, view_from_json
 
-MANIFEST = ADAPTERS
-TENSORS = "adapter.safetensors"
-PROBE = "probe.safetensors"
 SPEC = "spec.yaml"
-FORMAT = 1
 
 
 def save(
@@ -78,7 +80,7 @@ def save(
     beside = [(name, p) for name, p in outside.items() if getattr(p, "requires_grad", False)]
     tensors |= {f"beside/{name}": p.detach() for name, p in beside}
     buffers = {k: v for k, v in outside.items() if not isinstance(v, nn.Parameter)}
-    tensors |= {f"buffers/{name}": value.detach() for name, value in buffers.items()}
+    tensors |= {f"{BUFFERS}{name}": value.detach() for name, value in buffers.items()}
     manifest = {
         "format": FORMAT,
         "tnc": tnc.__version__,
@@ -114,7 +116,7 @@ def check_free(folder: Path, force: bool) -> None:
 def read_probe(folder: str | Path) -> Probe | None:
     """Return the input that was kept with adapters, as (args, kwargs)."""
     place = Path(folder)
-    manifest, _ = _read(place)
+    manifest, _ = read_stored(place)
     form = manifest.get("probe")
     if form is None:
         return None
@@ -137,12 +139,12 @@ def load_(model: nn.Module | Holder, folder: str | Path) -> Adapters:
     such a parameter of another value.
     """
     model, place = model_of(model), Path(folder)
-    manifest, tensors = _read(place)
+    manifest, tensors = read_stored(place)
     Adapters(model).check_unmerged()
     wanted = []
     for name, told in manifest["adapters"].items():
         for data in told["deltas"]:
-            wanted.append((name, told["weight"], data, _place(model, data, place)))
+            wanted.append((name, told["weight"], data, place_in(model, data, place)))
             check_free_place(model, wanted[-1][3], name)
     own = dict(outside_of(model))
     kept = [("beside", name) for name in manifest.get("beside", ())]
@@ -261,60 +263,3 @@ def _described(model: nn.Module, adapter: str, delta: Delta) -> dict[str, Any]:
         "owners": [asdict(owner) for owner in place.owners],
         "views": [view.as_json() for view in place.views],
     }
-
-
-def _place(model: nn.Module, data: dict[str, Any], folder: Path) -> Place:
-    site = site_from_json(data["site"])
-    owners = tuple(Owner(**owner) for owner in data["owners"])
-    place = Place(site, owners, tuple(view_from_json(view) for view in data["views"]))
-    try:
-        for owner in owners:
-            _check_base(model.get_submodule(owner.path), owner, site.name, folder)
-        found = tuple(place.mapped(model).shape)
-    except (AttributeError, KeyError) as error:
-        raise ArtifactError(
-            f"the model has no weight {site.name!r}",
-            where=str(folder),
-            hint="adapters belong to the model that they were made for",
-        ) from error
-    if found != site.signature.shape:
-        raise ArtifactError(
-            f"{site.name} has shape {found}, the adapter is for {site.signature.shape}",
-            where=str(folder),
-        )
-    return place
-
-
-def _check_base(module: nn.Module, owner: Owner, name: str, folder: Path) -> None:
-    """Raise ArtifactError where one of both is made of cores: adapter's base, and the module."""
-    was, now = owner.kind == "structured", isinstance(module, StructuredLayer)
-    if was != now:
-        told = ("dense", "made of cores")
-        raise ArtifactError(
-            f"{name} is {told[now]} in this model, it was {told[was]} when its adapter was saved",
-            where=str(folder),
-            hint="adapters belong to the model that they were made for: adapt this one, or load "
-            "them beside that and compile what `unload` returns",
-        )
-
-
-def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    try:
-        manifest = json.loads((folder / MANIFEST).read_text())
-        tensors = load_file(folder / TENSORS)
-    except (OSError, ValueError, SafetensorError) as error:
-        raise ArtifactError(
-            f"no adapters can be read: {error}", where=str(folder), hint="was it saved by tnc?"
-        ) from error
-    if manifest.get("format") != FORMAT:
-        raise ArtifactError(
-            f"adapters of format {manifest.get('format')}, this reads {FORMAT}", where=str(folder)
-        )
-    for name, tensor in tensors.items():
-        if not bool(tensor.isfinite().all()):
-            raise ArtifactError(
-                f"{name} has entries that are not finite",
-                where=str(folder),
-                hint="the training that made it diverged: save it anew",
-            )
-    return manifest, tensors

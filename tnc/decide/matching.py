@@ -115,16 +115,11 @@ def check_counts(
             raise PlanError(
                 "the model has no weight that could be rewritten", where=where, hint=_left(untraced)
             )
-        paths = [site.path for site in sites]
-        near = get_close_matches(rule.match[0].replace("*", ""), paths, n=3, cutoff=0.3)
         only = f" with op {rule.op}" if rule.op else ""
         raise PlanError(
             f"rule {', '.join(map(repr, rule.match))}{only} matches no site",
             where=where,
-            hint="sites are "
-            + ", ".join(near or paths[:3])
-            + (", ..." if paths[3:] else "")
-            + "; or set allow_empty: true",
+            hint=f"{_near(rule.match[0], sites)}; or set allow_empty: true",
         )
 
 
@@ -132,16 +127,18 @@ def _check_patterns(rule: Patterned, sites: Sequence[Site], where: str) -> None:
     """Raise PlanError for one of several patterns of a rule that matches nothing."""
     for pattern in rule.match:
         if not any(_takes(pattern, rule, site) for site in sites):
-            paths = [site.path for site in sites]
-            near = get_close_matches(pattern.replace("*", ""), paths, n=3, cutoff=0.3)
             raise PlanError(
                 f"{pattern!r}, one of the patterns of a rule, matches no site",
                 where=where,
-                hint="sites are "
-                + ", ".join(near or paths[:3])
-                + (", ..." if paths[3:] else "")
-                + "; leave it out, or set allow_empty: true",
+                hint=f"{_near(pattern, sites)}; leave it out, or set allow_empty: true",
             )
+
+
+def _near(pattern: str, sites: Sequence[Site]) -> str:
+    """Name the sites that a pattern may have meant."""
+    paths = [site.path for site in sites]
+    near = get_close_matches(pattern.replace("*", ""), paths, n=3, cutoff=0.3)
+    return f"sites are {', '.join(near or paths[:3])}{', ...' if paths[3:] else ''}"
 
 
 def _counted(sites: Sequence[Site]) -> str:

@@ -90,6 +90,13 @@ def test_saved_values_that_are_no_numbers_are_named(tmp_path: Path) -> None:
         storing.load(base, tmp_path / "a")
 
 
+def test_infinite_buffers_of_the_base_are_no_fault(tmp_path: Path) -> None:
+    base, x = net(), torch.ones(2, 16)
+    base.register_buffer("mask", torch.full((2, 2), float("-inf")).triu(1))
+    storing.save(tnc.adapt(base, "lora{rank=2}", match="0", example=x), tmp_path / "a")
+    assert torch.equal(storing.load(base, tmp_path / "a").model(x), base(x))
+
+
 def test_merged_adapters_are_not_followed() -> None:
     tuned = tnc.adapt(net(), "lora{rank=2}", match="0", train="2.*", example=torch.ones(2, 16))
     optimizer = torch.optim.SGD(tuned.parameters(), lr=0.1)
